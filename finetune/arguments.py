@@ -1,0 +1,371 @@
+"""Settings: recipe defaults < method defaults < `--config run.yaml` < command-line flags, all checked before any work.
+
+`parse_arguments` gives one `Arguments` with five parts: `data`, `model`, `method`, `run`, and `training`, which is
+transformers' own `TrainingArguments`. A key that nobody knows is an error, in the YAML file as on the command line.
+"""
+
+import difflib
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+from finetune.errors import FinetuneError
+from finetune.hardware import default_num_threads, supports_bf16
+from finetune.metrics import GREATER_IS_BETTER
+
+__all__ = [
+    "METHOD_DEFAULTS",
+    "Arguments",
+    "DataArguments",
+    "MethodArguments",
+    "ModelArguments",
+    "RunArguments",
+    "parse_arguments",
+]
+
+# What each method needs to train well, where that differs from the recipe. The user's YAML and flags win over it.
+METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
+    # Devlin et al. 2019, appendix A.3, searched 2e-5 to 5e-5; the upper end suits small encoders and short training.
+    "full": {"learning_rate": 5e-5},
+    # About ten times full fine-tuning (Schulman et al. 2025, "LoRA Without Regret").
+    "lora": {"learning_rate": 5e-4},
+    # Only a linear layer on frozen features moves, so large steps are safe.
+    "head": {"learning_rate": 1e-2},
+    # From scratch: more passes and the usual rate of Adam (Kingma and Ba 2015); no warm-up to protect pretraining.
+    "textcnn": {
+        "learning_rate": 1e-3,
+        "num_train_epochs": 5,
+        "per_device_train_batch_size": 50,
+        "warmup_steps": 0,
+        "max_tokens_per_micro_batch": 32_768,
+    },
+    "tfidf": {},
+}
+
+
+@dataclass
+class DataArguments:
+    """Where the text comes from and how it is cut."""
+
+    _argument_group_name = "data"
+
+    dataset_name: str | None = field(
+        default=None,
+        metadata={"help": "A data set on the Hub, or 'embedded': the 25,000 film reviews of the quickstart extra."},
+    )
+    train_file: str | None = field(
+        default=None,
+        metadata={"help": "Training examples (.csv, .tsv, .jsonl, .json, .parquet) instead of a data set."},
+    )
+    validation_file: str | None = field(
+        default=None, metadata={"help": "Validation examples; without it they are carved from the training split."}
+    )
+    test_file: str | None = field(
+        default=None, metadata={"help": "Test examples; without it they are carved from the training split."}
+    )
+    text_column: str = field(default="text", metadata={"help": "The column that holds the text."})
+    label_column: str = field(default="label", metadata={"help": "The column that holds the label."})
+    max_length: int = field(
+        default=512, metadata={"help": "Tokens a text is cut to at its end, special tokens included."}
+    )
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "Train on a stratified sample of this many examples."}
+    )
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "Evaluate on stratified samples of at most this many examples, in each split."}
+    )
+    split_seed: int = field(
+        default=0, metadata={"help": "Seed of the carved splits and samples; apart from --seed, so runs share splits."}
+    )
+
+
+@dataclass
+class ModelArguments:
+    """What is fine-tuned."""
+
+    _argument_group_name = "model"
+
+    model_name_or_path: str = field(
+        default="embedded",
+        metadata={"help": "A model on the Hub, a folder, or 'embedded': all-MiniLM-L6-v2 of the quickstart extra."},
+    )
+    attention_dropout: float = field(
+        default=0.0,
+        metadata={"help": "Dropout on the attention weights. 0 keeps the fused kernel; checkpoints often say 0.1."},
+    )
+    textcnn_variant: str = field(
+        default="rand",
+        metadata={
+            "choices": ["rand", "static", "non-static", "multichannel"],
+            "help": "Kim 2014: word vectors from scratch, or those of --model_name_or_path kept, tuned, or both.",
+        },
+    )
+    textcnn_tokenizer: str = field(
+        default="own",
+        metadata={
+            "choices": ["own", "model"],
+            "help": "TextCNN's tokens: words of the training texts, or the tokenizer of --model_name_or_path. "
+            "Variants with pretrained vectors always use the model's.",
+        },
+    )
+    textcnn_embedding_dim: int = field(
+        default=300, metadata={"help": "Size of TextCNN's word vectors when learnt from scratch."}
+    )
+    textcnn_vocabulary_size: int = field(
+        default=30_000, metadata={"help": "Most words that TextCNN's own tokenizer keeps."}
+    )
+    textcnn_dropout: float = field(default=0.5, metadata={"help": "Dropout before TextCNN's linear head."})
+
+
+@dataclass
+class MethodArguments:
+    """Which parameters move."""
+
+    _argument_group_name = "method"
+
+    method: str = field(
+        default="full",
+        metadata={
+            "choices": list(METHOD_DEFAULTS),
+            "help": "full: all parameters; lora: low-rank adapters; head: the classification head alone; "
+            "textcnn: a convolutional network from scratch; tfidf: TF-IDF and logistic regression.",
+        },
+    )
+    lora_r: int = field(default=16, metadata={"help": "Rank of the LoRA matrices."})
+    lora_alpha: int = field(default=32, metadata={"help": "LoRA's scale: the update is multiplied by alpha / r."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout on the input of the LoRA matrices."})
+
+
+@dataclass
+class RunArguments:
+    """How it runs on this machine."""
+
+    _argument_group_name = "run"
+
+    config: str | None = field(
+        default=None, metadata={"help": "A YAML file of settings, named like the flags; flags win over it."}
+    )
+    num_threads: int | None = field(
+        default=None,
+        metadata={"help": "Threads for torch in each process. Default: physical cores / processes on this host."},
+    )
+    max_tokens_per_micro_batch: int | None = field(
+        default=None,
+        metadata={
+            "help": "A step's examples are worked off in pieces of at most this many tokens, padding included, which "
+            "bounds memory. Default: 2,048 on a CPU, whose cache then holds the activations; 16,384 on a GPU."
+        },
+    )
+    early_stopping_patience: int = field(
+        default=2,
+        metadata={"help": "Stop after this many evaluations without a better metric_for_best_model; 0: never."},
+    )
+    floor: bool = field(
+        default=True,
+        metadata={"help": "Fit TF-IDF + logistic regression on the same rows too and show it beside the result."},
+    )
+    no_store_text: bool = field(default=False, metadata={"help": "Leave the texts out of predictions/."})
+    restart: bool = field(default=False, metadata={"help": "Delete the run that --output_dir holds and start it over."})
+
+
+@dataclass
+class Arguments:
+    """All settings of a run, resolved and checked, and the names of those that the user chose."""
+
+    data: DataArguments
+    model: ModelArguments
+    method: MethodArguments
+    run: RunArguments
+    training: TrainingArguments
+    given: frozenset[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give every setting by part and name, without tokens, for `run.json`."""
+        parts = {part: vars(getattr(self, part)).copy() for part in ("data", "model", "method", "run")}
+        training = {name: value for name, value in self.training.to_dict().items() if "token" not in name}
+        return {**parts, "training": training}
+
+
+class _Parser(HfArgumentParser):
+    """Raises one-line errors instead of printing two hundred lines of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise FinetuneError(f"{message}. --help lists every flag.")
+
+
+def parse_arguments(description: str | None, defaults: dict[str, Any], argv: Sequence[str] | None = None) -> Arguments:
+    """Resolve and check all settings of a recipe.
+
+    Args:
+        description: The recipe's docstring, shown by `--help`.
+        defaults: The recipe's own defaults by flag name.
+        argv: Command-line flags; `sys.argv[1:]` if None.
+
+    Returns:
+        The settings, with every default filled in.
+
+    Raises:
+        FinetuneError: If a setting is unknown, has the wrong type, or is outside its range.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = _Parser(
+        [DataArguments, ModelArguments, MethodArguments, RunArguments, TrainingArguments],  # type: ignore[arg-type]
+        description=description,
+        allow_abbrev=False,
+    )
+    known = {action.dest for action in parser._actions}
+    config = _read_config(argv, known)
+    flags = _flags_to_names(argv, known)
+
+    given = frozenset(config) | frozenset(flags)
+    method = _find_method(argv, config, defaults)
+    machine_defaults = {"use_cpu": not torch.cuda.is_available(), "bf16": supports_bf16() and "fp16" not in given}
+    parser.set_defaults(**{**machine_defaults, **defaults, **METHOD_DEFAULTS.get(method, {})})
+    words = [word for name, value in config.items() for word in _to_flag(name, value)] + argv
+    try:
+        data, model, method_arguments, run, training, unknown = parser.parse_args_into_dataclasses(
+            words, return_remaining_strings=True, look_for_args_file=False
+        )
+    except FinetuneError:
+        raise
+    except (ValueError, TypeError, ImportError) as error:  # TrainingArguments checks itself while it is built
+        raise FinetuneError(f"The training settings don't fit together: {error}") from error
+    if unknown:
+        raise FinetuneError(_unknown_setting(unknown[0].lstrip("-").split("=")[0], known, "on the command line"))
+
+    arguments = Arguments(data, model, method_arguments, run, training, given)
+    _fill_in(arguments)
+    _check(arguments)
+    return arguments
+
+
+def _read_config(argv: Sequence[str], known: set[str]) -> dict[str, Any]:
+    """Read the YAML file that `--config` names, if any, and check its keys."""
+    path = _value_of("config", argv)
+    if path is None:
+        return {}
+    try:
+        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FinetuneError(f"Expected a YAML file after --config, but {path!r} does not exist.") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise FinetuneError(f"Expected a YAML file after --config, but {path!r} can't be read: {error}") from error
+    if settings is None:
+        return {}
+    if not isinstance(settings, dict):
+        raise FinetuneError(f"Expected 'name: value' lines in {path!r}, but found a {type(settings).__name__}.")
+    for key in settings:
+        if key not in known or key in ("config", "help"):
+            raise FinetuneError(_unknown_setting(str(key), known, f"in {path}"))
+    return settings
+
+
+def _value_of(name: str, argv: Sequence[str]) -> str | None:
+    """Find the last value of `--name value` or `--name=value`."""
+    value = None
+    for position, word in enumerate(argv):
+        if word == f"--{name}" and position + 1 < len(argv):
+            value = argv[position + 1]
+        elif word.startswith(f"--{name}="):
+            value = word.split("=", 1)[1]
+    return value
+
+
+def _find_method(argv: Sequence[str], config: dict[str, Any], defaults: dict[str, Any]) -> str:
+    return _value_of("method", argv) or str(config.get("method", defaults.get("method", "full")))
+
+
+def _flags_to_names(argv: Sequence[str], known: set[str]) -> set[str]:
+    """Name the settings that appear as flags: `--no_tf32` and `--tf32` both set `tf32`."""
+    names = {word.split("=")[0].lstrip("-").replace("-", "_") for word in argv if word.startswith("--")}
+    return {name if name in known else name.removeprefix("no_") for name in names}
+
+
+def _to_flag(name: str, value: Any) -> list[str]:
+    """Write a YAML entry as command-line words, so that it passes through the same types and checks as a flag."""
+    if value is None:
+        return []
+    if isinstance(value, dict):
+        return [f"--{name}={json.dumps(value)}"]
+    if isinstance(value, list):
+        return [f"--{name}", *(str(item) for item in value)]
+    return [f"--{name}={value}"]
+
+
+def _unknown_setting(name: str, known: set[str], where: str) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"Did you mean {close[0]!r}?" if close else "--help lists every setting."
+    return f"Expected a setting that the recipe knows, but found {name!r} {where}. {hint}"
+
+
+def _fill_in(arguments: Arguments) -> None:
+    """Set what depends on the machine or on other settings, unless the user chose it."""
+    data, run, training = arguments.data, arguments.run, arguments.training
+    if run.num_threads is None:
+        run.num_threads = default_num_threads()
+    if run.max_tokens_per_micro_batch is None:
+        run.max_tokens_per_micro_batch = 2_048 if training.use_cpu else 16_384
+    if data.train_file is not None and "dataset_name" not in arguments.given:
+        data.dataset_name = None
+    metric = (training.metric_for_best_model or "loss").removeprefix("eval_")
+    if metric in GREATER_IS_BETTER and "greater_is_better" not in arguments.given:
+        training.greater_is_better = GREATER_IS_BETTER[metric]
+    if "output_dir" not in arguments.given:
+        training.output_dir = str(training.output_dir).format(method=arguments.method.method, seed=training.seed)
+
+
+def _check(arguments: Arguments) -> None:
+    """Refuse what can't work, before anything is downloaded, read or written."""
+    data, run, training = arguments.data, arguments.run, arguments.training
+    if "hub_token" in arguments.given:
+        raise FinetuneError("Expected no --hub_token: it would be stored with the model. Set HF_TOKEN instead.")
+    if training.push_to_hub:
+        raise FinetuneError(
+            "Expected no --push_to_hub: training does not push. Upload the finished run's model/ with `hf upload`."
+        )
+    if not 0 <= training.label_smoothing_factor < 1:
+        raise FinetuneError(
+            f"Expected --label_smoothing_factor in [0, 1), but got {training.label_smoothing_factor}. 0.1 is usual."
+        )
+    metric = (training.metric_for_best_model or "loss").removeprefix("eval_")
+    if metric not in GREATER_IS_BETTER:
+        raise FinetuneError(
+            f"Expected --metric_for_best_model to be one of {', '.join(GREATER_IS_BETTER)}, but got {metric!r}."
+        )
+    for name, value, least in (
+        ("max_length", data.max_length, 3),
+        ("max_train_samples", data.max_train_samples, 2),
+        ("max_eval_samples", data.max_eval_samples, 2),
+        ("num_threads", run.num_threads, 1),
+        ("max_tokens_per_micro_batch", run.max_tokens_per_micro_batch, 1),
+        ("early_stopping_patience", run.early_stopping_patience, 0),
+        ("lora_r", arguments.method.lora_r, 1),
+        ("textcnn_embedding_dim", arguments.model.textcnn_embedding_dim, 1),
+        ("textcnn_vocabulary_size", arguments.model.textcnn_vocabulary_size, 3),
+        ("per_device_train_batch_size", training.per_device_train_batch_size, 1),
+        ("gradient_accumulation_steps", training.gradient_accumulation_steps, 1),
+    ):
+        if value is not None and value < least:
+            raise FinetuneError(f"Expected --{name} to be at least {least}, but got {value}.")
+    for name, share in (
+        ("attention_dropout", arguments.model.attention_dropout),
+        ("textcnn_dropout", arguments.model.textcnn_dropout),
+        ("lora_dropout", arguments.method.lora_dropout),
+    ):
+        if not 0 <= share < 1:
+            raise FinetuneError(f"Expected --{name} in [0, 1), but got {share}.")
+    if data.dataset_name is None and data.train_file is None:
+        raise FinetuneError("Expected --dataset_name or --train_file, but got neither. Pass one of them.")
+    if data.dataset_name is not None and data.train_file is not None:
+        raise FinetuneError("Expected --dataset_name or --train_file, but got both. Drop one of them.")
+    for name in ("train_file", "validation_file", "test_file"):
+        path = getattr(data, name)
+        if path is not None and not Path(path).is_file():
+            raise FinetuneError(f"Expected --{name} to be a file, but {path!r} does not exist.")

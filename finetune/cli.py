@@ -1,0 +1,92 @@
+"""The command `finetune`. Libraries are imported by the command that needs them, so that `--help` is immediate."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from finetune import __version__
+from finetune.errors import FinetuneError, exit_on_error
+
+__all__ = ["main"]
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises one-line errors instead of printing the usage."""
+
+    def error(self, message: str):
+        raise FinetuneError(f"{message}. See {self.prog} --help.")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Declare the commands and their flags."""
+    parser = _Parser(prog="finetune", description="Use what the recipes have trained.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"finetune {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    predict = commands.add_parser("predict", help="label texts with a trained model", allow_abbrev=False)
+    predict.add_argument("path", metavar="PATH", help="a run directory or a model folder")
+    predict.add_argument("texts", metavar="TEXT", nargs="+", help="texts to label")
+    predict.add_argument("--num_threads", type=int, help="threads (default: the physical cores)")
+    predict.set_defaults(run=run_predict)
+
+    evaluate = commands.add_parser("evaluate", help="measure a trained model on labelled texts", allow_abbrev=False)
+    evaluate.add_argument("path", metavar="PATH", help="a run directory or a model folder")
+    evaluate.add_argument("--test_file", required=True, help=".csv, .tsv, .jsonl, .json or .parquet")
+    evaluate.add_argument("--text_column", default="text", help="column of the texts (default: text)")
+    evaluate.add_argument("--label_column", default="label", help="column of the labels (default: label)")
+    evaluate.add_argument("--output_json", help="also write the metrics to this file")
+    evaluate.add_argument("--num_threads", type=int, help="threads (default: the physical cores)")
+    evaluate.set_defaults(run=run_evaluate)
+    return parser
+
+
+def run_predict(arguments: argparse.Namespace) -> None:
+    """Print label, probability and text, separated by tabs, one line a text."""
+    _prepare(arguments)
+    from finetune.delivery.predict import load_predictor
+
+    for text, prediction in zip(arguments.texts, load_predictor(arguments.path).predict(arguments.texts), strict=True):
+        print(f"{prediction.label}\t{prediction.probability:.4f}\t{' '.join(text.split())}")
+
+
+def run_evaluate(arguments: argparse.Namespace) -> None:
+    """Print the metrics and the classification report."""
+    _prepare(arguments)
+    from finetune.delivery.evaluate import evaluate_file
+    from finetune.training.run import write_json
+
+    metrics, report = evaluate_file(arguments.path, arguments.test_file, arguments.text_column, arguments.label_column)
+    low, high = metrics["accuracy_interval"]
+    print(f"{'accuracy':<12} {metrics['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f})")
+    for name in ("macro_f1", "precision", "recall", "mcc", "roc_auc", "loss", "num_examples"):
+        print(f"{name:<12} {metrics[name]:.4f}" if isinstance(metrics[name], float) else f"{name:<12} {metrics[name]}")
+    print(f"\n{report}")
+    if arguments.output_json:
+        from pathlib import Path
+
+        write_json(Path(arguments.output_json), metrics)
+
+
+def _prepare(arguments: argparse.Namespace) -> None:
+    """Set the threads and keep the libraries quiet."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    import datasets
+
+    from finetune.hardware import default_num_threads, set_num_threads
+    from finetune.quiet import quiet_program
+
+    quiet_program()
+    datasets.disable_progress_bars()
+    set_num_threads(arguments.num_threads or default_num_threads())
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a command; a user's mistake ends it with one line and status 2."""
+    with exit_on_error():
+        arguments = build_parser().parse_args(argv)
+        arguments.run(arguments)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,1 @@
+"""Load, split, tokenize and batch labelled text."""

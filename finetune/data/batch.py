@@ -1,0 +1,127 @@
+"""Batch by tokens: a step's examples are drawn globally, dealt to the processes, and cut by length into micro-batches.
+
+Texts of one length waste nothing on padding, and a bound on tokens bounds memory whatever the longest text. What the
+user calls the batch size stays the number of examples in a step, so a learning rate keeps its meaning.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Sampler
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+
+__all__ = ["GlobalBatchSampler", "MicroBatchCollator", "TrainDataLoader", "cut_by_tokens"]
+
+
+def cut_by_tokens(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Cut examples into groups of similar length with at most `max_tokens` tokens each, padding included.
+
+    Args:
+        lengths: Tokens of each example.
+        max_tokens: Most tokens of a group: its size times its longest example. A longer example stands alone.
+
+    Returns:
+        Groups of positions in `lengths`, longest first, so that memory peaks at once rather than late.
+
+    Example:
+        >>> cut_by_tokens([3, 9, 4, 2], max_tokens=10)
+        [[1], [2, 0], [3]]
+    """
+    groups: list[list[int]] = []
+    longest = 0
+    for position in np.argsort(-np.asarray(lengths), kind="stable").tolist():
+        if groups and (len(groups[-1]) + 1) * longest <= max_tokens:
+            groups[-1].append(position)
+        else:
+            groups.append([position])
+            longest = lengths[position]
+    return groups
+
+
+class GlobalBatchSampler(Sampler[list[int]]):
+    """Draw each step's examples from the whole data set and give this process its share.
+
+    An epoch is one random permutation, a pure function of `(seed, epoch)`. Within windows of `WINDOW_BATCHES` batches
+    it is ordered by length and cut into batches, which are then shuffled, so the examples of a batch are of similar
+    length while the order over the epoch stays random. Every example is drawn exactly once an epoch by exactly one
+    process; the last batch may be smaller, or larger where it would leave a process without an example.
+
+    Args:
+        lengths: Tokens of each example.
+        batch_size: Examples in a batch over all processes.
+        seed: Seed of the order.
+        rank: This process's number.
+        world_size: How many processes share a batch.
+    """
+
+    WINDOW_BATCHES = 50
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, rank: int = 0, world_size: int = 1):
+        self.lengths = np.asarray(lengths)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order the next iteration gives."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        full, rest = divmod(len(self.lengths), self.batch_size)
+        return max(1, full + (rest >= self.world_size))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        generator = np.random.default_rng([self.seed, self.epoch])
+        order = generator.permutation(len(self.lengths))
+        last = order[(len(self) - 1) * self.batch_size :]
+        full = order[: (len(self) - 1) * self.batch_size]
+        window = self.WINDOW_BATCHES * self.batch_size
+        for start in range(0, len(full), window):
+            piece = full[start : start + window]
+            by_length = piece[np.argsort(self.lengths[piece], kind="stable")].reshape(-1, self.batch_size)
+            for batch in generator.permutation(by_length, axis=0):
+                yield batch[self.rank :: self.world_size].tolist()
+        yield last[np.argsort(self.lengths[last], kind="stable")][self.rank :: self.world_size].tolist()
+
+
+class TrainDataLoader(DataLoader):
+    """A `DataLoader` whose batch sampler is told the epoch, as the `Trainer` expects of a distributed loader."""
+
+    def set_epoch(self, epoch: int) -> None:
+        self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
+
+
+class MicroBatchCollator:
+    """Turn the examples of a batch into padded micro-batches of at most `max_tokens` tokens.
+
+    Args:
+        tokenizer: Pads, and knows the padding token and side.
+        max_tokens: Most tokens of a micro-batch, padding included.
+    """
+
+    MODEL_INPUTS = ("input_ids", "token_type_ids", "labels")
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int):
+        self.pad = DataCollatorWithPadding(tokenizer)
+        self.max_tokens = max_tokens
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return `micro_batches`, a list of dictionaries of tensors, and `num_examples`.
+
+        `input_ids` and `attention_mask` of a micro-batch have the shape `(examples, longest example)`, `labels` has
+        `(examples,)`.
+        """
+        groups = cut_by_tokens([len(example["input_ids"]) for example in examples], self.max_tokens)
+        return {
+            "micro_batches": [self.collate([examples[position] for position in group]) for group in groups],
+            "num_examples": len(examples),
+        }
+
+    def collate(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Pad examples to the longest of them."""
+        inputs = [{name: example[name] for name in self.MODEL_INPUTS if name in example} for example in examples]
+        return dict(self.pad(inputs))

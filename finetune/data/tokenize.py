@@ -1,0 +1,55 @@
+"""Turn texts into token numbers with `datasets.map`."""
+
+from datasets import Dataset, DatasetDict
+from transformers import PreTrainedTokenizerBase
+
+from finetune.errors import FinetuneError
+
+__all__ = ["check_max_length", "tokenize_dataset", "tokenize_splits"]
+
+
+def tokenize_splits(splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length: int) -> DatasetDict:
+    """Tokenize every split; see `tokenize_dataset`."""
+    return DatasetDict({name: tokenize_dataset(split, tokenizer, max_length) for name, split in splits.items()})
+
+
+def tokenize_dataset(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
+    """Tokenize `text`, cut at its end, without padding: batches pad to their own longest text.
+
+    Args:
+        dataset: Has the column `text`, and `label` unless it is only to be predicted.
+        tokenizer: A fast tokenizer.
+        max_length: Most tokens of a text, special tokens included.
+
+    Returns:
+        The tokenizer's columns (`input_ids`, …) without `attention_mask`, which padding adds; `length`, the number of
+        tokens; `is_truncated`; and `labels` if `dataset` has `label`. Rows keep their order.
+    """
+
+    def tokenize_batch(batch: dict[str, list]) -> dict[str, list]:
+        encoded = tokenizer(batch["text"], truncation=True, max_length=max_length, return_attention_mask=False)
+        columns = dict(encoded)
+        columns["length"] = [len(tokens) for tokens in encoded["input_ids"]]
+        columns["is_truncated"] = [bool(encoding.overflowing) for encoding in encoded.encodings]
+        return columns
+
+    tokenized = dataset.map(
+        tokenize_batch,
+        batched=True,
+        remove_columns=[column for column in dataset.column_names if column != "label"],
+        desc="Tokenizing",
+    )
+    return tokenized.rename_column("label", "labels") if "label" in tokenized.column_names else tokenized
+
+
+def check_max_length(max_length: int, tokenizer: PreTrainedTokenizerBase, model_name: str) -> None:
+    """Refuse a length beyond the model's positions, which would fail with an index error in mid-training.
+
+    Raises:
+        FinetuneError: If `max_length` exceeds what the tokenizer knows of its model.
+    """
+    if max_length > tokenizer.model_max_length:
+        raise FinetuneError(
+            f"Expected --max_length of at most {tokenizer.model_max_length}, which {model_name} was built for, "
+            f"but got {max_length}. Pass --max_length {tokenizer.model_max_length}."
+        )

@@ -1,0 +1,1 @@
+"""What others use after training: load, predict, evaluate."""

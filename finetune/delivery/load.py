@@ -1,0 +1,78 @@
+"""Reload what a run saved: a full model, an adapter with its base and label names, a TextCNN, or TF-IDF."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+import finetune.models.textcnn  # noqa: F401  registers TextCNN with the Auto classes
+from finetune.errors import FinetuneError
+from finetune.models.load import resolve_model
+from finetune.models.tfidf import LABEL_NAMES_FILE, TFIDF_FILE, TfidfClassifier
+from finetune.quiet import quiet_loading
+
+__all__ = ["find_model_folder", "load"]
+
+
+def find_model_folder(path: str | Path) -> Path:
+    """Find the model in a run directory, or take the folder itself.
+
+    Raises:
+        FinetuneError: If there is no model.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise FinetuneError(f"Expected a run directory or a model folder, but {str(path)!r} does not exist.")
+    if (folder / "run.json").is_file():
+        folder = folder / "model"
+        if not folder.is_dir():
+            raise FinetuneError(
+                f"Expected a finished run in {str(path)!r}, but it has no model/ yet. Start its recipe again to resume."
+            )
+    if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json", TFIDF_FILE)):
+        raise FinetuneError(
+            f"Expected config.json, adapter_config.json or {TFIDF_FILE} in {str(folder)!r}, but found none of them. "
+            "Pass the folder of a run or of a saved model."
+        )
+    return folder
+
+
+def load(path: str | Path) -> tuple[Any, Any]:
+    """Load model and tokenizer; `finetune.load` documents it."""
+    folder = find_model_folder(path)
+    if (folder / TFIDF_FILE).is_file():
+        return TfidfClassifier.from_pretrained(folder), None
+    try:
+        with quiet_loading():
+            if (folder / "adapter_config.json").is_file():
+                model = _load_adapter(folder)
+            else:
+                model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, RuntimeError) as error:
+        if isinstance(error, FinetuneError):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise FinetuneError(f"Expected a loadable model in {str(folder)!r}, but got: {reason}") from error
+    return model.eval(), tokenizer
+
+
+def _load_adapter(folder: Path) -> PeftModel:
+    """Load the base model with the label names, which the adapter itself does not hold, and put the adapter on."""
+    names_file = folder / LABEL_NAMES_FILE
+    if not names_file.is_file():
+        raise FinetuneError(
+            f"Expected {LABEL_NAMES_FILE} beside the adapter in {str(folder)!r}, but it is missing. "
+            "Write the class names into it as a JSON list, in the order of their numbers."
+        )
+    names = json.loads(names_file.read_text(encoding="utf-8"))
+    base = AutoModelForSequenceClassification.from_pretrained(
+        resolve_model(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path),
+        id2label=dict(enumerate(names)),
+        label2id={name: number for number, name in enumerate(names)},
+        dtype=torch.float32,
+    )
+    return PeftModel.from_pretrained(base, str(folder))

@@ -1,0 +1,86 @@
+"""Logits, labels and probabilities of texts, from any saved model."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from scipy.special import softmax
+
+from finetune.data.batch import MicroBatchCollator
+from finetune.data.tokenize import tokenize_dataset
+from finetune.delivery.load import load
+from finetune.hardware import supports_bf16
+from finetune.models.inference import compute_logits
+from finetune.models.tfidf import TfidfClassifier
+
+__all__ = ["Prediction", "Predictor", "load_predictor"]
+
+MAX_TOKENS = 4_096
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The most probable label of a text and its probability in [0, 1]."""
+
+    label: str
+    probability: float
+
+
+class Predictor:
+    """A model that takes texts.
+
+    Encoders and TextCNN compute in bfloat16 where the processor or GPU has units for it, else in float32; whoever
+    reports a metric must take it from here, so that it is the metric of what users will run.
+
+    Args:
+        model: What `finetune.load` gives.
+        tokenizer: Its tokenizer, whose `model_max_length` cuts texts; None for TF-IDF.
+        dtype: Number format of the computation; by default what the machine does fast.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, dtype: torch.dtype | None = None):
+        self.model = model
+        self.tokenizer = tokenizer
+        self.dtype = dtype or (torch.bfloat16 if supports_bf16() else torch.float32)
+        if isinstance(model, TfidfClassifier):
+            self.label_names = model.label_names
+        else:
+            model.to("cuda" if torch.cuda.is_available() else "cpu")
+            self.label_names = [model.config.id2label[number] for number in range(model.config.num_labels)]
+            self.collate = MicroBatchCollator(tokenizer, MAX_TOKENS).collate
+
+    def compute_logits(
+        self, texts: Sequence[str], on_batch: Callable[[int], None] = lambda num_examples: None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Score texts.
+
+        Args:
+            texts: Any number of them.
+            on_batch: Called with the number of texts after each batch.
+
+        Returns:
+            float32 logits `(len(texts), num_labels)`, and the number of tokens of each text, `(len(texts),)`, after
+            cutting (white-space separated words for TF-IDF).
+        """
+        if isinstance(self.model, TfidfClassifier):
+            logits = self.model.compute_logits(texts)
+            on_batch(len(texts))
+            return logits, np.array([len(text.split()) for text in texts], dtype=np.int64)
+        dataset = Dataset.from_dict({"text": list(texts)})
+        tokenized = tokenize_dataset(dataset, self.tokenizer, self.tokenizer.model_max_length)
+        logits = compute_logits(self.model, tokenized, self.collate, MAX_TOKENS, self.dtype, on_batch)
+        return logits, np.asarray(tokenized["length"], dtype=np.int64)
+
+    def predict(self, texts: Sequence[str]) -> list[Prediction]:
+        """Give each text's most probable label."""
+        probabilities = softmax(self.compute_logits(texts)[0], axis=-1)
+        return [Prediction(self.label_names[int(row.argmax())], float(row.max())) for row in probabilities]
+
+
+def load_predictor(path: str | Path) -> Predictor:
+    """Load the model of a run directory or model folder for prediction."""
+    return Predictor(*load(path))

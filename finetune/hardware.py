@@ -1,0 +1,75 @@
+"""What the machine can do: threads, number formats, memory; read by the arguments and written into `run.json`."""
+
+import os
+import platform
+import resource
+import sys
+from pathlib import Path
+
+import psutil
+import torch
+
+__all__ = [
+    "count_physical_cores",
+    "default_num_threads",
+    "describe_hardware",
+    "peak_memory_bytes",
+    "set_num_threads",
+    "supports_bf16",
+]
+
+
+def count_physical_cores() -> int:
+    """Count the physical cores that this process may use."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(psutil.cpu_count(logical=False) or usable, usable))
+
+
+def default_num_threads() -> int:
+    """Divide the physical cores by the number of processes that the launcher started on this host."""
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, count_physical_cores() // local_processes)
+
+
+def set_num_threads(num_threads: int) -> None:
+    """Set torch's threads. `accelerate launch` exports `OMP_NUM_THREADS=1`, which this overrides."""
+    torch.set_num_threads(num_threads)
+
+
+def supports_bf16() -> bool:
+    """Tell whether matrix products in bfloat16 run on units of their own (AVX512-BF16, AMX, or a GPU's)."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return False
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def describe_hardware() -> dict[str, object]:
+    """Describe the host: processor, cores, memory in bytes, and the GPUs that torch sees."""
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "platform": platform.platform(),
+        "processor": processor_name(),
+        "physical_cores": count_physical_cores(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "gpus": gpus,
+    }
+
+
+def processor_name() -> str:
+    """Name the processor as the operating system does."""
+    if sys.platform.startswith("linux"):
+        with Path("/proc/cpuinfo").open() as lines:
+            for line in lines:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def peak_memory_bytes() -> int:
+    """Return the most memory held so far: allocated on the GPU if one is used, else resident in this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,60 @@
+"""Logits of many texts: sorted by length, batched by tokens, without gradients, in the order of the input."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import distributed
+from transformers import PreTrainedModel
+
+from finetune.data.batch import cut_by_tokens
+
+__all__ = ["compute_logits"]
+
+
+@torch.inference_mode()
+def compute_logits(
+    model: PreTrainedModel,
+    dataset: Dataset,
+    collate: Callable[[list[dict]], dict[str, torch.Tensor]],
+    max_tokens: int,
+    dtype: torch.dtype = torch.float32,
+    on_batch: Callable[[int], None] = lambda num_examples: None,
+) -> np.ndarray:
+    """Compute the logits of a tokenized data set.
+
+    With several processes each takes every n-th batch, so that every example counts exactly once, and all of them
+    get all logits.
+
+    Args:
+        model: Put into evaluation mode for the call.
+        dataset: Columns `input_ids` and `length`, as `tokenize_dataset` gives.
+        collate: Pads examples into tensors.
+        max_tokens: Most tokens of a batch, padding included.
+        dtype: `torch.bfloat16` computes under autocast.
+        on_batch: Called with the number of examples after each batch.
+
+    Returns:
+        float32 logits, `(len(dataset), num_labels)`.
+    """
+    rank, world_size = 0, 1
+    if distributed.is_available() and distributed.is_initialized():
+        rank, world_size = distributed.get_rank(), distributed.get_world_size()
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    logits = np.zeros((len(dataset), int(model.config.num_labels or 0)), dtype=np.float32)
+    for positions in cut_by_tokens(dataset["length"], max_tokens)[rank::world_size]:
+        inputs = collate(dataset.select(positions).to_list())
+        inputs.pop("labels", None)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
+            outputs = model(**{name: tensor.to(device) for name, tensor in inputs.items()})
+        logits[positions] = outputs.logits.float().cpu().numpy()
+        on_batch(len(positions))
+    model.train(was_training)
+    if world_size > 1:  # each row is zero but on the one process that computed it
+        total = torch.from_numpy(logits).to(device)
+        distributed.all_reduce(total)
+        logits = total.cpu().numpy()
+    return logits

@@ -1,0 +1,189 @@
+"""Load what a run starts from: an encoder with a fresh head or a TextCNN, and its tokenizer.
+
+The seed is set before any weight is drawn, so that a head depends on the seed alone.
+"""
+
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+
+from finetune.arguments import ModelArguments
+from finetune.data.embedded import EMBEDDED_MODEL_ID, find_embedded_model
+from finetune.errors import FinetuneError
+from finetune.hub import reach_hub
+from finetune.models.textcnn import TextCNNConfig, TextCNNForSequenceClassification
+from finetune.models.vocabulary import train_word_tokenizer
+from finetune.quiet import quiet_loading
+
+__all__ = [
+    "load_model",
+    "load_pretrained_tokenizer",
+    "load_textcnn",
+    "load_tokenizer",
+    "newly_initialised_modules",
+    "resolve_model",
+]
+
+
+def resolve_model(name: str) -> str:
+    """Find where a model lies: 'embedded' and its Hub id in the installed package, a folder where it is, else the Hub.
+
+    Raises:
+        FinetuneError: If the embedded model is not installed, or a folder has no `config.json`.
+    """
+    if name == "embedded":
+        return str(find_embedded_model())
+    if name == EMBEDDED_MODEL_ID and not reach_hub():
+        return str(find_embedded_model())
+    if Path(name).is_dir():
+        if not (Path(name) / "config.json").is_file():
+            raise FinetuneError(f"Expected a model folder with a config.json, but {name!r} has none. Check the path.")
+        return name
+    if name.startswith((".", "/")) or name.count("/") > 1:
+        raise FinetuneError(f"Expected a model folder, but {name!r} does not exist. Check the path.")
+    reach_hub()
+    return name
+
+
+def load_pretrained_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a pretrained model.
+
+    Raises:
+        FinetuneError: If it can't be had.
+    """
+    path = resolve_model(name)
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise _not_loaded("tokenizer", name, error) from error
+
+
+def load_tokenizer(arguments: ModelArguments, method: str, train: Dataset, max_length: int) -> PreTrainedTokenizerBase:
+    """Load the encoder's tokenizer, or train TextCNN's own on the training texts.
+
+    Returns:
+        A tokenizer whose `model_max_length` is `max_length` at most the encoder's, so that it is saved with the model.
+    """
+    if method == "textcnn" and not _uses_pretrained_tokens(arguments):
+        return train_word_tokenizer(train["text"], arguments.textcnn_vocabulary_size, max_length)
+    tokenizer = load_pretrained_tokenizer(arguments.model_name_or_path)
+    if method != "textcnn" and max_length > tokenizer.model_max_length:
+        raise FinetuneError(
+            f"Expected --max_length of at most {tokenizer.model_max_length}, which {arguments.model_name_or_path} was "
+            f"built for, but got {max_length}. Pass --max_length {tokenizer.model_max_length}."
+        )
+    tokenizer.model_max_length = max_length
+    return tokenizer
+
+
+def load_model(
+    arguments: ModelArguments, method: str, tokenizer: PreTrainedTokenizerBase, label_names: list[str], seed: int
+) -> PreTrainedModel:
+    """Load the encoder with a freshly drawn classification head, or build a TextCNN.
+
+    Args:
+        arguments: Which model, and TextCNN's settings.
+        method: "textcnn" builds a TextCNN; every other method takes `arguments.model_name_or_path`.
+        tokenizer: Its size is TextCNN's vocabulary.
+        label_names: Names of the classes, in the order of their numbers.
+        seed: Set before weights are drawn.
+
+    Returns:
+        A model in float32 for a single-label task; see `newly_initialised_modules` for what was drawn.
+    """
+    labels = {
+        "id2label": dict(enumerate(label_names)),
+        "label2id": {name: number for number, name in enumerate(label_names)},
+        "problem_type": "single_label_classification",
+    }
+    set_seed(seed)
+    if method == "textcnn":
+        return load_textcnn(arguments, tokenizer, labels)
+    return load_encoder(arguments, labels)
+
+
+def load_encoder(arguments: ModelArguments, labels: dict) -> PreTrainedModel:
+    """Load `BertForSequenceClassification`, or what the Auto class makes of another encoder, in float32."""
+    path = resolve_model(arguments.model_name_or_path)
+    try:
+        with quiet_loading():
+            config = AutoConfig.from_pretrained(path, **labels)
+            for name in ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop"):
+                if hasattr(config, name):
+                    setattr(config, name, arguments.attention_dropout)
+            model, loading = AutoModelForSequenceClassification.from_pretrained(
+                path, config=config, dtype=torch.float32, output_loading_info=True
+            )
+    except (OSError, ValueError) as error:
+        raise _not_loaded("model", arguments.model_name_or_path, error) from error
+    if path == str(_embedded_or_none()):
+        model.name_or_path = EMBEDDED_MODEL_ID  # a path inside this machine's site-packages would load nowhere else
+        model.config.name_or_path = EMBEDDED_MODEL_ID
+    model.missing_weights = sorted(loading["missing_keys"])
+    return model
+
+
+def newly_initialised_modules(model: PreTrainedModel) -> list[str]:
+    """Name the topmost modules whose weights the checkpoint lacked, so that they were drawn at random.
+
+    These must be trained and saved by every method; for BERT that is `classifier`, for other encoders also a pooler
+    or a projection before it.
+    """
+    missing = set(getattr(model, "missing_weights", ()))
+    complete: list[str] = []
+    for name, module in model.named_modules():
+        own = [f"{name}.{weight}" for weight, _ in module.named_parameters()]
+        under_another = any(name.startswith(f"{other}.") for other in complete)
+        if name and own and not under_another and missing.issuperset(own):
+            complete.append(name)
+    return complete
+
+
+def load_textcnn(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase, labels: dict) -> PreTrainedModel:
+    """Build a TextCNN, with the word vectors of a pretrained encoder in the variants that want them."""
+    config = TextCNNConfig(
+        vocab_size=len(tokenizer),
+        embedding_dim=arguments.textcnn_embedding_dim,
+        classifier_dropout=arguments.textcnn_dropout,
+        variant=arguments.textcnn_variant,
+        pad_token_id=tokenizer.pad_token_id,
+        **labels,
+    )
+    if arguments.textcnn_variant == "rand":
+        return TextCNNForSequenceClassification(config)
+    embeddings = load_encoder(arguments, labels).get_input_embeddings()
+    assert isinstance(embeddings, nn.Embedding)
+    vectors = embeddings.weight.detach()
+    config.vocab_size, config.embedding_dim = vectors.shape
+    model = TextCNNForSequenceClassification(config)
+    model.set_word_vectors(vectors)
+    return model
+
+
+def _uses_pretrained_tokens(arguments: ModelArguments) -> bool:
+    return arguments.textcnn_variant != "rand" or arguments.textcnn_tokenizer == "model"
+
+
+def _embedded_or_none() -> Path | None:
+    try:
+        return find_embedded_model()
+    except FinetuneError:
+        return None
+
+
+def _not_loaded(what: str, name: str, error: Exception) -> FinetuneError:
+    reason = str(error).strip().splitlines()[0]
+    return FinetuneError(
+        f"Expected to load the {what} {name!r}, but got: {reason} "
+        "Without the Hub, pass --model_name_or_path embedded or a folder."
+    )

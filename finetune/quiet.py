@@ -1,0 +1,39 @@
+"""Keep the libraries' own reports and bars out of what a person reads; warnings of ours become single lines."""
+
+import contextlib
+import sys
+import warnings
+from collections.abc import Iterator
+
+import datasets
+from transformers.utils import logging
+
+__all__ = ["quiet_loading", "quiet_program"]
+
+
+@contextlib.contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Load a model without transformers' bar and its report of the head's new weights, which every fine-tuning has."""
+    verbosity, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if has_bars:
+            logging.enable_progress_bar()
+
+
+def quiet_program() -> None:
+    """Quieten the libraries for the rest of the process: for recipes and commands, not for use as a library."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    warnings.filterwarnings("ignore", module=r"torch\..*|accelerate\..*|peft\..*|transformers\..*|datasets\..*")
+    warnings.showwarning = _show_one_line
+
+
+def _show_one_line(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"warning: {message}", file=sys.stderr)

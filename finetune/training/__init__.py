@@ -1,0 +1,1 @@
+"""The `Trainer`, its progress report, and the run directory."""

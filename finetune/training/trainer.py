@@ -1,0 +1,197 @@
+"""The `Trainer`: micro-batches by tokens, a loss that is the mean over the step's examples, fast evaluation.
+
+Upstream's `Trainer` takes `BertForSequenceClassification` for a model that divides its loss by `num_items_in_batch`,
+since its `forward` has `**kwargs`; it doesn't, so under accumulation or several processes the gradient is a multiple
+of what it should be (transformers issue 47688). Here the loss is computed in one place: the sum over examples divided
+by the number of examples in the whole step, over all micro-batches, accumulation steps and processes.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers.trainer_utils import EvalLoopOutput
+
+from finetune.data.batch import GlobalBatchSampler, MicroBatchCollator, TrainDataLoader
+from finetune.models.inference import compute_logits
+from finetune.training.progress import progress_bar
+
+__all__ = ["FineTuningTrainer"]
+
+
+class FineTuningTrainer(Trainer):
+    """A `Trainer` for sequence classification.
+
+    Args:
+        model: Takes `input_ids` and `attention_mask` and returns `logits`.
+        args: As for the `Trainer`; `label_smoothing_factor` applies to the training loss alone.
+        train_dataset: Columns `input_ids`, `labels` and `length`, as `tokenize_dataset` gives them.
+        eval_dataset: Likewise.
+        processing_class: The tokenizer; it pads and is saved with checkpoints.
+        compute_metrics: From an `EvalPrediction` with all logits and labels to numbers.
+        max_tokens_per_micro_batch: Most tokens that are computed at once, padding included.
+        callbacks: Added to the `Trainer`'s own, whose progress bar and printed dictionaries are left out.
+
+    Attributes:
+        train_tokens: Tokens trained on by this process so far, padding not counted.
+        evaluation_seconds: Seconds spent evaluating so far.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: TrainingArguments,
+        train_dataset: Dataset,
+        eval_dataset: Dataset,
+        processing_class: PreTrainedTokenizerBase,
+        compute_metrics: Callable[[EvalPrediction], dict[str, float]],
+        max_tokens_per_micro_batch: int,
+        callbacks: list[TrainerCallback] | None = None,
+    ):
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+        )
+        self.model_accepts_loss_kwargs = False
+        self.training_data = train_dataset
+        self.validation_data = eval_dataset
+        self.collator = MicroBatchCollator(processing_class, max_tokens_per_micro_batch)
+        self.metrics_of = compute_metrics
+        self.remove_callback(ProgressCallback)
+        self.remove_callback(PrinterCallback)
+        self.train_tokens = 0
+        self.evaluation_seconds = 0.0
+
+    def get_train_dataloader(self) -> TrainDataLoader:
+        """Load this process's share of each global batch; the sampler divides, so accelerate must not."""
+        args = self.args
+        sampler = GlobalBatchSampler(
+            self.training_data["length"],
+            batch_size=args.per_device_train_batch_size * args.world_size,
+            seed=args.seed if args.data_seed is None else args.data_seed,
+            rank=args.process_index,
+            world_size=args.world_size,
+        )
+        return TrainDataLoader(
+            self.training_data,  # type: ignore[arg-type]  # datasets.Dataset has what a DataLoader needs
+            batch_sampler=sampler,
+            collate_fn=self.collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory and not args.use_cpu,
+        )
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor:
+        """Count the examples of a step over its accumulation steps and all processes."""
+        count = torch.tensor(sum(batch["num_examples"] for batch in batch_samples), device=device)
+        return self.accelerator.reduce(count, reduction="sum")
+
+    def training_step(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """Work off the micro-batches of a batch; only the last one synchronises the processes' gradients.
+
+        Returns:
+            This batch's part of the step's mean loss, times the number of processes, whose mean the `Trainer` logs.
+        """
+        model.train()
+        micro_batches = inputs["micro_batches"]
+        step_loss = torch.zeros((), device=self.args.device)
+        for number, micro_batch in enumerate(micro_batches, start=1):
+            self.train_tokens += int(micro_batch["attention_mask"].sum())
+            micro_batch = self._prepare_inputs(micro_batch)
+            synchronise = number == len(micro_batches)
+            with contextlib.nullcontext() if synchronise else self.accelerator.no_sync(model):
+                loss = self.compute_loss(model, micro_batch, num_items_in_batch=num_items_in_batch)
+                assert isinstance(loss, torch.Tensor)
+                self.accelerator.backward(loss)
+            step_loss += loss.detach()
+        return step_loss
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        """Compute the cross-entropy, its target smoothed by `label_smoothing_factor` (Szegedy et al. 2016, section 7).
+
+        With a factor of epsilon and K classes the target is 1 - epsilon + epsilon / K for the true class.
+
+        Args:
+            model: The model, wrapped or not.
+            inputs: Tensors of one micro-batch, with `labels`.
+            return_outputs: Return the model's outputs as well.
+            num_items_in_batch: Examples in the whole step; the number of examples in `inputs` if None.
+
+        Returns:
+            The sum over the examples divided by `num_items_in_batch`, times the number of processes, since those
+            average their gradients.
+        """
+        labels = inputs["labels"]
+        outputs = model(**{name: tensor for name, tensor in inputs.items() if name != "labels"})
+        total = F.cross_entropy(
+            outputs["logits"].float(), labels, reduction="sum", label_smoothing=self.args.label_smoothing_factor
+        )
+        if num_items_in_batch is None:
+            loss = total / len(labels)
+        else:
+            loss = total * (self.args.world_size / num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Estimate the operations of a batch as 6 x parameters x tokens, padding included."""
+        return sum(int(super(FineTuningTrainer, self).floating_point_ops(batch)) for batch in inputs["micro_batches"])
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """Hand the data set itself to `evaluation_loop`, which batches by tokens."""
+        return DataLoader(self.validation_data if eval_dataset is None else eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        """Likewise."""
+        return self.get_eval_dataloader(test_dataset)
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Compute the logits of every example once, whatever the number of processes, and their metrics."""
+        dataset: Any = dataloader.dataset
+        start = time.perf_counter()
+        with progress_bar(len(dataset), description) as advance:
+            logits = compute_logits(
+                self.model,  # type: ignore[arg-type]
+                dataset,
+                self.collator.collate,
+                self.collator.max_tokens,
+                torch.bfloat16 if self.args.bf16 else torch.float32,
+                on_batch=advance,
+            )
+        labels = dataset.with_format("numpy")["labels"][:]
+        metrics = self.metrics_of(EvalPrediction(predictions=logits, label_ids=labels))
+        self.evaluation_seconds += time.perf_counter() - start
+        return EvalLoopOutput(
+            predictions=logits,
+            label_ids=labels,
+            metrics={f"{metric_key_prefix}_{name}": value for name, value in metrics.items()},
+            num_samples=len(dataset),
+        )
