@@ -215,10 +215,9 @@ def parse_arguments(description: str | None, defaults: dict[str, Any], argv: Seq
         FinetuneError: If a setting is unknown, has the wrong type, or is outside its range.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    parts: Any = [DataArguments, ModelArguments, MethodArguments, RunArguments, TrainingArguments]
     parser = _Parser(
-        [DataArguments, ModelArguments, MethodArguments, RunArguments, TrainingArguments],  # type: ignore[arg-type]
-        description=description,
-        allow_abbrev=False,
+        parts, usage="%(prog)s [--config FILE.yaml] [--name value ...]", description=description, allow_abbrev=False
     )
     known = {action.dest for action in parser._actions}
     config = _read_config(argv, known)

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
-__all__ = ["GlobalBatchSampler", "MicroBatchCollator", "TrainDataLoader", "cut_by_tokens"]
+__all__ = ["GlobalStepSampler", "MicroBatchCollator", "TrainDataLoader", "cut_by_tokens"]
 
 
 def cut_by_tokens(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
@@ -40,52 +40,73 @@ def cut_by_tokens(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     return groups
 
 
-class GlobalBatchSampler(Sampler[list[int]]):
-    """Draw each step's examples from the whole data set and give this process its share.
+class GlobalStepSampler(Sampler[list[int]]):
+    """Draw each optimizer step's examples from the whole data set and give this process its share.
 
-    An epoch is one random permutation, a pure function of `(seed, epoch)`. Within windows of `WINDOW_BATCHES` batches
-    it is ordered by length and cut into batches, which are then shuffled, so the examples of a batch are of similar
-    length while the order over the epoch stays random. Every example is drawn exactly once an epoch by exactly one
-    process; the last batch may be smaller, or larger where it would leave a process without an example.
+    An epoch is one random permutation, a pure function of `(seed, epoch)`. Within windows of `WINDOW_STEPS` steps it is
+    ordered by length and cut into steps, which are then shuffled, so the examples of a step are of similar length while
+    the order over the epoch stays random. Which examples make up a step depends neither on the number of processes nor
+    on accumulation: these only divide it. Every example is drawn exactly once an epoch by exactly one process; the last
+    step may be smaller, or larger where it would leave a process without an example.
 
     Args:
-        lengths: Tokens of each example.
-        batch_size: Examples in a batch over all processes.
+        lengths: Tokens of each example, at least one for each process.
+        step_size: Examples in an optimizer step over all processes and accumulation steps.
         seed: Seed of the order.
+        accumulation_steps: Batches that a process cuts its share of a step into.
         rank: This process's number.
-        world_size: How many processes share a batch.
+        world_size: How many processes share a step.
     """
 
-    WINDOW_BATCHES = 50
+    WINDOW_STEPS = 50
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, rank: int = 0, world_size: int = 1):
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        step_size: int,
+        seed: int,
+        accumulation_steps: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
         self.lengths = np.asarray(lengths)
-        self.batch_size = batch_size
+        self.step_size = step_size
         self.seed = seed
+        self.accumulation_steps = accumulation_steps
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
+        full, rest = divmod(len(self.lengths), step_size)
+        self.num_steps = max(1, full + (rest >= world_size))
+        last_step_size = len(self.lengths) - (self.num_steps - 1) * step_size
+        self.last_accumulation_steps = min(accumulation_steps, max(1, last_step_size // world_size))
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order the next iteration gives."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        full, rest = divmod(len(self.lengths), self.batch_size)
-        return max(1, full + (rest >= self.world_size))
+        return (self.num_steps - 1) * self.accumulation_steps + self.last_accumulation_steps
 
     def __iter__(self) -> Iterator[list[int]]:
         generator = np.random.default_rng([self.seed, self.epoch])
         order = generator.permutation(len(self.lengths))
-        last = order[(len(self) - 1) * self.batch_size :]
-        full = order[: (len(self) - 1) * self.batch_size]
-        window = self.WINDOW_BATCHES * self.batch_size
+        full, last = np.split(order, [(self.num_steps - 1) * self.step_size])
+        window = self.WINDOW_STEPS * self.step_size
         for start in range(0, len(full), window):
-            piece = full[start : start + window]
-            by_length = piece[np.argsort(self.lengths[piece], kind="stable")].reshape(-1, self.batch_size)
-            for batch in generator.permutation(by_length, axis=0):
-                yield batch[self.rank :: self.world_size].tolist()
-        yield last[np.argsort(self.lengths[last], kind="stable")][self.rank :: self.world_size].tolist()
+            steps = self._by_length(full[start : start + window]).reshape(-1, self.step_size)
+            for step in generator.permutation(steps, axis=0):
+                yield from self._deal(step, self.accumulation_steps)
+        yield from self._deal(self._by_length(last), self.last_accumulation_steps)
+
+    def _by_length(self, examples: np.ndarray) -> np.ndarray:
+        return examples[np.argsort(self.lengths[examples], kind="stable")]
+
+    def _deal(self, step: np.ndarray, accumulation_steps: int) -> Iterator[list[int]]:
+        """Deal a step, ordered by length, in turns, so that all shares take about as long."""
+        shares = accumulation_steps * self.world_size
+        for number in range(accumulation_steps):
+            yield step[number * self.world_size + self.rank :: shares].tolist()
 
 
 class TrainDataLoader(DataLoader):

@@ -114,7 +114,7 @@ def _read_table(path: Path) -> pd.DataFrame:
                 separator = "\t" if path.suffix.lower() == ".tsv" else ","
                 return pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False)
             case ".jsonl" | ".json":
-                return pd.read_json(path, lines=path.suffix.lower() == ".jsonl", dtype=False, convert_dates=False)
+                return pd.read_json(path, lines=path.suffix.lower() == ".jsonl", dtype=False)
             case ".parquet":
                 return pd.read_parquet(path)
     except FileNotFoundError:

@@ -25,7 +25,10 @@ def drop_duplicates(dataset: Dataset) -> Dataset:
     """Keep the first row of each distinct text."""
     seen: set[str] = set()
     first = [row for row, text in enumerate(dataset["text"]) if not (text in seen or seen.add(text))]  # type: ignore[func-returns-value]
-    return dataset if len(first) == len(dataset) else dataset.select(first)
+    if len(first) == len(dataset):
+        return dataset
+    dropped = f"{len(dataset):,} rows, {len(first):,} distinct texts: {len(dataset) - len(first):,} duplicates dropped"
+    return _with_origin(dataset.select(first), f"{dataset.info.description}, {dropped}")
 
 
 def stratified_indices(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
@@ -82,7 +85,10 @@ def carve_splits(train: Dataset, sizes: Mapping[str, int], seed: int) -> Dataset
         picked = remaining[stratified_indices(labels[remaining], size, seed + offset)]
         remaining = np.setdiff1d(remaining, picked)
         splits[name] = _with_origin(train.select(picked), f"carved from train, stratified, split_seed {seed}")
-    splits["train"] = _with_origin(train.select(remaining), f"{train.info.description}, less what was carved")
+    splits["train"] = _with_origin(
+        train.select(remaining),
+        f"{train.info.description}, less {sum(sizes.values()):,} rows carved for {' and '.join(sizes)}",
+    )
     return splits
 
 

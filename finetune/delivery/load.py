@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 import finetune.models.textcnn  # noqa: F401  registers TextCNN with the Auto classes
 from finetune.errors import FinetuneError
 from finetune.models.load import resolve_model
-from finetune.models.tfidf import LABEL_NAMES_FILE, TFIDF_FILE, TfidfClassifier
+from finetune.models.tfidf import LABEL_NAMES_FILE, WEIGHTS_FILE, TfidfClassifier
 from finetune.quiet import quiet_loading
 
 __all__ = ["find_model_folder", "load"]
@@ -32,9 +32,9 @@ def find_model_folder(path: str | Path) -> Path:
             raise FinetuneError(
                 f"Expected a finished run in {str(path)!r}, but it has no model/ yet. Start its recipe again to resume."
             )
-    if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json", TFIDF_FILE)):
+    if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json", WEIGHTS_FILE)):
         raise FinetuneError(
-            f"Expected config.json, adapter_config.json or {TFIDF_FILE} in {str(folder)!r}, but found none of them. "
+            f"Expected config.json, adapter_config.json or {WEIGHTS_FILE} in {str(folder)!r}, but found none of them. "
             "Pass the folder of a run or of a saved model."
         )
     return folder
@@ -43,7 +43,7 @@ def find_model_folder(path: str | Path) -> Path:
 def load(path: str | Path) -> tuple[Any, Any]:
     """Load model and tokenizer; `finetune.load` documents it."""
     folder = find_model_folder(path)
-    if (folder / TFIDF_FILE).is_file():
+    if (folder / WEIGHTS_FILE).is_file():
         return TfidfClassifier.from_pretrained(folder), None
     try:
         with quiet_loading():

@@ -157,6 +157,7 @@ class TextCNNForSequenceClassification(PreTrainedModel):
         self,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         return_dict: bool | None = None,
     ) -> SequenceClassifierOutput:
@@ -165,6 +166,7 @@ class TextCNNForSequenceClassification(PreTrainedModel):
         Args:
             input_ids: `(batch, length)`, padded on the right.
             attention_mask: `(batch, length)`, 1 for words and 0 for padding; by default what is not `pad_token_id`.
+            token_type_ids: Taken because BERT's tokenizer gives them, and not used.
             labels: Class numbers, `(batch,)`.
             return_dict: Taken for the sake of pipelines; the output is always a dictionary.
 

@@ -1,6 +1,8 @@
 """The floor: TF-IDF of words and word pairs, and logistic regression. About 90 % on IMDb within a minute.
 
-Saved with skops, which writes no pickle, so that loading it runs no code.
+Saved as its arrays and its terms, without pickle, so that loading runs no code. (skops does that for any scikit-learn
+model, but describes each of 366,000 terms in 600 bytes: 229 MB, 6.5 s and 1.7 GB of memory to load, against 9 MB and
+half a second here.)
 """
 
 import json
@@ -8,58 +10,73 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import skops.io
+from safetensors.numpy import load_file, save_file
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import Pipeline, make_pipeline
 
-__all__ = ["TFIDF_FILE", "TfidfClassifier", "fit_tfidf"]
+__all__ = ["LABEL_NAMES_FILE", "TERMS_FILE", "WEIGHTS_FILE", "TfidfClassifier", "fit_tfidf"]
 
-TFIDF_FILE = "tfidf.skops"
+TERMS_FILE = "tfidf_terms.json"
+WEIGHTS_FILE = "tfidf.safetensors"
 LABEL_NAMES_FILE = "label_names.json"
+# Words and pairs of neighbours (Wang and Manning 2012 found pairs to help sentiment), also one-letter words.
+ANALYSIS = {"ngram_range": (1, 2), "sublinear_tf": True, "token_pattern": r"(?u)\b\w+\b"}
 
 
 class TfidfClassifier:
-    """A scikit-learn pipeline that answers with logits, like the neural models.
+    """A fitted TF-IDF vectorizer and logistic regression that answer with logits, like the neural models.
 
     Args:
-        pipeline: A fitted `TfidfVectorizer` and `LogisticRegression`.
+        vectorizer: Fitted, with the settings of `ANALYSIS`.
+        regression: Fitted on the vectorizer's output.
         label_names: Names of the classes, in the order of their numbers.
     """
 
-    def __init__(self, pipeline: Pipeline, label_names: Sequence[str]):
-        self.pipeline = pipeline
+    def __init__(self, vectorizer: TfidfVectorizer, regression: LogisticRegression, label_names: Sequence[str]):
+        self.vectorizer = vectorizer
+        self.regression = regression
         self.label_names = list(label_names)
 
     def compute_logits(self, texts: Sequence[str]) -> np.ndarray:
         """Score texts: float32 logits `(len(texts), num_labels)`, whose softmax is the regression's probability."""
-        scores = self.pipeline.decision_function(list(texts))
+        scores = self.regression.decision_function(self.vectorizer.transform(list(texts)))
         if scores.ndim == 1:  # two classes: scikit-learn gives the log-odds of the second
             scores = np.stack([-scores / 2, scores / 2], axis=1)
         return scores.astype(np.float32)
 
     def num_parameters(self) -> int:
         """Count the weights and intercepts of the regression."""
-        regression = self.pipeline[-1]
-        return regression.coef_.size + regression.intercept_.size
+        return self.regression.coef_.size + self.regression.intercept_.size
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write the pipeline and the label names into an existing folder."""
-        skops.io.dump(self.pipeline, Path(folder) / TFIDF_FILE)
-        (Path(folder) / LABEL_NAMES_FILE).write_text(json.dumps(self.label_names, ensure_ascii=False, indent=2))
+        """Write the arrays, the terms and the label names into an existing folder."""
+        arrays = {
+            "idf": self.vectorizer.idf_,
+            "coefficients": self.regression.coef_,
+            "intercepts": self.regression.intercept_,
+        }
+        save_file(arrays, Path(folder) / WEIGHTS_FILE)
+        terms = self.vectorizer.get_feature_names_out().tolist()
+        for name, content in ((TERMS_FILE, terms), (LABEL_NAMES_FILE, self.label_names)):
+            (Path(folder) / name).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "TfidfClassifier":
-        """Read what `save_pretrained` wrote; skops refuses types that it does not know to be harmless."""
-        pipeline = skops.io.load(Path(folder) / TFIDF_FILE)
-        return cls(pipeline, json.loads((Path(folder) / LABEL_NAMES_FILE).read_text()))
+        """Read what `save_pretrained` wrote."""
+        terms, label_names = (
+            json.loads((Path(folder) / name).read_text(encoding="utf-8")) for name in (TERMS_FILE, LABEL_NAMES_FILE)
+        )
+        arrays = load_file(Path(folder) / WEIGHTS_FILE)
+        vectorizer = TfidfVectorizer(**ANALYSIS, vocabulary={term: column for column, term in enumerate(terms)})
+        vectorizer.idf_ = arrays["idf"]
+        regression = LogisticRegression()
+        regression.coef_, regression.intercept_ = arrays["coefficients"], arrays["intercepts"]
+        regression.classes_ = np.arange(len(label_names))
+        return cls(vectorizer, regression, label_names)
 
 
 def fit_tfidf(texts: Sequence[str], labels: Sequence[int], label_names: Sequence[str], seed: int) -> TfidfClassifier:
-    """Fit the floor.
-
-    Words and pairs of neighbours (Wang and Manning 2012 found pairs to help sentiment), sublinear term frequency, and
-    a weakly regularised regression; one setting for all data, nothing tuned.
+    """Fit the floor: terms of at least two texts, sublinear frequency, weak regularisation; nothing is tuned.
 
     Args:
         texts: Training texts.
@@ -67,8 +84,7 @@ def fit_tfidf(texts: Sequence[str], labels: Sequence[int], label_names: Sequence
         label_names: Names of the classes.
         seed: Seed of the solver.
     """
-    vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
+    vectorizer = TfidfVectorizer(**ANALYSIS, min_df=2)
     regression = LogisticRegression(C=10.0, max_iter=1000, random_state=seed)
-    pipeline = make_pipeline(vectorizer, regression)
-    pipeline.fit(list(texts), list(labels))
-    return TfidfClassifier(pipeline, label_names)
+    regression.fit(vectorizer.fit_transform(list(texts)), list(labels))
+    return TfidfClassifier(vectorizer, regression, label_names)

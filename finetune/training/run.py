@@ -95,7 +95,11 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if kind is None and self.is_main:
+        if not self.is_main:
+            return
+        if kind is not None:
+            self._leave_nothing_behind()
+        else:
             print(f"\n{summarize(self.record, self.directory)}")
 
     def wait(self) -> None:
@@ -206,6 +210,11 @@ class Run:
         self.record["status"] = "complete"
         self.record["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
         self._write()
+
+    def _leave_nothing_behind(self) -> None:
+        """Remove the directory of a run that failed before it had a checkpoint to resume from."""
+        if self.find_checkpoint() is None and not self.model_directory.exists():
+            shutil.rmtree(self.directory, ignore_errors=True)
 
     def _open_directory(self) -> None:
         """Make the directory, or accept the one that this run left behind."""

@@ -19,9 +19,10 @@ def summarize(record: dict[str, Any], directory: Path) -> str:
         record["environment"],
         record["data"]["splits"],
     )
-    rows = [("data", f"test set: {splits['test']['origin']}")]
+    rows = []
     for name, split in splits.items():
-        rows.append(("", f"{name}: {split['rows']:,} rows, {split['distinct_texts']:,} distinct texts{_cut(split)}"))
+        rows.append((f"data: {name}", split["origin"]))
+        rows.append(("", f"{split['rows']:,} rows, {split['distinct_texts']:,} distinct texts{_cut(split)}"))
     rows.append(("method", f"{record['method']}: {model['architecture']}, seed {record['seed']}"))
     rows.append(("parameters", f"{model['trainable_parameters']:,} trained of {model['total_parameters']:,}"))
     speed = f", {costs['tokens_per_second']:,.0f} tokens/s" if "tokens_per_second" in costs else ""
@@ -37,7 +38,7 @@ def summarize(record: dict[str, Any], directory: Path) -> str:
         rows.append(("floor (test)", f"{_quality(record['floor']['test'])}, by TF-IDF and logistic regression"))
     rows.append(("model", str(directory / "model")))
     rows.append(("next", f'finetune predict {directory} "A text to classify."'))
-    return "\n".join(f"{name:<13} {text}" for name, text in rows)
+    return "\n".join(f"{name:<16} {text}" for name, text in rows)
 
 
 def _cut(split: dict[str, Any]) -> str:

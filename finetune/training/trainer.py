@@ -19,7 +19,7 @@ from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBas
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput
 
-from finetune.data.batch import GlobalBatchSampler, MicroBatchCollator, TrainDataLoader
+from finetune.data.batch import GlobalStepSampler, MicroBatchCollator, TrainDataLoader
 from finetune.models.inference import compute_logits
 from finetune.training.progress import progress_bar
 
@@ -75,12 +75,13 @@ class FineTuningTrainer(Trainer):
         self.evaluation_seconds = 0.0
 
     def get_train_dataloader(self) -> TrainDataLoader:
-        """Load this process's share of each global batch; the sampler divides, so accelerate must not."""
+        """Load this process's share of each step; the sampler divides, so accelerate must not."""
         args = self.args
-        sampler = GlobalBatchSampler(
+        sampler = GlobalStepSampler(
             self.training_data["length"],
-            batch_size=args.per_device_train_batch_size * args.world_size,
+            step_size=args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps,
             seed=args.seed if args.data_seed is None else args.data_seed,
+            accumulation_steps=args.gradient_accumulation_steps,
             rank=args.process_index,
             world_size=args.world_size,
         )

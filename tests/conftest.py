@@ -1,0 +1,89 @@
+"""Small real parts: a two-layer BERT of width 16 with its tokenizer, and sixty reviews that it can learn."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import csv
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BertConfig, BertModel, BertTokenizerFast
+
+ROOT = Path(__file__).parent.parent
+GOOD = ["good", "great", "fine", "lovely", "superb"]
+BAD = ["bad", "awful", "dull", "poor", "boring"]
+OTHER = ["the", "a", "film", "plot", "actor", "was", "is", "very", "and", "of", "!", ".", "story", "scene", "this"]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory) -> str:
+    """A folder with a random `BertModel` (no classification head) and its tokenizer."""
+    folder = tmp_path_factory.mktemp("tiny-bert")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *GOOD, *BAD, *OTHER]
+    tokenizer = BertTokenizerFast(vocab={word: number for number, word in enumerate(words)}, model_max_length=32)
+    config = BertConfig(
+        vocab_size=len(words),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=32,
+    )
+    torch.manual_seed(0)
+    BertModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def make_reviews(count: int, offset: int = 0) -> list[tuple[str, str]]:
+    """Make distinct reviews, labels in turns; the label is in one word."""
+    rows = []
+    for number in range(offset, offset + count):
+        words = GOOD if number % 2 else BAD
+        filler = [OTHER[(number * 7 + position * (number % 5 + 1)) % len(OTHER)] for position in range(3 + number % 9)]
+        filler.insert(number % len(filler), words[number // 2 % len(words)])
+        rows.append((" ".join([*filler, OTHER[number % 15], OTHER[number // 15 % 15]]), "pos" if number % 2 else "neg"))
+    return rows
+
+
+def write_csv(path: Path, rows: list[tuple[str, str]]) -> str:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("text", "label"), *rows])
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def reviews(tmp_path_factory) -> dict[str, str]:
+    """Three files of reviews, as the flags of a recipe."""
+    folder = tmp_path_factory.mktemp("reviews")
+    return {
+        "--train_file": write_csv(folder / "train.csv", make_reviews(60)),
+        "--validation_file": write_csv(folder / "validation.csv", make_reviews(20, offset=100)),
+        "--test_file": write_csv(folder / "test.csv", make_reviews(30, offset=200)),
+    }
+
+
+@pytest.fixture(scope="session")
+def flags(reviews, tiny_bert) -> list[str]:
+    """The flags of a run that ends within a second: the three files, the tiny model, one epoch in fp32."""
+    words = [word for pair in reviews.items() for word in pair]
+    return [*words, "--model_name_or_path", tiny_bert, "--max_length", "24", "--num_train_epochs", "1",
+            "--bf16", "false", "--num_threads", "1"]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def imdb():
+    """The module recipes/imdb.py."""
+    spec = importlib.util.spec_from_file_location("imdb", ROOT / "recipes/imdb.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

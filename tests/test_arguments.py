@@ -1,0 +1,108 @@
+"""Recipe defaults < method defaults < YAML < flags, and what is refused."""
+
+import dataclasses
+
+import pytest
+from transformers import TrainingArguments
+
+from finetune.arguments import DataArguments, MethodArguments, ModelArguments, RunArguments, parse_arguments
+from finetune.errors import FinetuneError
+from finetune.hardware import count_physical_cores
+
+DEFAULTS = {"dataset_name": "embedded", "output_dir": "runs/x/{method}-seed{seed}", "num_train_epochs": 2}
+
+
+def parse(*argv):
+    return parse_arguments("A recipe.", DEFAULTS, argv)
+
+
+def test_layers_win_in_order(tmp_path):
+    config = tmp_path / "run.yaml"
+    config.write_text("method: textcnn\nlearning_rate: 2e-3\nmax_length: 64\nload_best_model_at_end: false\n")
+    assert parse().training.num_train_epochs == 2  # the recipe's
+    arguments = parse("--config", str(config), "--max_length", "32")
+    assert arguments.method.method == "textcnn"
+    assert arguments.training.num_train_epochs == 5  # TextCNN's
+    assert arguments.training.learning_rate == 2e-3  # YAML reads 2e-3 as a string; the flag's type makes it a number
+    assert arguments.data.max_length == 32  # the flag's
+    assert arguments.given == {"config", "method", "learning_rate", "max_length", "load_best_model_at_end"}
+
+
+def test_learning_rate_depends_on_the_method_unless_given():
+    assert parse().training.learning_rate == 5e-5
+    assert parse("--method", "lora").training.learning_rate == 5e-4
+    assert parse("--method=lora").training.learning_rate == 5e-4
+    assert parse("--method", "lora", "--learning_rate", "1e-5").training.learning_rate == 1e-5
+
+
+def test_output_dir_names_method_and_seed_unless_given():
+    assert parse("--method", "head", "--seed", "3").training.output_dir == "runs/x/head-seed3"
+    assert parse("--output_dir", "a{b}").training.output_dir == "a{b}"
+
+
+@pytest.mark.parametrize(("metric", "direction"), [("accuracy", True), ("eval_mcc", True), ("loss", False)])
+def test_direction_of_the_metric_is_known(metric, direction):
+    assert parse("--metric_for_best_model", metric).training.greater_is_better is direction
+
+
+def test_threads_are_shared_among_the_processes_of_the_host(monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    assert parse().run.num_threads == count_physical_cores()
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1000")
+    assert parse().run.num_threads == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--method", "fulll"], r"invalid choice: 'fulll' \(choose from .*'full', 'lora'"),
+        (["--learning_rat", "1"], "found 'learning_rat' on the command line. Did you mean 'learning_rate'"),
+        (["--max_length", "many"], "invalid int value: 'many'"),
+        (["--label_smoothing_factor", "1"], r"in \[0, 1\), but got 1.0"),
+        (["--label_smoothing_factor", "-0.1"], r"in \[0, 1\), but got -0.1"),
+        (["--metric_for_best_model", "acuracy"], "one of accuracy, .* but got 'acuracy'"),
+        (["--hub_token", "secret"], "Set HF_TOKEN"),
+        (["--push_to_hub"], "hf upload"),
+        (["--train_file", "nowhere.csv"], "'nowhere.csv' does not exist"),
+        (["--dataset_name", "embedded", "--train_file", "x.csv"], "but got both"),
+        (["--lora_r", "0"], "at least 1, but got 0"),
+        (["--attention_dropout", "1.5"], r"in \[0, 1\)"),
+        (["--fp16", "--bf16"], "fp16 and bf16"),
+        (["--config", "nowhere.yaml"], "'nowhere.yaml' does not exist"),
+    ],
+)
+def test_bad_settings_are_refused_in_one_line(argv, message):
+    with pytest.raises(FinetuneError, match=message) as caught:
+        parse(*argv)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("lerning_rate: 1", "found 'lerning_rate' in .*Did you mean 'learning_rate'"),
+        ("max_length: [1, 2]", "on the command line|unrecognized|found '2'"),
+        ("just words", "Expected 'name: value' lines"),
+        ("a: [", "can't be read"),
+    ],
+)
+def test_bad_yaml_is_refused_in_one_line(tmp_path, content, message):
+    config = tmp_path / "run.yaml"
+    config.write_text(content)
+    with pytest.raises(FinetuneError, match=message):
+        parse("--config", str(config))
+
+
+def test_help_documents_every_setting(capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse("--help")
+    assert caught.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for part in (DataArguments, ModelArguments, MethodArguments, RunArguments, TrainingArguments):
+        for field in dataclasses.fields(part):
+            assert f"--{field.name}" in text
+            assert field.metadata.get("help"), field.name
+
+
+def test_settings_are_written_without_tokens():
+    assert not [name for name in parse().to_dict()["training"] if "token" in name]

@@ -1,0 +1,50 @@
+"""The command `finetune`: quick help, one-line errors, nothing undocumented."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from finetune.cli import build_parser, main
+
+
+def test_help_imports_no_heavy_library():
+    program = "import sys; sys.argv = ['finetune', '--help']\nimport finetune.cli\ntry: finetune.cli.main()\nexcept SystemExit: pass\nassert not {'torch', 'transformers', 'datasets', 'numpy'} & set(sys.modules)"  # fmt: skip # noqa: E501
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["fly"], "invalid choice: 'fly'"),
+        (["predict"], "required: PATH, TEXT"),
+        (["predict", "nowhere", "text"], "'nowhere' does not exist"),
+        (["predict", str(ROOT / "recipes"), "text"], "found none of them"),
+        (["evaluate", "nowhere", "--test_file", "nothing.csv"], "'nothing.csv' does not exist"),
+    ],
+)
+def test_mistakes_end_with_one_line_and_status_2(argv, message, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(argv)
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_every_command_is_in_the_readme():
+    readme = (ROOT / "README.md").read_text()
+    commands = build_parser()._subparsers._group_actions[0].choices
+    assert commands
+    for name in commands:
+        assert re.search(rf"^finetune {name} ", readme, re.MULTILINE), name
+
+
+def test_files_and_flags_that_the_readme_names_exist():
+    readme = (ROOT / "README.md").read_text()
+    paths = re.findall(r"(?:recipes|benchmarks|accelerate_configs|docs|tests)/[\w/.-]+\w", readme)
+    assert paths
+    for path in paths:
+        assert (ROOT / path).exists(), path

