@@ -21,6 +21,7 @@ from finetune.arguments import ModelArguments
 from finetune.data.embedded import EMBEDDED_MODEL_ID, find_embedded_model
 from finetune.errors import FinetuneError
 from finetune.hub import reach_hub
+from finetune.models.dropout import use_fast_dropout
 from finetune.models.textcnn import TextCNNConfig, TextCNNForSequenceClassification
 from finetune.models.vocabulary import train_word_tokenizer
 from finetune.quiet import quiet_loading
@@ -107,9 +108,9 @@ def load_model(
         "problem_type": "single_label_classification",
     }
     set_seed(seed)
-    if method == "textcnn":
-        return load_textcnn(arguments, tokenizer, labels)
-    return load_encoder(arguments, labels)
+    model = load_textcnn(arguments, tokenizer, labels) if method == "textcnn" else load_encoder(arguments, labels)
+    use_fast_dropout(model)
+    return model
 
 
 def load_encoder(arguments: ModelArguments, labels: dict) -> PreTrainedModel:
