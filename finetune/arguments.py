@@ -316,8 +316,8 @@ def _fill_in(arguments: Arguments) -> None:
     metric = (training.metric_for_best_model or "loss").removeprefix("eval_")
     if metric in GREATER_IS_BETTER and "greater_is_better" not in arguments.given:
         training.greater_is_better = GREATER_IS_BETTER[metric]
-    if "output_dir" not in arguments.given:
-        training.output_dir = str(training.output_dir).format(method=arguments.method.method, seed=training.seed)
+    for name, value in (("method", arguments.method.method), ("seed", training.seed)):
+        training.output_dir = str(training.output_dir).replace(f"{{{name}}}", str(value))
 
 
 def _check(arguments: Arguments) -> None:

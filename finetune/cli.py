@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from finetune import __version__
 from finetune.errors import FinetuneError, exit_on_error
 
-__all__ = ["main"]
+__all__ = ["build_parser", "main", "run_evaluate", "run_predict"]
 
 
 class _Parser(argparse.ArgumentParser):

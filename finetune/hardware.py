@@ -14,6 +14,7 @@ __all__ = [
     "default_num_threads",
     "describe_hardware",
     "peak_memory_bytes",
+    "processor_name",
     "set_num_threads",
     "supports_bf16",
 ]

@@ -35,9 +35,9 @@ def test_learning_rate_depends_on_the_method_unless_given():
     assert parse("--method", "lora", "--learning_rate", "1e-5").training.learning_rate == 1e-5
 
 
-def test_output_dir_names_method_and_seed_unless_given():
+def test_output_dir_names_method_and_seed():
     assert parse("--method", "head", "--seed", "3").training.output_dir == "runs/x/head-seed3"
-    assert parse("--output_dir", "a{b}").training.output_dir == "a{b}"
+    assert parse("--output_dir", "a{b}-{method}").training.output_dir == "a{b}-full"
 
 
 @pytest.mark.parametrize(("metric", "direction"), [("accuracy", True), ("eval_mcc", True), ("loss", False)])

@@ -3,9 +3,7 @@
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerBase
 
-from finetune.errors import FinetuneError
-
-__all__ = ["check_max_length", "tokenize_dataset", "tokenize_splits"]
+__all__ = ["tokenize_dataset", "tokenize_splits"]
 
 
 def tokenize_splits(splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length: int) -> DatasetDict:
@@ -40,16 +38,3 @@ def tokenize_dataset(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_l
         desc="Tokenizing",
     )
     return tokenized.rename_column("label", "labels") if "label" in tokenized.column_names else tokenized
-
-
-def check_max_length(max_length: int, tokenizer: PreTrainedTokenizerBase, model_name: str) -> None:
-    """Refuse a length beyond the model's positions, which would fail with an index error in mid-training.
-
-    Raises:
-        FinetuneError: If `max_length` exceeds what the tokenizer knows of its model.
-    """
-    if max_length > tokenizer.model_max_length:
-        raise FinetuneError(
-            f"Expected --max_length of at most {tokenizer.model_max_length}, which {model_name} was built for, "
-            f"but got {max_length}. Pass --max_length {tokenizer.model_max_length}."
-        )

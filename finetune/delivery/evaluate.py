@@ -18,7 +18,14 @@ from finetune.models.tfidf import fit_tfidf
 from finetune.training.progress import progress_bar
 from finetune.training.run import Run
 
-__all__ = ["evaluate_file", "evaluate_run"]
+__all__ = [
+    "evaluate_file",
+    "evaluate_run",
+    "measure",
+    "measure_floor",
+    "measure_latency",
+    "write_predictions",
+]
 
 NUM_PROBES = 16
 NUM_LATENCY_TEXTS = 30

@@ -27,6 +27,7 @@ from finetune.models.vocabulary import train_word_tokenizer
 from finetune.quiet import quiet_loading
 
 __all__ = [
+    "load_encoder",
     "load_model",
     "load_pretrained_tokenizer",
     "load_textcnn",

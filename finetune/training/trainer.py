@@ -55,6 +55,7 @@ class FineTuningTrainer(Trainer):
         max_tokens_per_micro_batch: int,
         callbacks: list[TrainerCallback] | None = None,
     ):
+        args._n_gpu = min(args.n_gpu, 1)  # several GPUs take several processes, never nn.DataParallel
         super().__init__(
             model=model,
             args=args,
