@@ -18,7 +18,11 @@ __all__ = ["HistoryWriter", "ProgressReport", "progress_bar"]
 def progress_bar(total: int, description: str) -> Iterator[Callable[[int], None]]:
     """Show a bar on a terminal, nothing elsewhere; gives the function that advances it."""
     with tqdm(total=total, desc=description, unit=" texts", leave=False, disable=not sys.stderr.isatty()) as bar:
-        yield lambda count: bar.update(count) and None
+
+        def advance(count: int) -> None:
+            bar.update(count)
+
+        yield advance
 
 
 class ProgressReport(TrainerCallback):
