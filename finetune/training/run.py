@@ -40,12 +40,13 @@ from finetune.training.progress import HistoryWriter, ProgressReport
 from finetune.training.summary import summarize
 from finetune.training.trainer import FineTuningTrainer
 
-__all__ = ["SCHEMA_VERSION", "Run", "write_json"]
+__all__ = ["SCHEMA_VERSION", "Run", "write_json", "write_model"]
 
 SCHEMA_VERSION = 1
 PACKAGES = ("finetune", "torch", "transformers", "peft", "accelerate", "datasets", "evaluate", "scikit-learn", "numpy")
 # Settings that may differ between a run and its continuation without changing what comes out.
 FREE_SETTINGS = {("run", "config"), ("run", "restart"), ("run", "num_threads")}
+ENTRIES = ("run.json", "history.jsonl", "model", "predictions", "checkpoints", "run.json.partial", "model.partial")
 # Without any one of these a checkpoint is not whole; transformers writes the last of them last.
 CHECKPOINT_FILES = ("optimizer.pt", "scheduler.pt", "trainer_state.json")
 
@@ -174,7 +175,7 @@ class Run:
     def save_model(
         self, model: PreTrainedModel | PeftModel | TfidfClassifier, tokenizer: PreTrainedTokenizerBase | None
     ) -> None:
-        """Write `model/` aside and rename it, so that a folder of that name is always whole."""
+        """Write `model/` and note its size."""
         if isinstance(model, TfidfClassifier):
             trainable = total = model.num_parameters()
             architecture = "TfidfVectorizer + LogisticRegression"
@@ -182,17 +183,7 @@ class Run:
             trainable, total = count_parameters(model)
             architecture = type(model.get_base_model() if isinstance(model, PeftModel) else model).__name__
         if self.is_main:
-            aside = self.directory / "model.partial"
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir()
-            model.save_pretrained(str(aside))
-            if tokenizer is not None:
-                tokenizer.save_pretrained(str(aside))
-            if isinstance(model, PeftModel):  # an adapter folder has no config.json and so loses the label names
-                (aside / "README.md").unlink(missing_ok=True)  # PEFT's empty card
-                write_json(aside / LABEL_NAMES_FILE, self.record["data"]["label_names"])
-            shutil.rmtree(self.model_directory, ignore_errors=True)
-            aside.rename(self.model_directory)
+            write_model(self.model_directory, model, tokenizer)
             self.record["model"] = {
                 "name": self.arguments.model.model_name_or_path,
                 "architecture": architecture,
@@ -212,9 +203,20 @@ class Run:
         self._write()
 
     def _leave_nothing_behind(self) -> None:
-        """Remove the directory of a run that failed before it had a checkpoint to resume from."""
+        """Remove what a run wrote that failed before it had a checkpoint to resume from."""
         if self.find_checkpoint() is None and not self.model_directory.exists():
-            shutil.rmtree(self.directory, ignore_errors=True)
+            self._delete()
+
+    def _delete(self) -> None:
+        """Delete what runs write, and the directory if nothing else is in it."""
+        for name in ENTRIES:
+            path = self.directory / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        if self.directory.is_dir() and not any(self.directory.iterdir()):
+            self.directory.rmdir()
 
     def _open_directory(self) -> None:
         """Make the directory, or accept the one that this run left behind."""
@@ -224,7 +226,7 @@ class Run:
         if found:
             before = self._read_earlier_record()
             if self.arguments.run.restart:
-                shutil.rmtree(self.directory)
+                self._delete()
             elif before["status"] == "complete":
                 raise FinetuneError(
                     f"Expected an empty --output_dir, but {str(self.directory)!r} holds a finished run. "
@@ -294,6 +296,24 @@ class Run:
     def _write(self) -> None:
         if self.is_main:
             write_json(self.directory / "run.json", self.record)
+
+
+def write_model(
+    folder: Path, model: PreTrainedModel | PeftModel | TfidfClassifier, tokenizer: PreTrainedTokenizerBase | None
+) -> None:
+    """Write a model, its tokenizer and its label names aside and rename the folder, so that it is always whole."""
+    aside = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    model.save_pretrained(str(aside))
+    if tokenizer is not None:
+        tokenizer.save_pretrained(str(aside))
+    if isinstance(model, PeftModel):  # an adapter folder has no config.json, so it would lose the label names
+        (aside / "README.md").unlink(missing_ok=True)  # PEFT's empty card
+        labels: Any = model.get_base_model().config.id2label  # type: ignore[union-attr]
+        write_json(aside / LABEL_NAMES_FILE, [labels[number] for number in range(len(labels))])
+    shutil.rmtree(folder, ignore_errors=True)
+    aside.rename(folder)
 
 
 def write_json(path: Path, content: Any) -> None:
