@@ -3,7 +3,26 @@
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerBase
 
-__all__ = ["tokenize_dataset", "tokenize_splits"]
+__all__ = ["encode_texts", "tokenize_dataset", "tokenize_splits"]
+
+
+def encode_texts(texts: list[str], tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, list]:
+    """Tokenize texts, cut at their end, without padding: batches pad to their own longest text.
+
+    Args:
+        texts: Any number of them.
+        tokenizer: A fast tokenizer.
+        max_length: Most tokens of a text, special tokens included.
+
+    Returns:
+        The tokenizer's columns (`input_ids`, …) without `attention_mask`, which padding adds; `length`, the number of
+        tokens; and `is_truncated`.
+    """
+    encoded = tokenizer(texts, truncation=True, max_length=max_length, return_attention_mask=False)
+    columns = dict(encoded)
+    columns["length"] = [len(tokens) for tokens in encoded["input_ids"]]
+    columns["is_truncated"] = [bool(encoding.overflowing) for encoding in encoded.encodings]
+    return columns
 
 
 def tokenize_splits(splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length: int) -> DatasetDict:
@@ -12,7 +31,7 @@ def tokenize_splits(splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, max
 
 
 def tokenize_dataset(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
-    """Tokenize `text`, cut at its end, without padding: batches pad to their own longest text.
+    """Tokenize the column `text`; see `encode_texts`.
 
     Args:
         dataset: Has the column `text`, and `label` unless it is only to be predicted.
@@ -20,19 +39,10 @@ def tokenize_dataset(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_l
         max_length: Most tokens of a text, special tokens included.
 
     Returns:
-        The tokenizer's columns (`input_ids`, …) without `attention_mask`, which padding adds; `length`, the number of
-        tokens; `is_truncated`; and `labels` if `dataset` has `label`. Rows keep their order.
+        The columns of `encode_texts`, and `labels` if `dataset` has `label`. Rows keep their order.
     """
-
-    def tokenize_batch(batch: dict[str, list]) -> dict[str, list]:
-        encoded = tokenizer(batch["text"], truncation=True, max_length=max_length, return_attention_mask=False)
-        columns = dict(encoded)
-        columns["length"] = [len(tokens) for tokens in encoded["input_ids"]]
-        columns["is_truncated"] = [bool(encoding.overflowing) for encoding in encoded.encodings]
-        return columns
-
     tokenized = dataset.map(
-        tokenize_batch,
+        lambda batch: encode_texts(batch["text"], tokenizer, max_length),
         batched=True,
         remove_columns=[column for column in dataset.column_names if column != "label"],
         desc="Tokenizing",

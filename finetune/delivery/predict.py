@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
 from scipy.special import softmax
 
 from finetune.data.batch import MicroBatchCollator
-from finetune.data.tokenize import tokenize_dataset
+from finetune.data.tokenize import encode_texts
 from finetune.delivery.load import load
 from finetune.hardware import supports_bf16
 from finetune.models.inference import compute_logits
@@ -70,10 +69,11 @@ class Predictor:
             logits = self.model.compute_logits(texts)
             on_batch(len(texts))
             return logits, np.array([len(text.split()) for text in texts], dtype=np.int64)
-        dataset = Dataset.from_dict({"text": list(texts)})
-        tokenized = tokenize_dataset(dataset, self.tokenizer, self.tokenizer.model_max_length)
-        logits = compute_logits(self.model, tokenized, self.collate, MAX_TOKENS, self.dtype, on_batch)
-        return logits, np.asarray(tokenized["length"], dtype=np.int64)
+        columns = encode_texts(list(texts), self.tokenizer, self.tokenizer.model_max_length)
+        lengths = columns["length"]
+        examples = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        logits = compute_logits(self.model, examples, lengths, self.collate, MAX_TOKENS, self.dtype, on_batch)
+        return logits, np.asarray(lengths, dtype=np.int64)
 
     def predict(self, texts: Sequence[str]) -> list[Prediction]:
         """Give each text's most probable label."""

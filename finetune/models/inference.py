@@ -1,10 +1,10 @@
 """Logits of many texts: sorted by length, batched by tokens, without gradients, in the order of the input."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
 from torch import distributed
 from transformers import PreTrainedModel
 
@@ -16,27 +16,29 @@ __all__ = ["compute_logits"]
 @torch.inference_mode()
 def compute_logits(
     model: PreTrainedModel,
-    dataset: Dataset,
+    examples: Sequence[dict[str, Any]],
+    lengths: Sequence[int],
     collate: Callable[[list[dict]], dict[str, torch.Tensor]],
     max_tokens: int,
     dtype: torch.dtype = torch.float32,
     on_batch: Callable[[int], None] = lambda num_examples: None,
 ) -> np.ndarray:
-    """Compute the logits of a tokenized data set.
+    """Compute the logits of tokenized examples.
 
     With several processes each takes every n-th batch, so that every example counts exactly once, and all of them
     get all logits.
 
     Args:
         model: Put into evaluation mode for the call.
-        dataset: Columns `input_ids` and `length`, as `tokenize_dataset` gives.
+        examples: Each has `input_ids`; a list, or a data set of `tokenize_dataset`.
+        lengths: Tokens of each example.
         collate: Pads examples into tensors.
         max_tokens: Most tokens of a batch, padding included.
         dtype: `torch.bfloat16` computes under autocast.
         on_batch: Called with the number of examples after each batch.
 
     Returns:
-        float32 logits, `(len(dataset), num_labels)`.
+        float32 logits, `(len(examples), num_labels)`.
     """
     rank, world_size = 0, 1
     if distributed.is_available() and distributed.is_initialized():
@@ -44,9 +46,9 @@ def compute_logits(
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    logits = np.zeros((len(dataset), int(model.config.num_labels or 0)), dtype=np.float32)
-    for positions in cut_by_tokens(dataset["length"], max_tokens)[rank::world_size]:
-        inputs = collate(dataset.select(positions).to_list())
+    logits = np.zeros((len(lengths), int(model.config.num_labels or 0)), dtype=np.float32)
+    for positions in cut_by_tokens(lengths, max_tokens)[rank::world_size]:
+        inputs = collate([examples[position] for position in positions])
         inputs.pop("labels", None)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
             outputs = model(**{name: tensor.to(device) for name, tensor in inputs.items()})

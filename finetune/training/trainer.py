@@ -183,6 +183,7 @@ class FineTuningTrainer(Trainer):
             logits = compute_logits(
                 self.model,  # type: ignore[arg-type]
                 dataset,
+                dataset["length"],
                 self.collator.collate,
                 self.collator.max_tokens,
                 torch.bfloat16 if self.args.bf16 else torch.float32,
