@@ -225,3 +225,28 @@ def test_batches_are_of_similar_length():
     lengths = np.random.default_rng(0).integers(1, 500, 800)
     spreads = [np.ptp(lengths[batch]) for batch in GlobalStepSampler(lengths.tolist(), 16, seed=0)]
     assert np.median(spreads) < 50  # of 500: a random batch spreads over more than 400
+
+
+def test_a_data_set_with_an_official_test_split_keeps_it_and_carves_validation_from_train(tmp_path):
+    """A folder of Parquet files loads as a data set of the Hub does; this one is shaped like stanfordnlp/imdb."""
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["neg", "pos"])})
+    for split, count in (("train", 100), ("test", 30), ("unsupervised", 10)):
+        columns = {"text": [f"{split} {i}" for i in range(count)], "label": [int(i >= count / 2) for i in range(count)]}
+        Dataset.from_dict(columns, features=features).to_parquet(tmp_path / f"{split}.parquet")
+    splits = load_splits(DataArguments(dataset_name=str(tmp_path)))
+    assert {name: len(split) for name, split in splits.items()} == {"train": 90, "validation": 10, "test": 30}
+    assert splits["test"]["text"][:] == [f"test {i}" for i in range(30)]
+    assert all(text.startswith("train") for text in splits["validation"]["text"])
+    assert np.bincount(splits["validation"]["label"]).tolist() == [5, 5]
+    assert splits["train"].features["label"].names == ["neg", "pos"]
+    assert set(splits["train"].column_names) == {"id", "text", "label"}
+
+
+def test_a_data_set_s_own_column_names_can_be_given(tmp_path):
+    columns = {"review": ["a", "b", "c"] * 20, "stars": [1, 10, 2] * 20}
+    columns["review"] = [f"{word} {i}" for i, word in enumerate(columns["review"])]
+    Dataset.from_dict(columns).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(FinetuneError, match=r"found \['review', 'stars'\]. Pass --text_column and --label_column"):
+        load_splits(DataArguments(dataset_name=str(tmp_path)))
+    splits = load_splits(DataArguments(dataset_name=str(tmp_path), text_column="review", label_column="stars"))
+    assert splits["train"].features["label"].names == ["1", "2", "10"]
