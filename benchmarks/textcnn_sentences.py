@@ -35,7 +35,7 @@ from finetune.hardware import default_num_threads, describe_hardware, set_num_th
 from finetune.metrics import accuracy_interval, compute_metrics
 from finetune.models.load import load_model, load_tokenizer
 from finetune.quiet import quiet_program
-from finetune.training.run import write_json
+from finetune.models.save import write_json
 from finetune.training.trainer import FineTuningTrainer
 
 # What training differs in from `TrainingArguments`' own defaults; every one is also a flag.

@@ -49,6 +49,23 @@ METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
     "tfidf": {},
 }
 
+# Flags of `TrainingArguments` that would be taken and then have no effect here.
+REFUSED = {
+    "resume_from_checkpoint": "a run resumes by itself from its --output_dir",
+    "train_sampling_strategy": "examples are always drawn at random, grouped by length",
+    "auto_find_batch_size": "--max_tokens_per_micro_batch bounds the memory",
+    "per_device_eval_batch_size": "evaluation is batched by --max_tokens_per_micro_batch",
+    "dataloader_drop_last": "no example is dropped",
+    "dataloader_persistent_workers": "the loader needs no workers",
+    "bf16_full_eval": "evaluation computes as training does",
+    "fp16_full_eval": "evaluation computes as training does",
+    "prediction_loss_only": "the metrics need the predictions",
+    "remove_unused_columns": "only what a model takes is handed to it",
+    "do_train": "a recipe trains and evaluates",
+    "do_eval": "a recipe trains and evaluates",
+    "do_predict": "a recipe trains and evaluates",
+}
+
 
 @dataclass
 class DataArguments:
@@ -186,10 +203,29 @@ class Arguments:
     training: TrainingArguments
     given: frozenset[str]
 
+    def unused(self) -> set[str]:
+        """Name the settings that the method has no use for."""
+        method, variant = self.method.method, self.model.textcnn_variant
+        unused: set[str] = set()
+        if method == "tfidf":
+            network = {"max_length", *vars(self.model), *vars(self.method), *vars(self.run), *vars(self.training)}
+            unused = network - {"method", "output_dir", "seed", "config", "restart", "num_threads", "no_store_text"}
+        else:
+            prefixes = [prefix for prefix in ("lora", "textcnn") if prefix != method]
+            names = [name for part in (self.model, self.method) for name in vars(part)]
+            unused = {name for name in names for prefix in prefixes if name.startswith(f"{prefix}_")}
+        if method == "textcnn":
+            own_tokens = variant == "rand" and self.model.textcnn_tokenizer == "own"
+            unused |= {"attention_dropout", *(("model_name_or_path",) if own_tokens else ("textcnn_vocabulary_size",))}
+            unused |= {"textcnn_tokenizer", "textcnn_embedding_dim"} if variant != "rand" else set()
+        if not self.training.load_best_model_at_end:
+            unused.add("early_stopping_patience")
+        return unused
+
     def to_dict(self) -> dict[str, Any]:
         """Give every setting by part and name, without tokens, for `run.json`."""
         parts = {part: vars(getattr(self, part)).copy() for part in ("data", "model", "method", "run")}
-        training = {name: value for name, value in self.training.to_dict().items() if "token" not in name}
+        training = {name: value for name, value in self.training.to_dict().items() if not name.endswith("_token")}
         return {**parts, "training": training}
 
 
@@ -221,10 +257,11 @@ def parse_arguments(description: str | None, defaults: dict[str, Any], argv: Seq
     )
     known = {action.dest for action in parser._actions}
     config = _read_config(argv, known)
-    flags = _flags_to_names(argv, known)
+    method = _value_of("method", argv) or str(config.get("method", defaults.get("method", "full")))
+    for_methods = {name: config.pop(name, None) or {} for name in METHOD_DEFAULTS}
+    config.update(for_methods.get(method, {}))
 
-    given = frozenset(config) | frozenset(flags)
-    method = _find_method(argv, config, defaults)
+    given = frozenset(config) | frozenset(_flags_to_names(argv, known))
     machine_defaults = {"use_cpu": not torch.cuda.is_available(), "bf16": supports_bf16() and "fp16" not in given}
     parser.set_defaults(**{**machine_defaults, **defaults, **METHOD_DEFAULTS.get(method, {})})
     words = [word for name, value in config.items() for word in _to_flag(name, value)] + argv
@@ -246,7 +283,10 @@ def parse_arguments(description: str | None, defaults: dict[str, Any], argv: Seq
 
 
 def _read_config(argv: Sequence[str], known: set[str]) -> dict[str, Any]:
-    """Read the YAML file that `--config` names, if any, and check its keys."""
+    """Read the YAML file that `--config` names, if any, and check its keys.
+
+    A key named like a method holds settings for that method alone.
+    """
     path = _value_of("config", argv)
     if path is None:
         return {}
@@ -260,9 +300,18 @@ def _read_config(argv: Sequence[str], known: set[str]) -> dict[str, Any]:
         return {}
     if not isinstance(settings, dict):
         raise FinetuneError(f"Expected 'name: value' lines in {path!r}, but found a {type(settings).__name__}.")
-    for key in settings:
-        if key not in known or key in ("config", "help"):
-            raise FinetuneError(_unknown_setting(str(key), known, f"in {path}"))
+    for part in (settings, *(settings.get(method) for method in METHOD_DEFAULTS)):
+        if part is not None and not isinstance(part, dict):
+            raise FinetuneError(f"Expected 'name: value' lines below a method in {path!r}, but found {part!r}.")
+        for key, value in (part or {}).items():
+            if key in METHOD_DEFAULTS and part is settings:
+                continue
+            if key not in known or key in ("config", "help"):
+                raise FinetuneError(_unknown_setting(str(key), known, f"in {path}"))
+            if value is None or isinstance(value, list):
+                raise FinetuneError(
+                    f"Expected one value for {key!r} in {path!r}, but found {value!r}. Give it a value."
+                )
     return settings
 
 
@@ -277,10 +326,6 @@ def _value_of(name: str, argv: Sequence[str]) -> str | None:
     return value
 
 
-def _find_method(argv: Sequence[str], config: dict[str, Any], defaults: dict[str, Any]) -> str:
-    return _value_of("method", argv) or str(config.get("method", defaults.get("method", "full")))
-
-
 def _flags_to_names(argv: Sequence[str], known: set[str]) -> set[str]:
     """Name the settings that appear as flags: `--no_tf32` and `--tf32` both set `tf32`."""
     names = {word.split("=")[0].lstrip("-").replace("-", "_") for word in argv if word.startswith("--")}
@@ -289,13 +334,7 @@ def _flags_to_names(argv: Sequence[str], known: set[str]) -> set[str]:
 
 def _to_flag(name: str, value: Any) -> list[str]:
     """Write a YAML entry as command-line words, so that it passes through the same types and checks as a flag."""
-    if value is None:
-        return []
-    if isinstance(value, dict):
-        return [f"--{name}={json.dumps(value)}"]
-    if isinstance(value, list):
-        return [f"--{name}", *(str(item) for item in value)]
-    return [f"--{name}={value}"]
+    return [f"--{name}={json.dumps(value) if isinstance(value, dict) else value}"]
 
 
 def _unknown_setting(name: str, known: set[str], where: str) -> str:
@@ -325,6 +364,11 @@ def _check(arguments: Arguments) -> None:
     data, run, training = arguments.data, arguments.run, arguments.training
     if "hub_token" in arguments.given:
         raise FinetuneError("Expected no --hub_token: it would be stored with the model. Set HF_TOKEN instead.")
+    for name, instead in REFUSED.items():
+        if name in arguments.given:
+            raise FinetuneError(f"Expected no --{name}, because {instead}. Leave it out.")
+    if training.fp16 and training.use_cpu:
+        raise FinetuneError("Expected no --fp16 on a CPU, which trains in bf16 or fp32. Leave it out.")
     if training.push_to_hub:
         raise FinetuneError(
             "Expected no --push_to_hub: training does not push. Upload the finished run's model/ with `hf upload`."
@@ -350,9 +394,15 @@ def _check(arguments: Arguments) -> None:
         ("textcnn_vocabulary_size", arguments.model.textcnn_vocabulary_size, 3),
         ("per_device_train_batch_size", training.per_device_train_batch_size, 1),
         ("gradient_accumulation_steps", training.gradient_accumulation_steps, 1),
+        ("split_seed", data.split_seed, 0),
+        ("seed", training.seed, 0),
+        ("learning_rate", training.learning_rate, 0),
+        ("weight_decay", training.weight_decay, 0),
     ):
-        if value is not None and value < least:
+        if value is not None and not value >= least:  # written so that NaN is refused too
             raise FinetuneError(f"Expected --{name} to be at least {least}, but got {value}.")
+    if training.max_steps <= 0 and not training.num_train_epochs > 0:
+        raise FinetuneError(f"Expected --num_train_epochs above 0, but got {training.num_train_epochs}.")
     for name, share in (
         ("attention_dropout", arguments.model.attention_dropout),
         ("textcnn_dropout", arguments.model.textcnn_dropout),

@@ -54,7 +54,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     """Print the metrics and the classification report."""
     _prepare(arguments)
     from finetune.delivery.evaluate import evaluate_file
-    from finetune.training.run import write_json
+    from finetune.models.save import write_json
 
     metrics, report = evaluate_file(arguments.path, arguments.test_file, arguments.text_column, arguments.label_column)
     low, high = metrics["accuracy_interval"]

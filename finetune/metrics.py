@@ -5,6 +5,7 @@
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from scipy.special import log_softmax, softmax
@@ -43,9 +44,9 @@ GREATER_IS_BETTER = {
 def compute_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Compute every metric of a single-label task.
 
-    Precision, recall and F1 are unweighted means over the classes ("macro"); a class that is never predicted has
-    precision 0. MCC is Matthews' correlation coefficient (Gorodkin 2004 for more than two classes). `loss` is the
-    mean cross-entropy in nats, without label smoothing.
+    Precision, recall and F1 are unweighted means over all classes ("macro"); a class that is never predicted has
+    precision 0, one without examples recall 0. MCC is Matthews' correlation coefficient (Gorodkin 2004 for more than
+    two classes). `loss` is the mean cross-entropy in nats, without label smoothing.
 
     Args:
         logits: Scores before the softmax, shape `(num_examples, num_labels)`.
@@ -59,11 +60,12 @@ def compute_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         1.0
     """
     predictions = logits.argmax(axis=-1)
+    macro: Any = {"labels": range(logits.shape[-1]), "average": "macro", "zero_division": 0}
     return {
         "accuracy": float(accuracy_score(labels, predictions)),
-        "macro_f1": float(f1_score(labels, predictions, average="macro", zero_division=0)),
-        "precision": float(precision_score(labels, predictions, average="macro", zero_division=0)),
-        "recall": float(recall_score(labels, predictions, average="macro", zero_division=0)),
+        "macro_f1": float(f1_score(labels, predictions, **macro)),
+        "precision": float(precision_score(labels, predictions, **macro)),
+        "recall": float(recall_score(labels, predictions, **macro)),
         "mcc": float(matthews_corrcoef(labels, predictions)),
         "roc_auc": compute_roc_auc(logits, labels),
         "loss": compute_log_loss(logits, labels),

@@ -28,6 +28,14 @@ def test_layers_win_in_order(tmp_path):
     assert arguments.given == {"config", "method", "learning_rate", "max_length", "load_best_model_at_end"}
 
 
+def test_yaml_settings_below_a_method_are_for_it_alone(tmp_path):
+    config = tmp_path / "run.yaml"
+    config.write_text("max_length: 64\nlora:\n  learning_rate: 3e-4\n  lora_r: 4\n")
+    lora, full = (parse("--config", str(config), "--method", method) for method in ("lora", "full"))
+    assert (lora.training.learning_rate, lora.method.lora_r, lora.data.max_length) == (3e-4, 4, 64)
+    assert (full.training.learning_rate, full.method.lora_r, full.data.max_length) == (5e-5, 16, 64)
+
+
 def test_learning_rate_depends_on_the_method_unless_given():
     assert parse().training.learning_rate == 5e-5
     assert parse("--method", "lora").training.learning_rate == 5e-4
@@ -67,7 +75,13 @@ def test_threads_are_shared_among_the_processes_of_the_host(monkeypatch):
         (["--dataset_name", "embedded", "--train_file", "x.csv"], "but got both"),
         (["--lora_r", "0"], "at least 1, but got 0"),
         (["--attention_dropout", "1.5"], r"in \[0, 1\)"),
-        (["--fp16", "--bf16"], "fp16 and bf16"),
+        (["--fp16", "--bf16", "true"], "fp16 and bf16"),
+        (["--fp16", "--use_cpu"], "no --fp16 on a CPU"),
+        (["--resume_from_checkpoint", "x"], "resumes by itself"),
+        (["--auto_find_batch_size"], "bounds the memory"),
+        (["--num_train_epochs", "0"], "above 0, but got 0.0"),
+        (["--learning_rate", "nan"], "at least 0, but got nan"),
+        (["--seed", "-1"], "at least 0, but got -1"),
         (["--config", "nowhere.yaml"], "'nowhere.yaml' does not exist"),
     ],
 )
@@ -81,7 +95,10 @@ def test_bad_settings_are_refused_in_one_line(argv, message):
     ("content", "message"),
     [
         ("lerning_rate: 1", "found 'lerning_rate' in .*Did you mean 'learning_rate'"),
-        ("max_length: [1, 2]", "on the command line|unrecognized|found '2'"),
+        ("max_length: [1, 2]", "one value for 'max_length'"),
+        ("max_length:", "one value for 'max_length' in .*, but found None"),
+        ("lora:\n  lerning_rate: 1", "found 'lerning_rate' in .*Did you mean 'learning_rate'"),
+        ("lora: 3", "lines below a method"),
         ("just words", "Expected 'name: value' lines"),
         ("a: [", "can't be read"),
     ],
@@ -105,4 +122,4 @@ def test_help_documents_every_setting(capsys):
 
 
 def test_settings_are_written_without_tokens():
-    assert not [name for name in parse().to_dict()["training"] if "token" in name]
+    assert not [name for name in parse().to_dict()["training"] if name.endswith("_token")]

@@ -45,7 +45,8 @@ def test_stratified_indices_keep_shares_and_never_repeat():
         drawn = stratified_indices(labels, size, seed=1)
         assert len(drawn) == len(set(drawn.tolist())) == size
         counts = np.bincount(labels[drawn], minlength=3)
-        assert np.all(np.abs(counts - size * np.array([0.7, 0.25, 0.05])) < 1)
+        assert np.all(np.abs(counts - size * np.array([0.7, 0.25, 0.05])) <= 1)
+        assert size < 3 or counts.min() > 0
     assert not np.array_equal(stratified_indices(labels, 50, seed=1), stratified_indices(labels, 50, seed=2))
 
 
@@ -73,6 +74,20 @@ def test_a_split_of_one_class_is_refused():
     splits = DatasetDict(train=sorted_by_label, validation=sorted_by_label.select(range(20)))
     with pytest.raises(FinetuneError, match="at least two classes in split 'validation', but found only 'no'"):
         check_classes(splits)
+
+
+def test_a_class_without_training_rows_is_refused():
+    lost = make([f"text {i}" for i in range(10)], [i % 2 for i in range(10)], names=("a", "b", "c"))
+    with pytest.raises(FinetuneError, match=r"training rows of every class, .* found none of \['c'\]"):
+        check_classes(DatasetDict(train=lost))
+
+
+def test_test_labels_may_be_the_numbers_of_train_s(tmp_path):
+    test = tmp_path / "test.csv"
+    test.write_text("text,label\nx,1\ny,0\n")
+    splits = load_splits(DataArguments(dataset_name="embedded", test_file=str(test), max_train_samples=100))
+    assert splits["test"]["label"][:] == [1, 0]
+    assert splits["test"].features["label"].names == ["negative", "positive"]
 
 
 def test_labels_are_in_natural_order(tmp_path):
@@ -110,6 +125,8 @@ def test_file_formats(tmp_path, suffix, content):
         ("a.csv", "review,sentiment\nx,y\n", r"columns \['text', 'label'\] in .*found \['review', 'sentiment'\]"),
         ("a.csv", "text,label\n", "found none below its header"),
         ("a.csv", "", "readable .csv file"),
+        ("a.csv", "text,label\nA great film, really,pos\n", "as many fields in each row"),
+        ("a.csv", "text,label\ngood,pos,\n", "as many fields in each row"),
         ("a.csv", "text,label\nx,\n", "row 1 lacks one"),
         ("a.jsonl", "{", "readable .jsonl file"),
         ("a.parquet", "text", "readable .parquet file"),
@@ -127,9 +144,7 @@ def test_a_label_that_train_lacks_is_refused(tmp_path):
     train, test = tmp_path / "train.csv", tmp_path / "test.csv"
     train.write_text("\n".join(["text,label", *(f"text {i},{'ab'[i % 2]}" for i in range(40))]))
     test.write_text("text,label\nx,a\ny,c\n")
-    with pytest.raises(
-        FinetuneError, match=r"split 'test' to have only train's labels \['a', 'b'\], but found \['c'\]"
-    ):
+    with pytest.raises(FinetuneError, match=r"only the labels \['a', 'b'\] in split 'test', but found \['c'\]"):
         load_splits(DataArguments(train_file=str(train), test_file=str(test)))
 
 

@@ -9,7 +9,7 @@ from finetune.delivery.load import load
 from finetune.errors import FinetuneError
 from finetune.methods import apply_method
 from finetune.models.load import load_model, newly_initialised_modules
-from finetune.training.run import write_model
+from finetune.models.save import write_model
 
 SMALL = {"vocab_size": 30, "max_position_embeddings": 40, "pad_token_id": 0, "hidden_size": 16, "num_hidden_layers": 2,
          "num_attention_heads": 2, "intermediate_size": 32}  # fmt: skip
@@ -84,3 +84,28 @@ def test_a_model_with_a_head_has_none_to_train_afresh(tmp_path, tiny_bert):
     model = load_model(ModelArguments(model_name_or_path=str(tmp_path)), "head", None, ["a", "b", "c"], seed=0)
     with pytest.raises(FinetuneError, match="without a classification head"):
         apply_method(model, MethodArguments(method="head"))
+
+
+def test_a_head_for_other_classes_is_drawn_anew(tmp_path, tiny_bert):
+    make(tiny_bert).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(tmp_path)
+    model = load_model(ModelArguments(model_name_or_path=str(tmp_path)), "full", None, ["x", "y"], seed=0)
+    assert newly_initialised_modules(model) == ["classifier"]
+    assert model.classifier.out_features == 2
+
+
+def test_lora_on_a_checkpoint_that_has_a_head(tmp_path, tiny_bert):
+    make(tiny_bert).save_pretrained(tmp_path / "base")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
+    tokenizer.save_pretrained(tmp_path / "base")
+    arguments = ModelArguments(model_name_or_path=str(tmp_path / "base"))
+    model = apply_method(load_model(arguments, "lora", tokenizer, ["a", "b", "c"], seed=0), MethodArguments("lora"))
+    assert any("classifier" in name for name, parameter in model.named_parameters() if parameter.requires_grad)
+    write_model(tmp_path / "model", model, tokenizer)
+    tokens = torch.tensor([[2, 5, 6, 7, 3]])
+    torch.testing.assert_close(load(tmp_path / "model")[0](tokens).logits, model.eval()(tokens).logits)
+
+
+def test_a_folder_without_a_trained_head_is_refused(tiny_bert):
+    with pytest.raises(FinetuneError, match=r"lack \['classifier.bias', 'classifier.weight'\]"):
+        load(tiny_bert)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -22,6 +23,7 @@ from finetune.cli import main as finetune_command
 from finetune.delivery.predict import load_predictor
 from finetune.errors import FinetuneError
 from finetune.metrics import compute_metrics
+from finetune.training.summary import summarize
 
 METHODS = ("full", "lora", "head", "textcnn", "tfidf")
 TEXTS = ["a great film", "this was awful !", "good", "the plot"]
@@ -152,6 +154,35 @@ def test_no_path_of_this_machine_is_saved_with_the_embedded_model(imdb, reviews,
     assert model.config.id2label == {0: "neg", 1: "pos"}
 
 
+def test_the_console_script_in_a_new_process(runs):
+    command = [str(Path(sys.executable).parent / "finetune"), "predict", str(runs / "lora"), "a great film"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd="/")
+    label, probability, text = result.stdout.strip().split("\t")
+    (expected,) = load_predictor(runs / "lora").predict(["a great film"])
+    assert (label, text) == (expected.label, "a great film")
+    assert float(probability) == pytest.approx(expected.probability, abs=1e-3)
+    assert result.stderr == ""
+
+
+def test_the_summary_tells_what_ran_what_it_cost_and_what_to_type_next(runs):
+    record = json.loads((runs / "lora/run.json").read_text())
+    text = summarize(record, runs / "lora")
+    for expected in (
+        "60 rows, 60 distinct texts",
+        "lora: BertForSequenceClassification",
+        f"{record['model']['trainable_parameters']:,} trained of {record['model']['total_parameters']:,}",
+        f"{record['costs']['train_seconds']:.1f} s",
+        "tokens/s, in fp32",
+        "GiB",
+        f"validation       accuracy {record['metrics']['validation']['accuracy']:.1%}",
+        f"test             accuracy {record['metrics']['test']['accuracy']:.1%}",
+        f"floor (test)     accuracy {record['floor']['test']['accuracy']:.1%}",
+        str(runs / "lora/model"),
+        f"finetune predict {runs / 'lora'}",
+    ):
+        assert expected in text
+
+
 def run_recipe(*argv, launcher=(sys.executable,), **environment):
     command = [*launcher, str(ROOT / "recipes/imdb.py"), *argv]
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, timeout=300)
@@ -163,9 +194,8 @@ def test_accelerate_launch(flags, tmp_path):
     result = run_recipe(*flags[:-2], "--output_dir", str(tmp_path / "run"), launcher=launcher)
     assert result.returncode == 0, result.stderr
     assert "finetune predict" in result.stdout
-    assert "Warning" not in result.stderr
+    assert "warning" not in result.stderr.replace("To avoid this warning pass", "").lower()  # accelerate's own
     record = json.loads((tmp_path / "run/run.json").read_text())
-    assert record["environment"]["num_threads"] >= 1  # and not the one thread that the launcher asks for
     assert record["environment"]["num_threads"] == record["environment"]["physical_cores"]
 
 
@@ -173,7 +203,7 @@ def test_two_processes_train_as_one(flags, tmp_path):
     config = str(ROOT / "accelerate_configs/cpu_two_processes.yaml")
     launcher = ("accelerate", "launch", "--main_process_port", "0", "--config_file", config)
     still = ["--max_steps", "6", "--logging_steps", "1", "--eval_strategy", "steps", "--save_strategy", "steps",
-             "--eval_steps", "3", "--save_steps", "3", "--no_floor", "--lora_dropout", "0", "--method", "textcnn",
+             "--eval_steps", "3", "--save_steps", "3", "--no_floor", "--method", "textcnn",
              "--textcnn_dropout", "0"]  # fmt: skip
     one = run_recipe(*flags, *still, "--per_device_train_batch_size", "8", "--output_dir", str(tmp_path / "one"))
     two = run_recipe(
@@ -195,7 +225,8 @@ def test_two_processes_train_as_one(flags, tmp_path):
 
 
 def test_a_killed_run_resumes_to_the_same_weights(flags, tmp_path):
-    settings = [*flags, "--num_train_epochs", "8", "--per_device_train_batch_size", "4", "--no_floor"]
+    settings = [*flags, "--num_train_epochs", "8", "--per_device_train_batch_size", "4", "--no_floor",
+                "--train_file", write_csv(tmp_path / "train.csv", make_reviews(60))]  # fmt: skip
     straight = run_recipe(*settings, "--output_dir", str(tmp_path / "straight"))
     assert straight.returncode == 0, straight.stderr
     cut = tmp_path / "cut"
@@ -210,11 +241,22 @@ def test_a_killed_run_resumes_to_the_same_weights(flags, tmp_path):
     changed = run_recipe(*settings, "--learning_rate", "1e-2", "--output_dir", str(cut))
     assert changed.returncode == 2
     assert "learning_rate (5e-05 then, 0.01 now)" in changed.stderr
+    write_csv(tmp_path / "train.csv", make_reviews(60, offset=300))
+    changed = run_recipe(*settings, "--output_dir", str(cut))
+    assert changed.returncode == 2
+    assert "split 'train' has changed since" in changed.stderr
+    write_csv(tmp_path / "train.csv", make_reviews(60))
     resumed = run_recipe(*settings, "--output_dir", str(cut))
     assert resumed.returncode == 0, resumed.stderr
     assert "resuming from" in resumed.stderr
-    weights = [(tmp_path / name / "model/model.safetensors").read_bytes() for name in ("straight", "cut")]
+    folders = [tmp_path / name for name in ("straight", "cut")]
+    weights = [(folder / "model/model.safetensors").read_bytes() for folder in folders]
     assert weights[0] == weights[1]
+    histories = [[json.loads(line)["step"] for line in (folder / "history.jsonl").open()] for folder in folders]
+    assert histories[0] == histories[1]
+    costs = [json.loads((folder / "run.json").read_text())["costs"] for folder in folders]
+    assert costs[0]["train_tokens"] == costs[1]["train_tokens"]
+    assert costs[0]["train_steps"] == costs[1]["train_steps"]
 
 
 def test_a_finished_run_is_not_overwritten_unless_asked(runs, imdb, flags, tmp_path):
@@ -222,7 +264,12 @@ def test_a_finished_run_is_not_overwritten_unless_asked(runs, imdb, flags, tmp_p
     settings = [*flags, "--method", "tfidf", "--output_dir", str(tmp_path / "run")]
     with pytest.raises(FinetuneError, match=r"holds a finished run\. Pass another folder, or --restart"):
         imdb.main(settings)
+    before = (tmp_path / "run/run.json").read_text()
+    with pytest.raises(FinetuneError, match="no_such_column"):  # what fails at once must not cost the earlier run
+        imdb.main([*settings, "--restart", "--text_column", "no_such_column"])
+    assert (tmp_path / "run/run.json").read_text() == before
     imdb.main([*settings, "--restart"])
+    assert not (tmp_path / "run/before-restart").exists()
 
 
 def test_a_folder_of_other_things_is_left_alone(imdb, flags, tmp_path):
@@ -299,7 +346,7 @@ def test_a_sorted_split_of_one_class_is_refused(imdb, flags, tmp_path):
 def test_settings_that_a_method_ignores_are_named(imdb, flags, tmp_path, capsys):
     chosen = ["--method", "tfidf", "--learning_rate", "1", "--lora_r", "4"]
     imdb.main([*flags, *chosen, "--output_dir", str(tmp_path / "run")])
-    line = "warning: --method tfidf ignores: bf16, learning_rate, lora_r, model_name_or_path, num_train_epochs\n"
+    line = "warning: --method tfidf has no use for: bf16, learning_rate, lora_r, max_length, model_name_or_path, num_train_epochs\n"  # noqa: E501
     assert line in capsys.readouterr().err
 
 
@@ -307,8 +354,17 @@ def test_every_preset_parses(imdb):
     presets = sorted((ROOT / "recipes/configs").glob("*.yaml"))
     assert len(presets) == 3
     for preset in presets:
-        arguments = parse_arguments(imdb.__doc__, imdb.DEFAULTS, ["--config", str(preset)])
-        assert arguments.given == set(yaml.safe_load(preset.read_text())) | {"config"}
+        settings = yaml.safe_load(preset.read_text())
+        for method in METHODS:
+            arguments = parse_arguments(imdb.__doc__, imdb.DEFAULTS, ["--config", str(preset), "--method", method])
+            for name in set(settings) - set(METHODS) - {"output_dir"}:
+                assert getattr(arguments.data, name, None) or getattr(arguments.model, name) == settings[name]
+            assert arguments.training.output_dir.endswith(f"/{method}-seed42")
+        full, lora = (
+            parse_arguments(None, imdb.DEFAULTS, ["--config", str(preset), "--method", method]).training.learning_rate
+            for method in ("full", "lora")
+        )
+        assert lora == pytest.approx(10 * full)  # no preset gives LoRA the rate of full fine-tuning
 
 
 def test_the_recipe_is_short():

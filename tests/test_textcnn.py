@@ -147,3 +147,13 @@ def test_vocabulary_is_of_training_words_and_reloads(tmp_path):
     assert reloaded(text)["input_ids"] == tokenizer(text)["input_ids"]
     assert reloaded.model_max_length == 16
     assert len(train_word_tokenizer(["a b c d e f"], 5, max_length=16)) == 5
+
+
+def test_defaults_are_those_of_the_paper():
+    config = TextCNNConfig()
+    assert (config.filter_widths, config.num_filters, config.classifier_dropout) == ([3, 4, 5], 100, 0.5)
+    model = TextCNNForSequenceClassification(TextCNNConfig(vocab_size=500, num_labels=2))
+    assert model.classifier.in_features == 300
+    vectors = model.embedding.weight[1:].detach()
+    assert vectors.abs().max() <= 0.25
+    assert vectors.std().item() == pytest.approx(0.5 / 12**0.5, rel=0.02)  # of U(-0.25, 0.25)

@@ -5,11 +5,12 @@ import copy
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer, TrainingArguments
+from transformers import AutoTokenizer, EarlyStoppingCallback, TrainingArguments
 
 from finetune.arguments import MethodArguments, ModelArguments
 from finetune.data.load import read_examples
 from finetune.data.tokenize import tokenize_dataset
+from finetune.errors import FinetuneError
 from finetune.methods import apply_method, count_parameters
 from finetune.metrics import compute_metrics
 from finetune.models.load import load_model
@@ -160,3 +161,56 @@ def test_lora_starts_from_the_base_model(tiny_bert, tokenizer):
     assert "classifier" in "".join(name for name, p in lora.named_parameters() if p.requires_grad)
     assert sum("lora_A" in name for name, _ in lora.named_parameters()) == linear
     assert total - trainable == count_parameters(base)[1] - 34  # everything else: the classifier is 16 x 2 + 2
+
+
+def test_the_best_checkpoint_is_kept_and_patience_ends_training(tmp_path, tiny_bert, tokenizer, tokenized):
+    """A rate that first learns and then, rising, ruins the model: the best epoch is neither the last nor run out."""
+    model = make_model(tiny_bert, tokenizer, "textcnn")
+    trainer = make_trainer(
+        tmp_path,
+        model,
+        tokenizer,
+        tokenized,
+        max_steps=-1,
+        num_train_epochs=12,
+        learning_rate=0.3,
+        lr_scheduler_type="constant_with_warmup",
+        warmup_steps=1.0 - 1e-9,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        load_best_model_at_end=True,
+        metric_for_best_model="loss",
+        greater_is_better=False,
+        weight_decay=0.0,
+    )
+    trainer.add_callback(EarlyStoppingCallback(2))
+    trainer.train()
+    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    best = int(np.argmin(losses))
+    assert len(losses) == best + 3  # two evaluations without a better one, then the end
+    assert len(losses) < 12
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(losses[best], abs=1e-6)
+
+
+def test_warm_up_rises_to_the_rate_and_falls_to_nothing(tmp_path, tiny_bert, tokenizer, tokenized):
+    model = make_model(tiny_bert, tokenizer)
+    trainer = make_trainer(tmp_path, model, tokenizer, tokenized, max_steps=10, warmup_steps=0.4, learning_rate=1e-3)
+    trainer.train()
+    rates = [entry["learning_rate"] for entry in trainer.state.log_history if "learning_rate" in entry]
+    assert rates == pytest.approx([1e-3 * min(step / 4, (10 - step) / 6) for step in range(10)])
+
+
+def test_costs_count_every_token_once(tmp_path, tiny_bert, tokenizer, tokenized):
+    model = make_model(tiny_bert, tokenizer)
+    trainer = make_trainer(tmp_path, model, tokenizer, tokenized, max_tokens=40, max_steps=-1, num_train_epochs=2)
+    trainer.train()
+    assert trainer.costs.train_tokens == 2 * sum(tokenized["length"])
+    assert trainer.costs.train_seconds > 0
+
+
+def test_fewer_examples_than_processes_are_refused(tmp_path, tiny_bert, tokenizer, tokenized, monkeypatch):
+    model = make_model(tiny_bert, tokenizer)
+    trainer = make_trainer(tmp_path, model, tokenizer, tokenized.select(range(2)))
+    monkeypatch.setattr(TrainingArguments, "world_size", 3)
+    with pytest.raises(FinetuneError, match="each of 3 processes, but got 2"):
+        trainer.get_train_dataloader()

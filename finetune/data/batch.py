@@ -131,15 +131,17 @@ class MicroBatchCollator:
         self.max_tokens = max_tokens
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        """Return `micro_batches`, a list of dictionaries of tensors, and `num_examples`.
+        """Return `micro_batches`, a list of dictionaries of tensors, `num_examples` and `num_tokens`.
 
         `input_ids` and `attention_mask` of a micro-batch have the shape `(examples, longest example)`, `labels` has
         `(examples,)`.
         """
-        groups = cut_by_tokens([len(example["input_ids"]) for example in examples], self.max_tokens)
+        lengths = [len(example["input_ids"]) for example in examples]
+        groups = cut_by_tokens(lengths, self.max_tokens)
         return {
             "micro_batches": [self.collate([examples[position] for position in group]) for group in groups],
             "num_examples": len(examples),
+            "num_tokens": sum(lengths),
         }
 
     def collate(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:

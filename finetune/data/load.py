@@ -5,10 +5,14 @@ the data beyond a split of one class.
 """
 
 import re
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset
+from datasets.exceptions import DatasetGenerationError
 
 from finetune.arguments import DataArguments
 from finetune.data.embedded import load_embedded_reviews
@@ -16,7 +20,7 @@ from finetune.data.split import carve_splits, check_classes, drop_duplicates, sa
 from finetune.errors import FinetuneError
 from finetune.hub import reach_hub
 
-__all__ = ["load_splits", "read_examples"]
+__all__ = ["load_splits", "number_labels", "read_examples"]
 
 # Rows carved when a split is missing: those of the embedded reviews leave 20,000 of their 24,904 texts for training.
 EMBEDDED_SIZES = {"test": 2_500, "validation": 2_404}
@@ -89,9 +93,9 @@ def read_examples(path: str, text_column: str = "text", label_column: str = "lab
         raise FinetuneError(f"Expected labelled rows in {path!r}, but found none below its header.")
     empty = table[[text_column, label_column]].isna().any(axis=1) | (table[label_column].astype(str) == "")
     if empty.any():
+        row = int(np.flatnonzero(empty)[0]) + 1
         raise FinetuneError(
-            f"Expected a text and a label in every row of {path!r}, but row {int(empty.idxmax()) + 1} lacks one. "
-            "Remove or complete it."
+            f"Expected a text and a label in every row of {path!r}, but row {row} lacks one. Remove or complete it."
         )
     labels = [_label_name(value) for value in table[label_column]]
     names = sorted(set(labels), key=_natural_order)
@@ -112,13 +116,20 @@ def _read_table(path: Path) -> pd.DataFrame:
         match path.suffix.lower():
             case ".csv" | ".tsv":
                 separator = "\t" if path.suffix.lower() == ".tsv" else ","
-                return pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("error", pd.errors.ParserWarning)  # a row with more fields than the header
+                    return pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, index_col=False)
             case ".jsonl" | ".json":
                 return pd.read_json(path, lines=path.suffix.lower() == ".jsonl", dtype=False)
             case ".parquet":
                 return pd.read_parquet(path)
     except FileNotFoundError:
         raise FinetuneError(f"Expected a file of labelled texts, but {str(path)!r} does not exist.") from None
+    except pd.errors.ParserWarning:
+        raise FinetuneError(
+            f"Expected as many fields in each row of {str(path)!r} as in its header, but found a row with more. "
+            "Put texts that contain the separator in double quotes."
+        ) from None
     except (OSError, ValueError) as error:  # pandas' and pyarrow's parser errors are ValueErrors
         raise FinetuneError(f"Expected {str(path)!r} to be a readable {path.suffix} file in UTF-8: {error}") from error
     raise FinetuneError(f"Expected a .csv, .tsv, .jsonl, .json or .parquet file, but got {str(path)!r}.")
@@ -135,28 +146,36 @@ def _natural_order(name: str) -> list[tuple[int, int, str]]:
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
 
 
-def _share_label_names(splits: DatasetDict) -> DatasetDict:
-    """Number the labels of every split as train does.
+def number_labels(found: Sequence[str], known: Sequence[str], where: str) -> list[int]:
+    """Give the number in `known` of each label name in `found`; names that are numbers may stand for themselves.
 
     Raises:
-        FinetuneError: If validation or test has a label that train lacks.
+        FinetuneError: If `found` has a label that is not known.
     """
+    numbers = {name: number for number, name in enumerate(known)}
+    if not numbers.keys() & set(found):
+        numbers = {str(number): number for number in range(len(known))}
+    unknown = [name for name in found if name not in numbers]
+    if unknown:
+        raise FinetuneError(
+            f"Expected only the labels {list(known)} in {where}, but found {unknown} too. "
+            "Rename or remove them, or pass the right --label_column."
+        )
+    return [numbers[name] for name in found]
+
+
+def _share_label_names(splits: DatasetDict) -> DatasetDict:
+    """Number the labels of every split as train does."""
     names = splits["train"].features["label"].names
-    for split in splits:
-        own = splits[split].features["label"].names
-        if own == names:
-            continue
-        unknown = [name for name in own if name not in names]
-        if unknown:
-            raise FinetuneError(
-                f"Expected split {split!r} to have only train's labels {names}, but found {unknown} too. "
-                "Add training rows with these labels, or remove them."
-            )
-        labels = [own[label] for label in splits[split]["label"]]
-        origin = splits[split].info.description
-        splits[split] = splits[split].remove_columns("label").add_column("label", labels)
-        splits[split] = splits[split].cast_column("label", ClassLabel(names=names))
-        splits[split].info.description = origin
+    for name, split in splits.items():
+        own = split.features["label"].names
+        if own != names:
+            numbers = number_labels(own, names, f"split {name!r}")
+            labels = [numbers[label] for label in split["label"]]
+            origin = split.info.description
+            splits[name] = split.remove_columns("label").add_column("label", labels)
+            splits[name] = splits[name].cast_column("label", ClassLabel(names=names))
+            splits[name].info.description = origin
     return splits
 
 
@@ -168,7 +187,7 @@ def _load_from_hub(arguments: DataArguments) -> DatasetDict:
     reach_hub()
     try:
         loaded = load_dataset(name)
-    except (OSError, ValueError) as error:  # a ConnectionError and a DatasetNotFoundError are OSErrors
+    except (OSError, ValueError, RuntimeError, DatasetGenerationError) as error:
         reason = str(error).splitlines()[0]
         raise FinetuneError(
             f"Expected to load the data set {name!r} from the Hub, but got: {reason}. {offline}"
@@ -195,6 +214,11 @@ def _to_examples(dataset: Dataset, prefix: str, arguments: DataArguments) -> Dat
         names = sorted({_label_name(value) for value in dataset[label]}, key=_natural_order)
         values = [_label_name(value) for value in dataset[label]]
         dataset = dataset.remove_columns(label).add_column(label, values).cast_column(label, ClassLabel(names=names))
+    if None in dataset[text] or any(value in (None, -1) for value in dataset[label]):
+        raise FinetuneError(
+            f"Expected a text and a label in every row of {prefix!r}, but found rows without, or with the label -1, "
+            "which stands for a hidden one. Pass files with all labels instead."
+        )
     dataset = dataset.select_columns([text, label]).rename_columns(
         {old: new for old, new in ((text, "text"), (label, "label")) if old != new}
     )

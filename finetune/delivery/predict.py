@@ -50,6 +50,8 @@ class Predictor:
         else:
             model.to("cuda" if torch.cuda.is_available() else "cpu")
             self.label_names = [model.config.id2label[number] for number in range(model.config.num_labels)]
+            positions = getattr(model.config, "max_position_embeddings", None)
+            self.max_length = min(tokenizer.model_max_length, positions or 1_000_000)
             self.collate = MicroBatchCollator(tokenizer, MAX_TOKENS).collate
 
     def compute_logits(
@@ -69,7 +71,7 @@ class Predictor:
             logits = self.model.compute_logits(texts)
             on_batch(len(texts))
             return logits, np.array([len(text.split()) for text in texts], dtype=np.int64)
-        columns = encode_texts(list(texts), self.tokenizer, self.tokenizer.model_max_length)
+        columns = encode_texts(list(texts), self.tokenizer, self.max_length)
         lengths = columns["length"]
         examples = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         logits = compute_logits(self.model, examples, lengths, self.collate, MAX_TOKENS, self.dtype, on_batch)

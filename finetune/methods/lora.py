@@ -7,6 +7,9 @@ from finetune.arguments import MethodArguments
 
 __all__ = ["add_lora"]
 
+# Heads that a fine-tuned checkpoint brings along; PEFT trains and saves `classifier` and `score` in full by itself.
+HEADS = ["classifier", "score"]
+
 
 def add_lora(model: PreTrainedModel, arguments: MethodArguments, new_modules: list[str]) -> PeftModel:
     """Wrap a model so that low-rank updates of its linear layers train, and every newly initialised module.
@@ -26,7 +29,7 @@ def add_lora(model: PreTrainedModel, arguments: MethodArguments, new_modules: li
         lora_alpha=arguments.lora_alpha,
         lora_dropout=arguments.lora_dropout,
         target_modules="all-linear",
-        exclude_modules=new_modules or None,
+        exclude_modules=[*HEADS, *new_modules],
         modules_to_save=new_modules or None,
     )
     return get_peft_model(model, config)

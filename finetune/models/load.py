@@ -32,25 +32,24 @@ __all__ = [
     "load_pretrained_tokenizer",
     "load_textcnn",
     "load_tokenizer",
+    "longest_input",
     "newly_initialised_modules",
     "resolve_model",
 ]
 
 
 def resolve_model(name: str) -> str:
-    """Find where a model lies: 'embedded' and its Hub id in the installed package, a folder where it is, else the Hub.
+    """Find where a model lies: 'embedded' in the installed package, a folder where it is, else the Hub.
 
     Raises:
         FinetuneError: If the embedded model is not installed, or a folder has no `config.json`.
     """
     if name == "embedded":
         return str(find_embedded_model())
-    if name == EMBEDDED_MODEL_ID and not reach_hub():
-        return str(find_embedded_model())
     if Path(name).is_dir():
         if not (Path(name) / "config.json").is_file():
             raise FinetuneError(f"Expected a model folder with a config.json, but {name!r} has none. Check the path.")
-        return name
+        return str(Path(name).resolve())  # an adapter names its base by this, and may be used from elsewhere
     if name.startswith((".", "/")) or name.count("/") > 1:
         raise FinetuneError(f"Expected a model folder, but {name!r} does not exist. Check the path.")
     reach_hub()
@@ -79,13 +78,29 @@ def load_tokenizer(arguments: ModelArguments, method: str, train: Dataset, max_l
     if method == "textcnn" and not _uses_pretrained_tokens(arguments):
         return train_word_tokenizer(train["text"], arguments.textcnn_vocabulary_size, max_length)
     tokenizer = load_pretrained_tokenizer(arguments.model_name_or_path)
-    if method != "textcnn" and max_length > tokenizer.model_max_length:
+    if tokenizer.pad_token is None:
         raise FinetuneError(
-            f"Expected --max_length of at most {tokenizer.model_max_length}, which {arguments.model_name_or_path} was "
-            f"built for, but got {max_length}. Pass --max_length {tokenizer.model_max_length}."
+            f"Expected a tokenizer with a padding token, but that of {arguments.model_name_or_path} has none. "
+            "Set one and save the tokenizer with the model."
         )
+    if method != "textcnn":
+        most = longest_input(arguments.model_name_or_path, tokenizer)
+        if max_length > most:
+            raise FinetuneError(
+                f"Expected --max_length of at most {most}, which {arguments.model_name_or_path} was built for, "
+                f"but got {max_length}. Pass --max_length {most}."
+            )
     tokenizer.model_max_length = max_length
     return tokenizer
+
+
+def longest_input(name: str, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Give the most tokens that a pretrained model reads, by its tokenizer and by its number of positions."""
+    config = AutoConfig.from_pretrained(resolve_model(name))
+    positions = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
+    if "roberta" in config.model_type:  # its positions are counted from the padding token's number on
+        positions -= config.pad_token_id + 1
+    return min(tokenizer.model_max_length, positions)
 
 
 def load_model(
@@ -110,6 +125,8 @@ def load_model(
     }
     set_seed(seed)
     model = load_textcnn(arguments, tokenizer, labels) if method == "textcnn" else load_encoder(arguments, labels)
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
     use_fast_dropout(model)
     return model
 
@@ -124,14 +141,19 @@ def load_encoder(arguments: ModelArguments, labels: dict) -> PreTrainedModel:
                 if hasattr(config, name):
                     setattr(config, name, arguments.attention_dropout)
             model, loading = AutoModelForSequenceClassification.from_pretrained(
-                path, config=config, dtype=torch.float32, output_loading_info=True
+                path,
+                config=config,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # a head for another number of classes is drawn anew, and trained
             )
     except (OSError, ValueError) as error:
         raise _not_loaded("model", arguments.model_name_or_path, error) from error
-    if path == str(_embedded_or_none()):
+    if arguments.model_name_or_path == "embedded":
         model.name_or_path = EMBEDDED_MODEL_ID  # a path inside this machine's site-packages would load nowhere else
         model.config.name_or_path = EMBEDDED_MODEL_ID
-    model.missing_weights = sorted(loading["missing_keys"])
+    mismatched = {entry[0] for entry in loading["mismatched_keys"]}
+    model.missing_weights = sorted(set(loading["missing_keys"]) | mismatched)
     return model
 
 
@@ -146,7 +168,7 @@ def newly_initialised_modules(model: PreTrainedModel) -> list[str]:
     for name, module in model.named_modules():
         own = [f"{name}.{weight}" for weight, _ in module.named_parameters()]
         under_another = any(name.startswith(f"{other}.") for other in complete)
-        if name and own and not under_another and missing.issuperset(own):
+        if name and own and not under_another and missing.intersection(own) and missing.issuperset(own):
             complete.append(name)
     return complete
 
@@ -174,13 +196,6 @@ def load_textcnn(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase, 
 
 def _uses_pretrained_tokens(arguments: ModelArguments) -> bool:
     return arguments.textcnn_variant != "rand" or arguments.textcnn_tokenizer == "model"
-
-
-def _embedded_or_none() -> Path | None:
-    try:
-        return find_embedded_model()
-    except FinetuneError:
-        return None
 
 
 def _not_loaded(what: str, name: str, error: Exception) -> FinetuneError:

@@ -85,6 +85,11 @@ def fit_tfidf(texts: Sequence[str], labels: Sequence[int], label_names: Sequence
         seed: Seed of the solver.
     """
     vectorizer = TfidfVectorizer(**ANALYSIS, min_df=2)
+    try:
+        features = vectorizer.fit_transform(list(texts))
+    except ValueError:  # no term stands in two texts, as in small data without spaces between words
+        vectorizer = TfidfVectorizer(**ANALYSIS)
+        features = vectorizer.fit_transform(list(texts))
     regression = LogisticRegression(C=10.0, max_iter=1000, random_state=seed)
-    regression.fit(vectorizer.fit_transform(list(texts)), list(labels))
+    regression.fit(features, list(labels))
     return TfidfClassifier(vectorizer, regression, label_names)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -10,8 +11,9 @@ from typing import Any
 
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
 
-__all__ = ["HistoryWriter", "ProgressReport", "progress_bar"]
+__all__ = ["CostMeter", "HistoryWriter", "ProgressReport", "progress_bar"]
 
 
 @contextlib.contextmanager
@@ -79,10 +81,21 @@ class ProgressReport(TrainerCallback):
 
 
 class HistoryWriter(TrainerCallback):
-    """Append what the `Trainer` logs to `history.jsonl`: one JSON object a line, with step and epoch."""
+    """Append what the `Trainer` logs to `history.jsonl`: one JSON object a line, with step and epoch.
+
+    A run that resumes drops what an earlier process logged after the checkpoint, since those steps are taken again.
+    """
 
     def __init__(self, path: Path):
         self.path = path
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero and self.path.exists():
+            lines = self.path.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= state.global_step]
+            self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
     def on_log(
         self,
@@ -93,5 +106,37 @@ class HistoryWriter(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         if state.is_world_process_zero and logs:
+            known = {name: value if math.isfinite(value) else None for name, value in logs.items()}
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+                file.write(json.dumps({"step": state.global_step, **known}) + "\n")
+
+
+class CostMeter(TrainerCallback, ExportableState):
+    """Count tokens and seconds of training over all processes that a run has had: checkpoints carry the counts.
+
+    Attributes:
+        train_tokens: Tokens trained on, over all processes, padding not counted.
+        evaluation_seconds: Wall seconds of evaluations.
+        train_seconds: Wall seconds from the beginning of training without its evaluations, up to the last step.
+    """
+
+    def __init__(self, train_tokens: int = 0, evaluation_seconds: float = 0.0, train_seconds: float = 0.0):
+        self.train_tokens = train_tokens
+        self.evaluation_seconds = evaluation_seconds
+        self.train_seconds = train_seconds
+
+    def state(self) -> dict[str, Any]:
+        """Give what a checkpoint keeps."""
+        counts = {name: getattr(self, name) for name in ("train_tokens", "evaluation_seconds", "train_seconds")}
+        return {"args": counts, "attributes": {}}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.tick = time.perf_counter()
+        self.evaluated = self.evaluation_seconds
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        now = time.perf_counter()
+        self.train_seconds += now - self.tick - (self.evaluation_seconds - self.evaluated)
+        self.tick, self.evaluated = now, self.evaluation_seconds

@@ -8,11 +8,8 @@ checkpoints/    to resume from
 """
 
 import contextlib
-import importlib.metadata
 import json
-import platform
 import shutil
-import subprocess
 import sys
 import time
 import warnings
@@ -22,31 +19,33 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
-import transformers
 from datasets import DatasetDict
 from peft import PeftModel
 from torch import distributed
-from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from finetune.arguments import Arguments
 from finetune.data.split import describe_split
+from finetune.environment import describe_environment
 from finetune.errors import FinetuneError
-from finetune.hardware import describe_hardware, peak_memory_bytes, set_num_threads
+from finetune.hardware import peak_memory_bytes, set_num_threads
 from finetune.methods import count_parameters
-from finetune.models.tfidf import LABEL_NAMES_FILE, TfidfClassifier
+from finetune.models.save import write_json, write_model
+from finetune.models.tfidf import TfidfClassifier
 from finetune.quiet import quiet_program
 from finetune.training.progress import HistoryWriter, ProgressReport
 from finetune.training.summary import summarize
 from finetune.training.trainer import FineTuningTrainer
 
-__all__ = ["SCHEMA_VERSION", "Run", "write_json", "write_model"]
+__all__ = ["SCHEMA_VERSION", "Run"]
 
 SCHEMA_VERSION = 1
-PACKAGES = ("finetune", "torch", "transformers", "peft", "accelerate", "datasets", "evaluate", "scikit-learn", "numpy")
-# Settings that may differ between a run and its continuation without changing what comes out.
-FREE_SETTINGS = {("run", "config"), ("run", "restart"), ("run", "num_threads")}
 ENTRIES = ("run.json", "history.jsonl", "model", "predictions", "checkpoints", "run.json.partial", "model.partial")
+# Settings that may differ between a run and its continuation: they change what is shown or kept, not what comes out.
+FREE_SETTINGS = {
+    "config", "restart", "num_threads", "floor", "no_store_text", "report_to", "logging_steps", "logging_strategy",
+    "logging_first_step", "log_level", "disable_tqdm", "save_total_limit", "run_name", "project",
+}  # fmt: skip
 # Without any one of these a checkpoint is not whole; transformers writes the last of them last.
 CHECKPOINT_FILES = ("optimizer.pt", "scheduler.pt", "trainer_state.json")
 
@@ -69,13 +68,16 @@ class Run:
         self.arguments = arguments
         self.directory = Path(str(arguments.training.output_dir))
         self.model_directory = self.directory / "model"
+        self.set_aside = self.directory / "before-restart"
         self.record: dict[str, Any] = {}
+        self.earlier: dict[str, Any] = {}
 
     def __enter__(self) -> "Run":
         training = self.arguments.training
         set_num_threads(self.arguments.run.num_threads or 1)
         quiet_program()
         training.output_dir = str(self.directory / "checkpoints")
+        training.restore_callback_states_from_checkpoint = True  # the patience of early stopping, and the costs
         self.is_main = training.process_index == 0
         self.record = {
             "schema_version": SCHEMA_VERSION,
@@ -85,11 +87,19 @@ class Run:
             "method": self.arguments.method.method,
             "seed": training.seed,
             "arguments": self.arguments.to_dict(),
-            "environment": self._describe_environment(),
+            "environment": {
+                **describe_environment(),
+                "num_threads": self.arguments.run.num_threads,
+                "num_processes": training.world_size,
+                "precision": _precision(self.arguments),
+            },
         }
         if self.is_main:
             self._open_directory()
-            self._say_what_is_ignored()
+            ignored = sorted(self.arguments.given & self.arguments.unused())
+            if ignored:
+                names = ", ".join(ignored)
+                warnings.warn(f"--method {self.record['method']} has no use for: {names}", stacklevel=2)
         self.wait()
         return self
 
@@ -101,6 +111,7 @@ class Run:
         if kind is not None:
             self._leave_nothing_behind()
         else:
+            shutil.rmtree(self.set_aside, ignore_errors=True)
             print(f"\n{summarize(self.record, self.directory)}")
 
     def wait(self) -> None:
@@ -114,6 +125,12 @@ class Run:
             "label_names": splits["train"].features["label"].names,
             "splits": {name: describe_split(split) for name, split in splits.items()},
         }
+        for name, split in self.earlier.get("data", {}).get("splits", {}).items():
+            if split["sha256"] != self.record["data"]["splits"][name]["sha256"] and self.find_checkpoint():
+                raise FinetuneError(
+                    f"Expected the data of the unfinished run in {str(self.directory)!r}, but split {name!r} has "
+                    "changed since. Restore it to resume, or pass --restart to start over."
+                )
         self._write()
 
     def record_tokens(self, tokenized: DatasetDict) -> None:
@@ -124,9 +141,9 @@ class Run:
             described["truncated_share"] = sum(split["is_truncated"]) / len(split)
         self._write()
 
-    def callbacks(self) -> list[transformers.TrainerCallback]:
+    def callbacks(self) -> list[TrainerCallback]:
         """Give the progress report, the history, and early stopping if it is asked for."""
-        callbacks: list[transformers.TrainerCallback] = [
+        callbacks: list[TrainerCallback] = [
             ProgressReport(),
             HistoryWriter(self.directory / "history.jsonl"),
         ]
@@ -137,20 +154,17 @@ class Run:
 
     def train(self, trainer: FineTuningTrainer) -> None:
         """Train, from the newest whole checkpoint if there is one, and note the costs."""
-        training = self.arguments.training
         checkpoint = self.find_checkpoint()
         if checkpoint is not None and self.is_main:
             print(f"resuming from {checkpoint}", file=sys.stderr)
-        start = time.perf_counter()
         trainer.train(resume_from_checkpoint=checkpoint)
-        seconds = time.perf_counter() - start - trainer.evaluation_seconds
-        tokens = int(trainer.accelerator.reduce(torch.tensor(trainer.train_tokens, device=training.device), "sum"))
+        costs = trainer.costs
         self.record["costs"] = {
-            "train_seconds": seconds,
-            "train_evaluation_seconds": trainer.evaluation_seconds,
+            "train_seconds": costs.train_seconds,
+            "train_evaluation_seconds": costs.evaluation_seconds,
             "train_steps": trainer.state.global_step,
-            "train_tokens": tokens,
-            "tokens_per_second": tokens / seconds,
+            "train_tokens": costs.train_tokens,
+            "tokens_per_second": costs.train_tokens / costs.train_seconds,
             "peak_memory_bytes": peak_memory_bytes(),
         }
         self.record["best_checkpoint_metric"] = trainer.state.best_metric
@@ -169,13 +183,16 @@ class Run:
     def find_checkpoint(self) -> str | None:
         """Find the newest checkpoint that has all its files."""
         checkpoints = (self.directory / "checkpoints").glob("checkpoint-*")
-        whole = [path for path in checkpoints if all((path / name).is_file() for name in CHECKPOINT_FILES)]
+        whole = [path for path in checkpoints if _is_whole(path)]
         return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
 
     def save_model(
         self, model: PreTrainedModel | PeftModel | TfidfClassifier, tokenizer: PreTrainedTokenizerBase | None
     ) -> None:
         """Write `model/` and note its size."""
+        name: str | None = self.arguments.model.model_name_or_path
+        if "model_name_or_path" in self.arguments.unused():
+            name = None
         if isinstance(model, TfidfClassifier):
             trainable = total = model.num_parameters()
             architecture = "TfidfVectorizer + LogisticRegression"
@@ -185,7 +202,7 @@ class Run:
         if self.is_main:
             write_model(self.model_directory, model, tokenizer)
             self.record["model"] = {
-                "name": self.arguments.model.model_name_or_path,
+                "name": name,
                 "architecture": architecture,
                 "trainable_parameters": trainable,
                 "total_parameters": total,
@@ -203,20 +220,28 @@ class Run:
         self._write()
 
     def _leave_nothing_behind(self) -> None:
-        """Remove what a run wrote that failed before it had a checkpoint to resume from."""
+        """Remove what a run wrote that failed before it had a checkpoint, and bring back what `--restart` set aside."""
         if self.find_checkpoint() is None and not self.model_directory.exists():
-            self._delete()
+            for name in ENTRIES:
+                path = self.directory / name
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+            if self.set_aside.exists():
+                for path in self.set_aside.iterdir():
+                    path.rename(self.directory / path.name)
+                self.set_aside.rmdir()
+            elif not any(self.directory.iterdir()):
+                self.directory.rmdir()
 
-    def _delete(self) -> None:
-        """Delete what runs write, and the directory if nothing else is in it."""
+    def _start_over(self) -> None:
+        """Set the earlier run's files aside; they are deleted when this one is complete."""
+        shutil.rmtree(self.set_aside, ignore_errors=True)
+        self.set_aside.mkdir()
         for name in ENTRIES:
-            path = self.directory / name
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-        if self.directory.is_dir() and not any(self.directory.iterdir()):
-            self.directory.rmdir()
+            if (self.directory / name).exists():
+                (self.directory / name).rename(self.set_aside / name)
 
     def _open_directory(self) -> None:
         """Make the directory, or accept the one that this run left behind."""
@@ -226,14 +251,15 @@ class Run:
         if found:
             before = self._read_earlier_record()
             if self.arguments.run.restart:
-                self._delete()
+                self._start_over()
             elif before["status"] == "complete":
                 raise FinetuneError(
                     f"Expected an empty --output_dir, but {str(self.directory)!r} holds a finished run. "
                     "Pass another folder, or --restart to delete it and run again."
                 )
-            else:
+            elif self.find_checkpoint() is not None:
                 self._refuse_changes(before)
+                self.earlier = before
         self.directory.mkdir(parents=True, exist_ok=True)
         self._write()
 
@@ -254,7 +280,7 @@ class Run:
             f"{name} ({before['arguments'].get(part, {}).get(name)!r} then, {value!r} now)"
             for part, settings in now.items()
             for name, value in settings.items()
-            if (part, name) not in FREE_SETTINGS and before["arguments"].get(part, {}).get(name) != value
+            if name not in FREE_SETTINGS and before["arguments"].get(part, {}).get(name) != value
         ]
         if changed:
             raise FinetuneError(
@@ -262,94 +288,20 @@ class Run:
                 f"{', '.join(changed)}. Use the earlier settings to resume, or --restart to start over."
             )
 
-    def _say_what_is_ignored(self) -> None:
-        """Warn of settings that the user chose and the method has no use for."""
-        method = self.arguments.method.method
-        part_of = {
-            name: part
-            for part in ("model", "method", "run", "training")
-            for name in vars(getattr(self.arguments, part))
-        }
-        used = {"method", "output_dir", "seed", "config", "restart", "num_threads", "no_store_text", "floor"}
-        ignored = set()
-        for name in self.arguments.given - used:
-            unused_by_tfidf = method == "tfidf" and name in part_of
-            other_lora = name.startswith("lora_") and method != "lora"
-            other_textcnn = name.startswith("textcnn_") and method != "textcnn"
-            if unused_by_tfidf or other_lora or other_textcnn:
-                ignored.add(name)
-        if ignored:
-            warnings.warn(f"--method {method} ignores: {', '.join(sorted(ignored))}", stacklevel=2)
-
-    def _describe_environment(self) -> dict[str, Any]:
-        training = self.arguments.training
-        return {
-            "python": platform.python_version(),
-            "packages": {name: _version(name) for name in PACKAGES},
-            "git_commit": _git_commit(),
-            **describe_hardware(),
-            "num_threads": self.arguments.run.num_threads,
-            "num_processes": training.world_size,
-            "precision": _precision(self.arguments),
-        }
-
     def _write(self) -> None:
         if self.is_main:
             write_json(self.directory / "run.json", self.record)
 
 
-def write_model(
-    folder: Path, model: PreTrainedModel | PeftModel | TfidfClassifier, tokenizer: PreTrainedTokenizerBase | None
-) -> None:
-    """Write a model, its tokenizer and its label names aside and rename the folder, so that it is always whole."""
-    aside = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    model.save_pretrained(str(aside))
-    if tokenizer is not None:
-        tokenizer.save_pretrained(str(aside))
-    if isinstance(model, PeftModel):  # an adapter folder has no config.json, so it would lose the label names
-        (aside / "README.md").unlink(missing_ok=True)  # PEFT's empty card
-        labels: Any = model.get_base_model().config.id2label  # type: ignore[union-attr]
-        write_json(aside / LABEL_NAMES_FILE, [labels[number] for number in range(len(labels))])
-    shutil.rmtree(folder, ignore_errors=True)
-    aside.rename(folder)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON aside and rename it, so that a reader never sees half of it."""
-    aside = path.with_name(path.name + ".partial")
-    aside.write_text(json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
-    aside.replace(path)
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        json.loads((checkpoint / CHECKPOINT_FILES[-1]).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return all((checkpoint / name).is_file() for name in CHECKPOINT_FILES)
 
 
 def _precision(arguments: Arguments) -> str:
     if arguments.method.method == "tfidf":
         return "fp64"
     return "bf16" if arguments.training.bf16 else "fp16" if arguments.training.fp16 else "fp32"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _git_commit() -> str | None:
-    """Name the commit of the checkout that this package runs from, with "+changes" where files differ from it."""
-    folder = Path(__file__).parent
-    try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, timeout=5)
-        status = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=5,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    if commit.returncode:
-        return None
-    return commit.stdout.strip() + ("+changes" if status.stdout.strip() else "")

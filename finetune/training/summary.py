@@ -35,7 +35,9 @@ def summarize(record: dict[str, Any], directory: Path) -> str:
     for split in ("validation", "test"):
         rows.append((split, _quality(record["metrics"][split])))
     if "floor" in record:
-        rows.append(("floor (test)", f"{_quality(record['floor']['test'])}, by TF-IDF and logistic regression"))
+        rows.append(
+            ("floor (test)", f"{_quality(record['floor']['test'])}, by TF-IDF and logistic regression on whole texts")
+        )
     rows.append(("model", str(directory / "model")))
     rows.append(("next", f'finetune predict {directory} "A text to classify."'))
     return "\n".join(f"{name:<16} {text}" for name, text in rows)

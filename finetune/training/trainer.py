@@ -7,6 +7,7 @@ by the number of examples in the whole step, over all micro-batches, accumulatio
 """
 
 import contextlib
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -20,8 +21,9 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback, Tra
 from transformers.trainer_utils import EvalLoopOutput
 
 from finetune.data.batch import GlobalStepSampler, MicroBatchCollator, TrainDataLoader
+from finetune.errors import FinetuneError
 from finetune.models.inference import compute_logits
-from finetune.training.progress import progress_bar
+from finetune.training.progress import CostMeter, progress_bar
 
 __all__ = ["FineTuningTrainer"]
 
@@ -38,10 +40,6 @@ class FineTuningTrainer(Trainer):
         compute_metrics: From an `EvalPrediction` with all logits and labels to numbers.
         max_tokens_per_micro_batch: Most tokens that are computed at once, padding included.
         callbacks: Added to the `Trainer`'s own, whose progress bar and printed dictionaries are left out.
-
-    Attributes:
-        train_tokens: Tokens trained on by this process so far, padding not counted.
-        evaluation_seconds: Seconds spent evaluating so far.
     """
 
     def __init__(
@@ -72,12 +70,16 @@ class FineTuningTrainer(Trainer):
         self.metrics_of = compute_metrics
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
-        self.train_tokens = 0
-        self.evaluation_seconds = 0.0
+        self.add_callback(CostMeter)
 
     def get_train_dataloader(self) -> TrainDataLoader:
         """Load this process's share of each step; the sampler divides, so accelerate must not."""
         args = self.args
+        if len(self.training_data) < args.world_size:
+            raise FinetuneError(
+                f"Expected a training example for each of {args.world_size} processes, but got "
+                f"{len(self.training_data)}. Start fewer processes."
+            )
         sampler = GlobalStepSampler(
             self.training_data["length"],
             step_size=args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps,
@@ -95,9 +97,16 @@ class FineTuningTrainer(Trainer):
         )
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor:
-        """Count the examples of a step over its accumulation steps and all processes."""
-        count = torch.tensor(sum(batch["num_examples"] for batch in batch_samples), device=device)
-        return self.accelerator.reduce(count, reduction="sum")
+        """Count the examples, and the tokens, of a step over its accumulation steps and all processes."""
+        own = [sum(batch[count] for batch in batch_samples) for count in ("num_examples", "num_tokens")]
+        num_examples, num_tokens = self.accelerator.reduce(torch.tensor(own, device=device), reduction="sum")
+        self.costs.train_tokens += int(num_tokens)
+        return num_examples
+
+    @property
+    def costs(self) -> CostMeter:
+        """The counts of tokens and seconds, also those of earlier processes of a resumed run."""
+        return next(callback for callback in self.callback_handler.callbacks if isinstance(callback, CostMeter))
 
     def training_step(
         self,
@@ -114,7 +123,6 @@ class FineTuningTrainer(Trainer):
         micro_batches = inputs["micro_batches"]
         step_loss = torch.zeros((), device=self.args.device)
         for number, micro_batch in enumerate(micro_batches, start=1):
-            self.train_tokens += int(micro_batch["attention_mask"].sum())
             micro_batch = self._prepare_inputs(micro_batch)
             synchronise = number == len(micro_batches)
             with contextlib.nullcontext() if synchronise else self.accelerator.no_sync(model):
@@ -191,7 +199,13 @@ class FineTuningTrainer(Trainer):
             )
         labels = dataset.with_format("numpy")["labels"][:]
         metrics = self.metrics_of(EvalPrediction(predictions=logits, label_ids=labels))
-        self.evaluation_seconds += time.perf_counter() - start
+        self.costs.evaluation_seconds += time.perf_counter() - start
+        best = (self.args.metric_for_best_model or "loss").removeprefix("eval_")
+        if math.isnan(metrics.get(best, 0.0)):
+            raise FinetuneError(
+                f"Expected a number for --metric_for_best_model {best}, but it is not defined on these examples. "
+                "Take another metric, or evaluate on examples of every class."
+            )
         return EvalLoopOutput(
             predictions=logits,
             label_ids=labels,

@@ -1,0 +1,48 @@
+"""Write a model so that it reloads, and JSON so that it is whole."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from finetune.models.tfidf import LABEL_NAMES_FILE, TfidfClassifier
+
+__all__ = ["write_json", "write_model"]
+
+
+def write_model(
+    folder: Path, model: PreTrainedModel | PeftModel | TfidfClassifier, tokenizer: PreTrainedTokenizerBase | None
+) -> None:
+    """Write a model, its tokenizer and its label names aside and rename the folder, so that it is always whole."""
+    aside = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    model.save_pretrained(str(aside))
+    if tokenizer is not None:
+        tokenizer.save_pretrained(str(aside))
+    if isinstance(model, PeftModel):  # an adapter folder has no config.json, so it would lose the label names
+        (aside / "README.md").unlink(missing_ok=True)  # PEFT's empty card
+        labels: Any = model.get_base_model().config.id2label  # type: ignore[union-attr]
+        write_json(aside / LABEL_NAMES_FILE, [labels[number] for number in range(len(labels))])
+    shutil.rmtree(folder, ignore_errors=True)
+    aside.rename(folder)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON aside and rename it, so that a reader never sees half of it; NaN becomes null, which JSON has."""
+    aside = path.with_name(path.name + ".partial")
+    text = json.dumps(_without_nan(content), indent=2, ensure_ascii=False, default=str, allow_nan=False)
+    aside.write_text(text + "\n", encoding="utf-8")
+    aside.replace(path)
+
+
+def _without_nan(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {name: _without_nan(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_without_nan(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
