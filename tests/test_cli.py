@@ -1,12 +1,15 @@
 """The command `finetune`: quick help, one-line errors, nothing undocumented."""
 
+import dataclasses
 import re
 import subprocess
 import sys
 
 import pytest
 from conftest import ROOT
+from transformers import TrainingArguments
 
+from finetune.arguments import DataArguments, MethodArguments, ModelArguments, RunArguments
 from finetune.cli import build_parser, main
 
 
@@ -42,7 +45,20 @@ def test_every_command_is_in_the_readme():
         assert re.search(rf"^finetune {name} ", readme, re.MULTILINE), name
 
 
-def test_files_and_flags_that_the_readme_names_exist():
+def test_flags_that_the_readme_names_exist():
+    readme = (ROOT / "README.md").read_text()
+    parts = (DataArguments, ModelArguments, MethodArguments, RunArguments, TrainingArguments)
+    known = {field.name for part in parts for field in dataclasses.fields(part)}
+    known |= {"help", "no_floor", "config_file", "quiet"}  # the last two are accelerate's
+    flags = set(re.findall(r"--(\w+)", readme))
+    assert len(flags) > 20
+    assert flags <= known
+    ours = {field.name for part in parts[:-1] for field in dataclasses.fields(part)}
+    assert ours - {"floor"} <= flags  # and each of our own is described
+    assert not re.search(r"@[A-Z]+@|TODO", readme)
+
+
+def test_files_that_the_readme_names_exist():
     readme = (ROOT / "README.md").read_text()
     paths = re.findall(r"(?:recipes|benchmarks|accelerate_configs|docs|tests)/[\w/.-]+\w", readme)
     assert paths

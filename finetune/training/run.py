@@ -28,7 +28,7 @@ from finetune.arguments import Arguments
 from finetune.data.split import describe_split
 from finetune.environment import describe_environment
 from finetune.errors import FinetuneError
-from finetune.hardware import peak_memory_bytes, set_num_threads
+from finetune.hardware import peak_memory_bytes, set_num_threads, supports_bf16
 from finetune.methods import count_parameters
 from finetune.models.save import write_json, write_model
 from finetune.models.tfidf import TfidfClassifier
@@ -92,6 +92,7 @@ class Run:
                 "num_threads": self.arguments.run.num_threads,
                 "num_processes": training.world_size,
                 "precision": _precision(self.arguments),
+                "prediction_precision": _prediction_precision(self.arguments),
             },
         }
         if self.is_main:
@@ -261,13 +262,15 @@ class Run:
                 self._refuse_changes(before)
                 self.earlier = before
         self.directory.mkdir(parents=True, exist_ok=True)
-        self._write()
+        if not self.earlier:  # else its record stays until the data has been compared with it
+            self._write()
 
     def _read_earlier_record(self) -> dict[str, Any]:
         try:
             record = json.loads((self.directory / "run.json").read_text())
-            record["status"], record["arguments"]
-        except (OSError, ValueError, KeyError, TypeError):
+            if not {"status", "arguments"} <= record.keys():
+                raise ValueError("not a run's record")
+        except (OSError, ValueError, AttributeError):
             raise FinetuneError(
                 f"Expected an empty --output_dir or an earlier run, but {str(self.directory)!r} holds other files. "
                 "Pass another folder."
@@ -305,3 +308,9 @@ def _precision(arguments: Arguments) -> str:
     if arguments.method.method == "tfidf":
         return "fp64"
     return "bf16" if arguments.training.bf16 else "fp16" if arguments.training.fp16 else "fp32"
+
+
+def _prediction_precision(arguments: Arguments) -> str:
+    if arguments.method.method == "tfidf":
+        return "fp64"
+    return "bf16" if supports_bf16() else "fp32"
