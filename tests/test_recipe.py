@@ -26,6 +26,7 @@ from finetune.metrics import compute_metrics
 from finetune.training.summary import summarize
 
 METHODS = ("full", "lora", "head", "textcnn", "tfidf")
+ACCELERATE = (sys.executable, "-m", "accelerate.commands.launch")  # `accelerate launch`, of this environment
 TEXTS = ["a great film", "this was awful !", "good", "the plot"]
 TOKENIZER_FILES = {"tokenizer.json", "tokenizer_config.json"}
 MODEL_FILES = {
@@ -189,7 +190,7 @@ def run_recipe(*argv, launcher=(sys.executable,), **environment):
 
 
 def test_accelerate_launch(flags, tmp_path):
-    launcher = ("accelerate", "launch", "--config_file", str(ROOT / "accelerate_configs/cpu.yaml"))
+    launcher = (*ACCELERATE, "--config_file", str(ROOT / "accelerate_configs/cpu.yaml"))
     assert flags[-2:] == ["--num_threads", "1"]
     result = run_recipe(*flags[:-2], "--output_dir", str(tmp_path / "run"), launcher=launcher)
     assert result.returncode == 0, result.stderr
@@ -201,7 +202,7 @@ def test_accelerate_launch(flags, tmp_path):
 
 def test_two_processes_train_as_one(flags, tmp_path):
     config = str(ROOT / "accelerate_configs/cpu_two_processes.yaml")
-    launcher = ("accelerate", "launch", "--main_process_port", "0", "--config_file", config)
+    launcher = (*ACCELERATE, "--main_process_port", "0", "--config_file", config)
     still = ["--max_steps", "6", "--logging_steps", "1", "--eval_strategy", "steps", "--save_strategy", "steps",
              "--eval_steps", "3", "--save_steps", "3", "--no_floor", "--method", "textcnn",
              "--textcnn_dropout", "0"]  # fmt: skip

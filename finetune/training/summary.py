@@ -1,5 +1,6 @@
 """What a person reads at the end of a run, drawn from `run.json` alone."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def summarize(record: dict[str, Any], directory: Path) -> str:
             ("floor (test)", f"{_quality(record['floor']['test'])}, by TF-IDF and logistic regression on whole texts")
         )
     rows.append(("model", str(directory / "model")))
-    rows.append(("next", f'finetune predict {directory} "A text to classify."'))
+    rows.append(("next", f'finetune predict {shlex.quote(str(directory))} "A text to classify."'))
     return "\n".join(f"{name:<16} {text}" for name, text in rows)
 
 
