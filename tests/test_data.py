@@ -67,6 +67,8 @@ def test_duplicates_are_dropped_before_carving(tmp_path):
     texts = [text for split in splits.values() for text in split["text"]]
     assert len(texts) == len(set(texts)) == 100
     assert len(drop_duplicates(make(["a", "b", "a"], [0, 1, 0]))) == 2
+    note = drop_duplicates(make(["a", "b", "a", "a", "b"], [0, 1, 1, 0, 1])).info.description
+    assert note.endswith("3 duplicates dropped, of 1 texts with different labels the first row was kept")
 
 
 def test_a_split_of_one_class_is_refused():

@@ -131,7 +131,10 @@ def _read_table(path: Path) -> pd.DataFrame:
             "Put texts that contain the separator in double quotes."
         ) from None
     except (OSError, ValueError) as error:  # pandas' and pyarrow's parser errors are ValueErrors
-        raise FinetuneError(f"Expected {str(path)!r} to be a readable {path.suffix} file in UTF-8: {error}") from error
+        raise FinetuneError(
+            f"Expected {str(path)!r} to be a readable {path.suffix} file in UTF-8, but got: {error}. "
+            "Check what is in it, or save it again."
+        ) from error
     raise FinetuneError(f"Expected a .csv, .tsv, .jsonl, .json or .parquet file, but got {str(path)!r}.")
 
 

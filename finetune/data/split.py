@@ -22,13 +22,21 @@ __all__ = [
 
 
 def drop_duplicates(dataset: Dataset) -> Dataset:
-    """Keep the first row of each distinct text."""
-    seen: set[str] = set()
-    first = [row for row, text in enumerate(dataset["text"]) if not (text in seen or seen.add(text))]  # type: ignore[func-returns-value]
+    """Keep the first row of each distinct text, and note how many were dropped and how many disagreed on the label."""
+    labels: dict[str, int] = {}
+    first, contradicted = [], set()
+    for row, (text, label) in enumerate(zip(dataset["text"], dataset["label"], strict=True)):
+        if text not in labels:
+            labels[text] = label
+            first.append(row)
+        elif labels[text] != label:
+            contradicted.add(text)
     if len(first) == len(dataset):
         return dataset
-    dropped = f"{len(dataset):,} rows, {len(first):,} distinct texts: {len(dataset) - len(first):,} duplicates dropped"
-    return _with_origin(dataset.select(first), f"{dataset.info.description}, {dropped}")
+    note = f"{len(dataset):,} rows, {len(first):,} distinct texts: {len(dataset) - len(first):,} duplicates dropped"
+    if contradicted:
+        note += f", of {len(contradicted):,} texts with different labels the first row was kept"
+    return _with_origin(dataset.select(first), f"{dataset.info.description}, {note}")
 
 
 def stratified_indices(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
