@@ -34,8 +34,8 @@ from finetune.errors import FinetuneError, exit_on_error
 from finetune.hardware import default_num_threads, describe_hardware, set_num_threads, supports_bf16
 from finetune.metrics import accuracy_interval, compute_metrics
 from finetune.models.load import load_model, load_tokenizer
-from finetune.quiet import quiet_program
 from finetune.models.save import write_json
+from finetune.quiet import quiet_program
 from finetune.training.trainer import FineTuningTrainer
 
 # What training differs in from `TrainingArguments`' own defaults; every one is also a flag.
