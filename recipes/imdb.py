@@ -27,7 +27,7 @@ DEFAULTS = {
     "model_name_or_path": "embedded",
     "output_dir": "runs/imdb/{method}-seed{seed}",
     "max_length": 512,  # the most that BERT reads; it cuts 15 % of the reviews
-    "num_train_epochs": 2,  # validation accuracy of small encoders peaks here
+    "num_train_epochs": 2,
     "per_device_train_batch_size": 16,
     "warmup_steps": 0.1,  # a share of all steps
     "weight_decay": 0.01,  # not on biases and LayerNorm, which the Trainer leaves out

@@ -99,7 +99,9 @@ def test_lora_on_a_checkpoint_that_has_a_head(tmp_path, tiny_bert):
     tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
     tokenizer.save_pretrained(tmp_path / "base")
     arguments = ModelArguments(model_name_or_path=str(tmp_path / "base"))
-    model = apply_method(load_model(arguments, "lora", tokenizer, ["a", "b", "c"], seed=0), MethodArguments("lora"))
+    with pytest.warns(UserWarning, match=r"has a head .* its classes must be \['a', 'b', 'c'\], in this order"):
+        base = load_model(arguments, "lora", tokenizer, ["a", "b", "c"], seed=0)
+    model = apply_method(base, MethodArguments("lora"))
     assert any("classifier" in name for name, parameter in model.named_parameters() if parameter.requires_grad)
     write_model(tmp_path / "model", model, tokenizer)
     tokens = torch.tensor([[2, 5, 6, 7, 3]])

@@ -3,6 +3,7 @@
 The seed is set before any weight is drawn, so that a head depends on the seed alone.
 """
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -73,7 +74,10 @@ def load_tokenizer(arguments: ModelArguments, method: str, train: Dataset, max_l
     """Load the encoder's tokenizer, or train TextCNN's own on the training texts.
 
     Returns:
-        A tokenizer whose `model_max_length` is `max_length` at most the encoder's, so that it is saved with the model.
+        A tokenizer whose `model_max_length` is `max_length`, so that this is saved with the model.
+
+    Raises:
+        FinetuneError: If it can't be had, has no padding token, or `max_length` is more than the encoder reads.
     """
     if method == "textcnn" and not _uses_pretrained_tokens(arguments):
         return train_word_tokenizer(train["text"], arguments.textcnn_vocabulary_size, max_length)
@@ -106,7 +110,9 @@ def longest_input(name: str, tokenizer: PreTrainedTokenizerBase) -> int:
 def load_model(
     arguments: ModelArguments, method: str, tokenizer: PreTrainedTokenizerBase, label_names: list[str], seed: int
 ) -> PreTrainedModel:
-    """Load the encoder with a freshly drawn classification head, or build a TextCNN.
+    """Load the encoder with a classification head, or build a TextCNN.
+
+    The head is drawn at random, unless the checkpoint has one for as many classes: then it is kept, with a warning.
 
     Args:
         arguments: Which model, and TextCNN's settings.
@@ -125,6 +131,12 @@ def load_model(
     }
     set_seed(seed)
     model = load_textcnn(arguments, tokenizer, labels) if method == "textcnn" else load_encoder(arguments, labels)
+    if method != "textcnn" and not model.missing_weights:
+        warnings.warn(
+            f"{arguments.model_name_or_path} has a head for as many classes already, which is trained further: "
+            f"its classes must be {label_names}, in this order",
+            stacklevel=2,
+        )
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     use_fast_dropout(model)

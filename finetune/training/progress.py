@@ -28,7 +28,7 @@ def progress_bar(total: int, description: str) -> Iterator[Callable[[int], None]
 
 
 class ProgressReport(TrainerCallback):
-    """Report steps, loss, speed and the time left; after each evaluation, its metrics."""
+    """Report steps, loss, learning rate and the time left; after each evaluation, its metrics."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
