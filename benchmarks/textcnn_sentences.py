@@ -31,7 +31,7 @@ from finetune.arguments import ModelArguments
 from finetune.data.split import carve_splits
 from finetune.data.tokenize import tokenize_dataset
 from finetune.errors import FinetuneError, exit_on_error
-from finetune.hardware import default_num_threads, describe_hardware, set_num_threads, supports_bf16
+from finetune.hardware import default_num_threads, describe_hardware, supports_bf16, use_processor
 from finetune.metrics import accuracy_interval, compute_metrics
 from finetune.models.load import load_model, load_tokenizer
 from finetune.models.save import write_json
@@ -150,7 +150,7 @@ def main(argv: list[str]) -> None:
     """Do all runs, print them, and write the record."""
     flags = parse_flags(argv)
     quiet_program()
-    set_num_threads(flags.num_threads)
+    use_processor(flags.num_threads)
     settings = {name: getattr(flags, name) for name in SETTINGS}
     settings |= {"max_length": MAX_LENGTH, "bf16": supports_bf16() and not flags.fp32, "num_threads": flags.num_threads}
     print("  ".join(f"{name} {value}" for name, value in settings.items()))

@@ -24,7 +24,7 @@ from transformers.trainer_callback import PrinterCallback
 from finetune.arguments import DataArguments, ModelArguments
 from finetune.data.load import load_splits
 from finetune.data.tokenize import tokenize_dataset
-from finetune.hardware import default_num_threads, describe_hardware, set_num_threads, supports_bf16
+from finetune.hardware import default_num_threads, describe_hardware, supports_bf16, use_processor
 from finetune.metrics import compute_metrics
 from finetune.models.load import load_encoder, load_model, load_tokenizer
 from finetune.quiet import quiet_program
@@ -89,11 +89,11 @@ def main() -> None:
     parser.add_argument("--max_length", type=int, default=512)
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--max_tokens_per_micro_batch", type=int, default=2_048)
+    parser.add_argument("--max_tokens_per_micro_batch", type=int, default=3_072)
     parser.add_argument("--num_threads", type=int, default=default_num_threads())
     parser.add_argument("--output_json")
     options = parser.parse_args()
-    set_num_threads(options.num_threads)
+    use_processor(options.num_threads)
     quiet_program()
 
     # As many reviews as 7 steps take; the plain settings draw theirs from them at random.

@@ -177,7 +177,7 @@ class RunArguments:
         default=None,
         metadata={
             "help": "A step's examples are worked off in pieces of at most this many tokens, padding included, which "
-            "bounds memory. Default: 2,048 on a CPU, whose cache then holds the activations; 16,384 on a GPU."
+            "bounds memory. Default: 3,072 on a CPU, whose cache then holds the activations; 16,384 on a GPU."
         },
     )
     early_stopping_patience: int = field(
@@ -349,7 +349,7 @@ def _fill_in(arguments: Arguments) -> None:
     if run.num_threads is None:
         run.num_threads = default_num_threads()
     if run.max_tokens_per_micro_batch is None:
-        run.max_tokens_per_micro_batch = 2_048 if training.use_cpu else 16_384
+        run.max_tokens_per_micro_batch = 3_072 if training.use_cpu else 16_384
     if data.train_file is not None and "dataset_name" not in arguments.given:
         data.dataset_name = None
     metric = (training.metric_for_best_model or "loss").removeprefix("eval_")

@@ -73,12 +73,12 @@ def _prepare(arguments: argparse.Namespace) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     import datasets
 
-    from finetune.hardware import default_num_threads, set_num_threads
+    from finetune.hardware import default_num_threads, use_processor
     from finetune.quiet import quiet_program
 
     quiet_program()
     datasets.disable_progress_bars()
-    set_num_threads(arguments.num_threads or default_num_threads())
+    use_processor(arguments.num_threads or default_num_threads())
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,5 +1,6 @@
 """What the machine can do: threads, number formats, memory; read by the arguments and written into `run.json`."""
 
+import ctypes
 import os
 import platform
 import resource
@@ -15,9 +16,11 @@ __all__ = [
     "describe_hardware",
     "peak_memory_bytes",
     "processor_name",
-    "set_num_threads",
     "supports_bf16",
+    "use_processor",
 ]
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 
 def count_physical_cores() -> int:
@@ -32,9 +35,17 @@ def default_num_threads() -> int:
     return max(1, count_physical_cores() // local_processes)
 
 
-def set_num_threads(num_threads: int) -> None:
-    """Set torch's threads. `accelerate launch` exports `OMP_NUM_THREADS=1`, which this overrides."""
+def use_processor(num_threads: int) -> None:
+    """Set torch's threads, and let glibc keep the memory that torch frees.
+
+    `accelerate launch` exports `OMP_NUM_THREADS=1`, which this overrides. By default glibc gives every piece of more
+    than 128 KiB to 32 MiB back to the system, whose pages are faulted in again in the next step: a tenth of its time.
+    """
     torch.set_num_threads(num_threads)
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def supports_bf16() -> bool:

@@ -13,7 +13,9 @@ from finetune.data.batch import MicroBatchCollator
 from finetune.data.tokenize import encode_texts
 from finetune.delivery.load import load
 from finetune.hardware import supports_bf16
+from finetune.models.attention import use_cpu_attention
 from finetune.models.inference import compute_logits
+from finetune.models.precision import keep_activations_in_bf16
 from finetune.models.tfidf import TfidfClassifier
 
 __all__ = ["Prediction", "Predictor", "load_predictor"]
@@ -49,6 +51,8 @@ class Predictor:
             self.label_names = model.label_names
         else:
             model.to("cuda" if torch.cuda.is_available() else "cpu")
+            use_cpu_attention(model)
+            keep_activations_in_bf16(model)
             self.label_names = [model.config.id2label[number] for number in range(model.config.num_labels)]
             positions = getattr(model.config, "max_position_embeddings", None)
             self.max_length = min(tokenizer.model_max_length, positions or 1_000_000)

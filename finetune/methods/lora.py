@@ -4,6 +4,7 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from transformers import PreTrainedModel
 
 from finetune.arguments import MethodArguments
+from finetune.models.precision import keep_activations_in_bf16
 
 __all__ = ["add_lora"]
 
@@ -32,4 +33,6 @@ def add_lora(model: PreTrainedModel, arguments: MethodArguments, new_modules: li
         exclude_modules=[*HEADS, *new_modules],
         modules_to_save=new_modules or None,
     )
-    return get_peft_model(model, config)
+    wrapped = get_peft_model(model, config)
+    keep_activations_in_bf16(wrapped)
+    return wrapped

@@ -9,6 +9,7 @@ from torch import distributed
 from transformers import PreTrainedModel
 
 from finetune.data.batch import cut_by_tokens
+from finetune.models.precision import autocast
 
 __all__ = ["compute_logits"]
 
@@ -50,7 +51,7 @@ def compute_logits(
     for positions in cut_by_tokens(lengths, max_tokens)[rank::world_size]:
         inputs = collate([examples[position] for position in positions])
         inputs.pop("labels", None)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
+        with autocast(device, dtype):
             outputs = model(**{name: tensor.to(device) for name, tensor in inputs.items()})
         logits[positions] = outputs.logits.float().cpu().numpy()
         on_batch(len(positions))

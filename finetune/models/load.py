@@ -22,7 +22,9 @@ from finetune.arguments import ModelArguments
 from finetune.data.embedded import EMBEDDED_MODEL_ID, find_embedded_model
 from finetune.errors import FinetuneError
 from finetune.hub import reach_hub
+from finetune.models.attention import use_cpu_attention
 from finetune.models.dropout import use_fast_dropout
+from finetune.models.precision import keep_activations_in_bf16
 from finetune.models.textcnn import TextCNNConfig, TextCNNForSequenceClassification
 from finetune.models.vocabulary import train_word_tokenizer
 from finetune.quiet import quiet_loading
@@ -140,6 +142,8 @@ def load_model(
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     use_fast_dropout(model)
+    use_cpu_attention(model)
+    keep_activations_in_bf16(model)
     return model
 
 

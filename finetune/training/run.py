@@ -28,7 +28,7 @@ from finetune.arguments import Arguments
 from finetune.data.split import describe_split
 from finetune.environment import describe_environment
 from finetune.errors import FinetuneError
-from finetune.hardware import peak_memory_bytes, set_num_threads, supports_bf16
+from finetune.hardware import peak_memory_bytes, supports_bf16, use_processor
 from finetune.methods import count_parameters
 from finetune.models.save import write_json, write_model
 from finetune.models.tfidf import TfidfClassifier
@@ -74,7 +74,7 @@ class Run:
 
     def __enter__(self) -> "Run":
         training = self.arguments.training
-        set_num_threads(self.arguments.run.num_threads or 1)
+        use_processor(self.arguments.run.num_threads or 1)
         quiet_program()
         training.output_dir = str(self.directory / "checkpoints")
         training.restore_callback_states_from_checkpoint = True  # the patience of early stopping, and the costs

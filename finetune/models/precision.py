@@ -1,0 +1,36 @@
+"""bfloat16 with float32 weights: autocast, and activations that stay in bfloat16 from the embeddings on.
+
+The weights that the optimizer steps and that are saved are float32; autocast casts a copy for each matrix product, and
+gradients are accumulated in float32. Left to autocast alone, a CPU adds the residual stream up in float32, since
+embeddings are looked up in float32, and casts it back and forth around every product.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["autocast", "keep_activations_in_bf16"]
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Compute matrix products in `dtype`; float32 leaves everything as it is."""
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not torch.float32)
+
+
+def keep_activations_in_bf16(model: nn.Module) -> None:
+    """Let every embedding of a model on a CPU come out in autocast's format, where autocast is on.
+
+    Also lets PEFT's layers take their inputs as they come, which they would cast to float32 and autocast back.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Embedding) and _cast_to_autocast_dtype not in module._forward_hooks.values():
+            module.register_forward_hook(_cast_to_autocast_dtype)
+        if hasattr(module, "cast_input_dtype_enabled"):
+            module.cast_input_dtype_enabled = False  # type: ignore[assignment]
+
+
+def _cast_to_autocast_dtype(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+    if output.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        return output.to(torch.get_autocast_dtype("cpu"))
+    return output
