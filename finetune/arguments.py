@@ -15,9 +15,10 @@ from typing import Any, NoReturn
 import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.utils import is_torch_tf32_available
 
 from finetune.errors import FinetuneError
-from finetune.hardware import default_num_threads, supports_bf16
+from finetune.hardware import default_num_threads, fastest_precision
 from finetune.metrics import GREATER_IS_BETTER
 
 __all__ = [
@@ -262,8 +263,7 @@ def parse_arguments(description: str | None, defaults: dict[str, Any], argv: Seq
     config.update(for_methods.get(method, {}))
 
     given = frozenset(config) | frozenset(_flags_to_names(argv, known))
-    machine_defaults = {"use_cpu": not torch.cuda.is_available(), "bf16": supports_bf16() and "fp16" not in given}
-    parser.set_defaults(**{**machine_defaults, **defaults, **METHOD_DEFAULTS.get(method, {})})
+    parser.set_defaults(**{**_machine_defaults(given), **defaults, **METHOD_DEFAULTS.get(method, {})})
     words = [word for name, value in config.items() for word in _to_flag(name, value)] + argv
     try:
         data, model, method_arguments, run, training, unknown = parser.parse_args_into_dataclasses(
@@ -280,6 +280,17 @@ def parse_arguments(description: str | None, defaults: dict[str, Any], argv: Seq
     _fill_in(arguments)
     _check(arguments)
     return arguments
+
+
+def _machine_defaults(given: frozenset[str]) -> dict[str, Any]:
+    """Choose device and number format, unless the user chose either of the half formats."""
+    defaults: dict[str, Any] = {"use_cpu": not torch.cuda.is_available()}
+    if not {"bf16", "fp16"} & given:
+        precision = fastest_precision()
+        defaults |= {"bf16": precision == "bf16", "fp16": precision == "fp16"}
+    if is_torch_tf32_available():
+        defaults["tf32"] = True  # for the products that stay in float32
+    return defaults
 
 
 def _read_config(argv: Sequence[str], known: set[str]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ __all__ = [
     "count_physical_cores",
     "default_num_threads",
     "describe_hardware",
+    "fastest_precision",
     "peak_memory_bytes",
     "processor_name",
     "supports_bf16",
@@ -55,6 +56,13 @@ def supports_bf16() -> bool:
     if platform.machine() not in ("x86_64", "AMD64"):
         return False
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def fastest_precision() -> str:
+    """Name the number format in which this machine multiplies matrices fastest: "bf16", "fp16" or "fp32"."""
+    if supports_bf16():
+        return "bf16"
+    return "fp16" if torch.cuda.is_available() else "fp32"
 
 
 def describe_hardware() -> dict[str, object]:

@@ -36,7 +36,7 @@ def make_model(tiny_bert, tokenizer, method="full", dropout=0.0):
     return apply_method(model, MethodArguments(method=method))
 
 
-def make_trainer(tmp_path, model, tokenizer, tokenized, max_tokens=10_000, **settings):
+def make_trainer(tmp_path, model, tokenizer, tokenized, max_tokens=10_000, use_cpu=True, **settings):
     settings = {
         "max_steps": 30,
         "logging_steps": 1,
@@ -47,7 +47,7 @@ def make_trainer(tmp_path, model, tokenizer, tokenized, max_tokens=10_000, **set
     }
     return FineTuningTrainer(
         model=model,
-        args=TrainingArguments(output_dir=str(tmp_path), use_cpu=True, **settings),
+        args=TrainingArguments(output_dir=str(tmp_path), use_cpu=use_cpu, **settings),
         train_dataset=tokenized,
         eval_dataset=tokenized,
         processing_class=tokenizer,

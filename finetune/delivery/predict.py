@@ -12,10 +12,10 @@ from scipy.special import softmax
 from finetune.data.batch import MicroBatchCollator
 from finetune.data.tokenize import encode_texts
 from finetune.delivery.load import load
-from finetune.hardware import supports_bf16
+from finetune.hardware import fastest_precision
 from finetune.models.attention import use_cpu_attention
 from finetune.models.inference import compute_logits
-from finetune.models.precision import keep_activations_in_bf16
+from finetune.models.precision import DTYPES, keep_activations_in_bf16
 from finetune.models.tfidf import TfidfClassifier
 
 __all__ = ["Prediction", "Predictor", "load_predictor"]
@@ -46,7 +46,7 @@ class Predictor:
     def __init__(self, model: Any, tokenizer: Any, dtype: torch.dtype | None = None):
         self.model = model
         self.tokenizer = tokenizer
-        self.dtype = dtype or (torch.bfloat16 if supports_bf16() else torch.float32)
+        self.dtype = dtype or DTYPES[fastest_precision()]
         if isinstance(model, TfidfClassifier):
             self.label_names = model.label_names
         else:

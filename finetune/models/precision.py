@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["autocast", "keep_activations_in_bf16"]
+__all__ = ["DTYPES", "autocast", "keep_activations_in_bf16"]
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:

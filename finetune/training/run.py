@@ -28,7 +28,7 @@ from finetune.arguments import Arguments
 from finetune.data.split import describe_split
 from finetune.environment import describe_environment
 from finetune.errors import FinetuneError
-from finetune.hardware import peak_memory_bytes, supports_bf16, use_processor
+from finetune.hardware import fastest_precision, peak_memory_bytes, use_processor
 from finetune.methods import count_parameters
 from finetune.models.save import write_json, write_model
 from finetune.models.tfidf import TfidfClassifier
@@ -307,10 +307,11 @@ def _is_whole(checkpoint: Path) -> bool:
 def _precision(arguments: Arguments) -> str:
     if arguments.method.method == "tfidf":
         return "fp64"
-    return "bf16" if arguments.training.bf16 else "fp16" if arguments.training.fp16 else "fp32"
+    training = arguments.training
+    return "bf16" if training.bf16 else "fp16" if training.fp16 else "tf32" if training.tf32 else "fp32"
 
 
 def _prediction_precision(arguments: Arguments) -> str:
     if arguments.method.method == "tfidf":
         return "fp64"
-    return "bf16" if supports_bf16() else "fp32"
+    return fastest_precision()

@@ -22,6 +22,13 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from finetune.data.batch import GlobalStepSampler, MicroBatchCollator, TrainDataLoader
 from finetune.errors import FinetuneError
+from finetune.methods.features import (
+    FeatureCollator,
+    compute_features,
+    encoder_replaced,
+    find_feature_reader,
+    has_frozen_encoder,
+)
 from finetune.models.inference import compute_logits
 from finetune.training.progress import CostMeter, progress_bar
 
@@ -65,12 +72,44 @@ class FineTuningTrainer(Trainer):
         )
         self.model_accepts_loss_kwargs = False
         self.training_data = train_dataset
-        self.validation_data = eval_dataset
-        self.collator = MicroBatchCollator(processing_class, max_tokens_per_micro_batch)
+        self.collator: Any = MicroBatchCollator(processing_class, max_tokens_per_micro_batch)
         self.metrics_of = compute_metrics
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
         self.add_callback(CostMeter)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train; where the encoder is frozen, on its features, computed once."""
+        model: Any = self.model
+        if not has_frozen_encoder(model):
+            return super().train(*args, **kwargs)
+        start = time.perf_counter()
+        model.to(self.args.device).eval()
+        probes = self.collator.collate([self.training_data[row] for row in range(min(4, len(self.training_data)))])
+        probes.pop("labels")
+        read = find_feature_reader(model, self._prepare_inputs(probes))
+        if read is None:
+            return super().train(*args, **kwargs)
+
+        texts: Any = (self.training_data, self.eval_dataset, self.collator)
+        features = []
+        for dataset in texts[:2]:
+            with progress_bar(len(dataset), "Computing features") as advance:
+                collate, max_tokens = self.collator.collate, self.collator.max_tokens
+                features.append(compute_features(model, read, dataset, collate, max_tokens, self.precision, advance))
+        self.costs.train_tokens += sum(self.training_data["length"])
+        self.costs.train_seconds += time.perf_counter() - start
+        self.training_data, self.eval_dataset, self.collator = *features, FeatureCollator()
+        try:
+            with encoder_replaced(model):
+                return super().train(*args, **kwargs)
+        finally:
+            self.training_data, self.eval_dataset, self.collator = texts
+
+    @property
+    def precision(self) -> torch.dtype:
+        """The number format of matrix products."""
+        return torch.bfloat16 if self.args.bf16 else torch.float16 if self.args.fp16 else torch.float32
 
     def get_train_dataloader(self) -> TrainDataLoader:
         """Load this process's share of each step; the sampler divides, so accelerate must not."""
@@ -166,11 +205,13 @@ class FineTuningTrainer(Trainer):
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Estimate the operations of a batch as 6 x parameters x tokens, padding included."""
-        return sum(int(super(FineTuningTrainer, self).floating_point_ops(batch)) for batch in inputs["micro_batches"])
+        texts = [batch for batch in inputs["micro_batches"] if "input_ids" in batch]
+        return sum(int(super(FineTuningTrainer, self).floating_point_ops(batch)) for batch in texts)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """Hand the data set itself to `evaluation_loop`, which batches by tokens."""
-        return DataLoader(self.validation_data if eval_dataset is None else eval_dataset)
+        dataset: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        return DataLoader(dataset)
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
         """Likewise."""
@@ -194,7 +235,7 @@ class FineTuningTrainer(Trainer):
                 dataset["length"],
                 self.collator.collate,
                 self.collator.max_tokens,
-                torch.bfloat16 if self.args.bf16 else torch.float32,
+                self.precision,
                 on_batch=advance,
             )
         labels = dataset.with_format("numpy")["labels"][:]
