@@ -22,8 +22,9 @@ from transformers.trainer_callback import PrinterCallback
 from turns import build_parser, take_turns, write_results
 
 from finetune.arguments import METHOD_DEFAULTS, ModelArguments
+from finetune.data.labels import task_of
 from finetune.data.split import carve_splits, drop_duplicates
-from finetune.data.tokenize import tokenize_splits
+from finetune.data.tokenize import TextConfig, tokenize_splits
 from finetune.hardware import fastest_precision, use_processor
 from finetune.metrics import compute_metrics
 from finetune.models.dropout import FastDropout
@@ -45,8 +46,8 @@ def measure(name: str, seed: int, options: Any) -> dict[str, float]:
     fast = name == FAST
     model_arguments = ModelArguments(attention_dropout=0.0 if fast else 0.1)
     tokenizer = load_tokenizer(model_arguments, "full", splits["train"], 128)
-    tokenized = tokenize_splits(splits, tokenizer, 128)
-    model = load_model(model_arguments, "full", tokenizer, splits["train"].features["label"].names, seed)
+    tokenized = tokenize_splits(splits, tokenizer, TextConfig(128))
+    model = load_model(model_arguments, "full", tokenizer, task_of(splits["train"].features), seed)
     if not fast:
         for module in list(model.modules()):
             for child_name, child in module.named_children():

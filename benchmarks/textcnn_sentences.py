@@ -28,8 +28,9 @@ from sklearn.model_selection import StratifiedKFold
 from transformers import TrainingArguments
 
 from finetune.arguments import ModelArguments
+from finetune.data.labels import task_of
 from finetune.data.split import carve_splits
-from finetune.data.tokenize import tokenize_dataset
+from finetune.data.tokenize import TextConfig, tokenize_dataset
 from finetune.errors import FinetuneError, exit_on_error
 from finetune.hardware import default_num_threads, describe_hardware, supports_bf16, use_processor
 from finetune.metrics import accuracy_interval, compute_metrics
@@ -111,7 +112,7 @@ def train_and_measure(train: Dataset, test: Dataset, seed: int, flags: argparse.
     """Train one TextCNN with the toolkit's parts, as a recipe does, and give its accuracy on `test`."""
     arguments = ModelArguments()
     tokenizer = load_tokenizer(arguments, "textcnn", train, MAX_LENGTH)
-    model = load_model(arguments, "textcnn", tokenizer, train.features["label"].names, seed)
+    model = load_model(arguments, "textcnn", tokenizer, task_of(train.features), seed)
     with tempfile.TemporaryDirectory() as directory:
         trainer = FineTuningTrainer(
             model=model,
@@ -124,8 +125,8 @@ def train_and_measure(train: Dataset, test: Dataset, seed: int, flags: argparse.
                 report_to="none",
                 **{name: getattr(flags, name) for name in SETTINGS},
             ),
-            train_dataset=tokenize_dataset(train, tokenizer, MAX_LENGTH),
-            eval_dataset=tokenize_dataset(test, tokenizer, MAX_LENGTH),
+            train_dataset=tokenize_dataset(train, tokenizer, TextConfig(MAX_LENGTH)),
+            eval_dataset=tokenize_dataset(test, tokenizer, TextConfig(MAX_LENGTH)),
             processing_class=tokenizer,
             compute_metrics=lambda prediction: compute_metrics(*prediction),
             max_tokens_per_micro_batch=MAX_TOKENS,

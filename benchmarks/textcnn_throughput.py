@@ -26,12 +26,13 @@ from transformers.trainer_callback import PrinterCallback
 from turns import build_parser, take_turns, write_results
 
 from finetune.arguments import METHOD_DEFAULTS, DataArguments, ModelArguments
+from finetune.data.labels import task_of
 from finetune.data.load import load_splits
-from finetune.data.tokenize import tokenize_dataset
+from finetune.data.tokenize import TextConfig, tokenize_dataset
 from finetune.hardware import fastest_precision, use_processor
 from finetune.metrics import compute_metrics
 from finetune.models.load import load_model, load_tokenizer
-from finetune.models.tfidf import fit_tfidf
+from finetune.models.tfidf import fit_floor
 from finetune.quiet import quiet_program
 from finetune.training.trainer import FineTuningTrainer
 
@@ -72,7 +73,7 @@ def measure(name: str, options: Any) -> dict[str, float]:
     names = train.features["label"].names
     if name == TFIDF:
         start = time.perf_counter()
-        floor = fit_tfidf(train["text"], train["label"], names, seed=0)
+        floor = fit_floor(train, seed=0)
         seconds = time.perf_counter() - start
         return {"seconds": seconds, "test_accuracy": _accuracy(floor.compute_logits(test["text"]), test["label"])}
     if name == FASTTEXT:
@@ -80,7 +81,7 @@ def measure(name: str, options: Any) -> dict[str, float]:
 
     model_arguments = ModelArguments()
     tokenizer = load_tokenizer(model_arguments, "textcnn", train, options.max_length)
-    tokenized = tokenize_dataset(train, tokenizer, options.max_length)
+    tokenized = tokenize_dataset(train, tokenizer, TextConfig(options.max_length))
     steps = STEPS.get(name, -1)
     args = TrainingArguments(
         output_dir="unused",
@@ -95,7 +96,7 @@ def measure(name: str, options: Any) -> dict[str, float]:
         seed=0,
         bf16=name != PLAIN and fastest_precision() == "bf16",
     )
-    model: Any = load_model(model_arguments, "textcnn", tokenizer, names, seed=0)
+    model: Any = load_model(model_arguments, "textcnn", tokenizer, task_of(train.features), seed=0)
     if name == PLAIN:
         sizes = (len(tokenizer), model.config.embedding_dim, model.config.num_filters)
         columns = tokenized.select_columns(["input_ids", "labels"])
@@ -111,7 +112,7 @@ def measure(name: str, options: Any) -> dict[str, float]:
             model=model,
             args=args,
             train_dataset=tokenized,
-            eval_dataset=tokenize_dataset(test, tokenizer, options.max_length),
+            eval_dataset=tokenize_dataset(test, tokenizer, TextConfig(options.max_length)),
             processing_class=tokenizer,
             compute_metrics=lambda prediction: compute_metrics(*prediction),
             max_tokens_per_micro_batch=SETTINGS["max_tokens_per_micro_batch"],

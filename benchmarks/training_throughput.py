@@ -20,8 +20,9 @@ from transformers.trainer_callback import PrinterCallback
 from turns import build_parser, take_turns, write_results
 
 from finetune.arguments import DataArguments, ModelArguments
+from finetune.data.labels import task_of
 from finetune.data.load import load_splits
-from finetune.data.tokenize import tokenize_dataset
+from finetune.data.tokenize import TextConfig, tokenize_dataset
 from finetune.hardware import fastest_precision, use_processor
 from finetune.metrics import compute_metrics
 from finetune.models.load import load_encoder, load_model, load_tokenizer
@@ -85,7 +86,7 @@ def measure(name: str, options: Any) -> dict[str, float]:
     train = load_splits(data)["train"]
     model_arguments = ModelArguments()
     tokenizer = load_tokenizer(model_arguments, "full", train, options.max_length)
-    tokenized = tokenize_dataset(train, tokenizer, options.max_length)
+    tokenized = tokenize_dataset(train, tokenizer, TextConfig(options.max_length))
     half = name == OURS and fastest_precision()
     args = TrainingArguments(
         output_dir="unused",
@@ -102,7 +103,7 @@ def measure(name: str, options: Any) -> dict[str, float]:
     trainer: Trainer
     if name == OURS:
         trainer = FineTuningTrainer(
-            model=load_model(model_arguments, "full", tokenizer, LABELS, seed=0),
+            model=load_model(model_arguments, "full", tokenizer, task_of(train.features), seed=0),
             args=args,
             train_dataset=tokenized,
             eval_dataset=tokenized,

@@ -19,7 +19,15 @@ from transformers.utils import is_torch_tf32_available
 
 from finetune.errors import FinetuneError
 from finetune.hardware import default_num_threads, fastest_precision
-from finetune.metrics import GREATER_IS_BETTER
+from finetune.metrics import (
+    DEFAULT_METRIC,
+    GREATER_IS_BETTER,
+    METRICS,
+    MULTI_LABEL,
+    PROBLEM_TYPES,
+    REGRESSION,
+    SINGLE_LABEL,
+)
 
 __all__ = [
     "METHOD_DEFAULTS",
@@ -78,9 +86,16 @@ class DataArguments:
         default=None,
         metadata={"help": "A data set on the Hub, or 'embedded': the 25,000 film reviews of the quickstart extra."},
     )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "The data set's configuration."})
+    dataset_revision: str | None = field(
+        default=None, metadata={"help": "The data set's version: a branch, tag or commit on the Hub."}
+    )
     train_file: str | None = field(
         default=None,
-        metadata={"help": "Training examples (.csv, .tsv, .jsonl, .json, .parquet) instead of a data set."},
+        metadata={
+            "help": "Training examples instead of a data set: .csv, .tsv, .jsonl, .json, .parquet, each also .gz or "
+            ".zst; lines 'label text'; or a folder with a folder of .txt files for each class."
+        },
     )
     validation_file: str | None = field(
         default=None, metadata={"help": "Validation examples; without it they are carved from the training split."}
@@ -88,10 +103,55 @@ class DataArguments:
     test_file: str | None = field(
         default=None, metadata={"help": "Test examples; without it they are carved from the training split."}
     )
-    text_column: str = field(default="text", metadata={"help": "The column that holds the text."})
-    label_column: str = field(default="label", metadata={"help": "The column that holds the label."})
-    max_length: int = field(
-        default=512, metadata={"help": "Tokens a text is cut to at its end, special tokens included."}
+    text_column: str | None = field(default=None, metadata={"help": "The column of the text. Default: by its name."})
+    text_pair_column: str | None = field(
+        default=None, metadata={"help": "The column of a second text, for pairs. Default: by its name, as in GLUE."}
+    )
+    label_column: str | None = field(default=None, metadata={"help": "The column of the label. Default: by its name."})
+    id_column: str | None = field(
+        default=None, metadata={"help": "The column of an id. Default: the file's name and the row."}
+    )
+    group_column: str | None = field(
+        default=None, metadata={"help": "Rows with one value here, such as an author, stay in one carved split."}
+    )
+    encoding: str | None = field(
+        default=None, metadata={"help": "How the files' bytes are read as text. Default: UTF-8, else it is found out."}
+    )
+    problem_type: str | None = field(
+        default=None,
+        metadata={
+            "choices": PROBLEM_TYPES,
+            "help": "What is predicted. Default: several labels where the column holds lists or --label_delimiter is "
+            "given, a number where it holds fractions, else one class.",
+        },
+    )
+    label_delimiter: str | None = field(
+        default=None, metadata={"help": "What separates several labels of a text in one column."}
+    )
+    remove_leakage: bool = field(
+        default=False, metadata={"help": "Drop training texts that are also in the given validation or test split."}
+    )
+    max_length: int = field(default=512, metadata={"help": "Tokens a text is cut to, special tokens included."})
+    truncation: str = field(
+        default="head",
+        metadata={
+            "choices": ["head", "tail", "head+tail", "window"],
+            "help": "What is kept of a text longer than max_length: its head; its tail; a quarter of the tokens from "
+            "the head and the rest from the tail (Sun et al. 2019); or all of it, in windows.",
+        },
+    )
+    window_stride: int | None = field(
+        default=None, metadata={"help": "Tokens that a window shares with the one before it. Default: max_length / 4."}
+    )
+    window_pooling: str = field(
+        default="mean",
+        metadata={
+            "choices": ["mean", "max", "vote"],
+            "help": "How the logits of a text's windows are combined: their mean, their maximum, or a vote.",
+        },
+    )
+    max_train_windows: int = field(
+        default=8, metadata={"help": "Most windows of a text that train in a step, evenly spread over it."}
     )
     max_train_samples: int | None = field(
         default=None, metadata={"help": "Train on a stratified sample of this many examples."}
@@ -113,6 +173,9 @@ class ModelArguments:
     model_name_or_path: str = field(
         default="embedded",
         metadata={"help": "A model on the Hub, a folder, or 'embedded': all-MiniLM-L6-v2 of the quickstart extra."},
+    )
+    model_revision: str | None = field(
+        default=None, metadata={"help": "The model's version: a branch, tag or commit on the Hub."}
     )
     attention_dropout: float = field(
         default=0.0,
@@ -155,6 +218,21 @@ class MethodArguments:
             "help": "full: all parameters; lora: low-rank adapters; head: the classification head alone; "
             "textcnn: a convolutional network from scratch; tfidf: TF-IDF and logistic regression.",
         },
+    )
+    class_weights: str = field(
+        default="none",
+        metadata={
+            "choices": ["none", "balanced"],
+            "help": "balanced: weight each class in the loss by rows / (classes x its rows); for several labels the "
+            "presence of each by rows without / rows with it.",
+        },
+    )
+    focal_gamma: float = field(
+        default=0.0,
+        metadata={"help": "Focal loss (Lin et al. 2017): weight an example by (1 - p)^gamma; 2 is usual, 0 is off."},
+    )
+    oversample: bool = field(
+        default=False, metadata={"help": "Repeat training rows of rarer classes until all classes have as many."}
     )
     lora_r: int = field(default=16, metadata={"help": "Rank of the LoRA matrices."})
     lora_alpha: int = field(default=32, metadata={"help": "LoRA's scale: the update is multiplied by alpha / r."})
@@ -204,17 +282,52 @@ class Arguments:
     training: TrainingArguments
     given: frozenset[str]
 
+    def settle(self, problem_type: str) -> None:
+        """Set what depends on the task, once it is known, and refuse what does not fit it.
+
+        Raises:
+            FinetuneError: If a chosen metric, smoothing or weighting is not defined for the task.
+        """
+        method, training = self.method, self.training
+        what = {MULTI_LABEL: "several labels a text", REGRESSION: "a number to predict"}.get(problem_type, "classes")
+        metric = (training.metric_for_best_model or "loss").removeprefix("eval_")
+        if metric not in METRICS[problem_type]:
+            if "metric_for_best_model" in self.given:
+                raise FinetuneError(
+                    f"Expected --metric_for_best_model for {what} to be one of {', '.join(METRICS[problem_type])}, "
+                    f"but got {metric!r}."
+                )
+            metric = DEFAULT_METRIC[problem_type]
+            training.metric_for_best_model = metric
+        if "greater_is_better" not in self.given:
+            training.greater_is_better = METRICS[problem_type][metric]
+        if problem_type == SINGLE_LABEL:
+            return
+        if training.label_smoothing_factor and "label_smoothing_factor" in self.given:
+            raise FinetuneError(
+                f"Expected no --label_smoothing_factor with {what}: it is defined for single classes. Leave it out."
+            )
+        training.label_smoothing_factor = 0.0
+        if method.oversample or (problem_type == REGRESSION and (method.class_weights != "none" or method.focal_gamma)):
+            names = "--oversample" if method.oversample else "--class_weights or --focal_gamma"
+            raise FinetuneError(f"Expected no {names} with {what}: it is defined for classes. Leave it out.")
+        if problem_type == REGRESSION and self.data.truncation == "window" and self.data.window_pooling != "mean":
+            raise FinetuneError("Expected --window_pooling mean with a number to predict. Leave it out.")
+
     def unused(self) -> set[str]:
         """Name the settings that the method has no use for."""
         method, variant = self.method.method, self.model.textcnn_variant
         unused: set[str] = set()
         if method == "tfidf":
-            network = {"max_length", *vars(self.model), *vars(self.method), *vars(self.run), *vars(self.training)}
+            text = {"max_length", "truncation", "window_stride", "window_pooling", "max_train_windows"}
+            network = text.union(vars(self.model), vars(self.method), vars(self.run), vars(self.training))
             unused = network - {"method", "output_dir", "seed", "config", "restart", "num_threads", "no_store_text"}
         else:
             prefixes = [prefix for prefix in ("lora", "textcnn") if prefix != method]
             names = [name for part in (self.model, self.method) for name in vars(part)]
             unused = {name for name in names for prefix in prefixes if name.startswith(f"{prefix}_")}
+            if self.data.truncation != "window":
+                unused |= {"window_stride", "window_pooling", "max_train_windows"}
         if method == "textcnn":
             own_tokens = variant == "rand" and self.model.textcnn_tokenizer == "own"
             unused |= {"attention_dropout", *(("model_name_or_path",) if own_tokens else ("textcnn_vocabulary_size",))}
@@ -359,6 +472,8 @@ def _fill_in(arguments: Arguments) -> None:
     data, run, training = arguments.data, arguments.run, arguments.training
     if run.num_threads is None:
         run.num_threads = default_num_threads()
+    if data.window_stride is None:
+        data.window_stride = data.max_length // 4
     if run.max_tokens_per_micro_batch is None:
         run.max_tokens_per_micro_batch = 3_072 if training.use_cpu else 16_384
     if data.train_file is not None and "dataset_name" not in arguments.given:
@@ -384,6 +499,11 @@ def _check(arguments: Arguments) -> None:
         raise FinetuneError(
             "Expected no --push_to_hub: training does not push. Upload the finished run's model/ with `hf upload`."
         )
+    method = arguments.method
+    if method.focal_gamma and training.label_smoothing_factor and "label_smoothing_factor" in arguments.given:
+        raise FinetuneError("Expected --focal_gamma or --label_smoothing_factor, but got both. Drop one of them.")
+    if method.focal_gamma:
+        training.label_smoothing_factor = 0.0
     if not 0 <= training.label_smoothing_factor < 1:
         raise FinetuneError(
             f"Expected --label_smoothing_factor in [0, 1), but got {training.label_smoothing_factor}. 0.1 is usual."
@@ -400,6 +520,9 @@ def _check(arguments: Arguments) -> None:
         ("num_threads", run.num_threads, 1),
         ("max_tokens_per_micro_batch", run.max_tokens_per_micro_batch, 1),
         ("early_stopping_patience", run.early_stopping_patience, 0),
+        ("window_stride", data.window_stride, 0),
+        ("max_train_windows", data.max_train_windows, 1),
+        ("focal_gamma", arguments.method.focal_gamma, 0),
         ("lora_r", arguments.method.lora_r, 1),
         ("textcnn_embedding_dim", arguments.model.textcnn_embedding_dim, 1),
         ("textcnn_vocabulary_size", arguments.model.textcnn_vocabulary_size, 3),
@@ -414,6 +537,26 @@ def _check(arguments: Arguments) -> None:
             raise FinetuneError(f"Expected --{name} to be at least {least}, but got {value}.")
     if training.max_steps <= 0 and not training.num_train_epochs > 0:
         raise FinetuneError(f"Expected --num_train_epochs above 0, but got {training.num_train_epochs}.")
+    if data.truncation == "window" and (data.window_stride or 0) > data.max_length - 3:
+        raise FinetuneError(
+            f"Expected --window_stride below --max_length {data.max_length}, but got {data.window_stride}. "
+            "A quarter of it is usual."
+        )
+    if data.truncation != "head" and data.text_pair_column is not None:
+        raise FinetuneError(
+            f"Expected --truncation head for pairs of texts, but got {data.truncation!r}. The longer one is cut."
+        )
+    if arguments.model.model_revision is not None and (
+        arguments.model.model_name_or_path == "embedded" or Path(arguments.model.model_name_or_path).exists()
+    ):
+        raise FinetuneError(
+            f"Expected --model_revision with a model on the Hub, but {arguments.model.model_name_or_path!r} has none. "
+            "Leave it out."
+        )
+    if data.dataset_name is None or data.dataset_name == "embedded":
+        for name in ("dataset_config_name", "dataset_revision"):
+            if getattr(data, name) is not None:
+                raise FinetuneError(f"Expected --{name} with a --dataset_name on the Hub only. Leave it out.")
     for name, share in (
         ("attention_dropout", arguments.model.attention_dropout),
         ("textcnn_dropout", arguments.model.textcnn_dropout),
@@ -427,5 +570,5 @@ def _check(arguments: Arguments) -> None:
         raise FinetuneError("Expected --dataset_name or --train_file, but got both. Drop one of them.")
     for name in ("train_file", "validation_file", "test_file"):
         path = getattr(data, name)
-        if path is not None and not Path(path).is_file():
-            raise FinetuneError(f"Expected --{name} to be a file, but {path!r} does not exist.")
+        if path is not None and not Path(path).exists():
+            raise FinetuneError(f"Expected --{name} to be a file or folder, but {path!r} does not exist.")

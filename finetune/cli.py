@@ -27,14 +27,18 @@ def build_parser() -> argparse.ArgumentParser:
     predict = commands.add_parser("predict", help="label texts with a trained model", allow_abbrev=False)
     predict.add_argument("path", metavar="PATH", help="a run directory or a model folder")
     predict.add_argument("texts", metavar="TEXT", nargs="+", help="texts to label")
+    predict.add_argument("--pairs", metavar="TEXT", nargs="+", help="a second text for each, for models of pairs")
     predict.add_argument("--num_threads", type=int, help="threads (default: the physical cores)")
     predict.set_defaults(run=run_predict)
 
     evaluate = commands.add_parser("evaluate", help="measure a trained model on labelled texts", allow_abbrev=False)
     evaluate.add_argument("path", metavar="PATH", help="a run directory or a model folder")
-    evaluate.add_argument("--test_file", required=True, help=".csv, .tsv, .jsonl, .json or .parquet")
-    evaluate.add_argument("--text_column", default="text", help="column of the texts (default: text)")
-    evaluate.add_argument("--label_column", default="label", help="column of the labels (default: label)")
+    evaluate.add_argument("--test_file", required=True, help="labelled texts, in any format that recipes take")
+    evaluate.add_argument("--text_column", help="column of the texts (default: by its name)")
+    evaluate.add_argument("--text_pair_column", help="column of the second texts, for pairs")
+    evaluate.add_argument("--label_column", help="column of the labels (default: by its name)")
+    evaluate.add_argument("--label_delimiter", help="what separates several labels of a text")
+    evaluate.add_argument("--encoding", help="how the file's bytes are read as text (default: it is found out)")
     evaluate.add_argument("--output_json", help="also write the metrics to this file")
     evaluate.add_argument("--num_threads", type=int, help="threads (default: the physical cores)")
     evaluate.set_defaults(run=run_evaluate)
@@ -42,12 +46,17 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run_predict(arguments: argparse.Namespace) -> None:
-    """Print label, probability and text, separated by tabs, one line a text."""
+    """Print label, probability and text, separated by tabs, one line a text; the number and text for regression."""
     _prepare(arguments)
     from finetune.delivery.predict import load_predictor
 
-    for text, prediction in zip(arguments.texts, load_predictor(arguments.path).predict(arguments.texts), strict=True):
-        print(f"{prediction.label}\t{prediction.probability:.4f}\t{' '.join(text.split())}")
+    predictor = load_predictor(arguments.path)
+    for text, prediction in zip(arguments.texts, predictor.predict(arguments.texts, arguments.pairs), strict=True):
+        if prediction.value is not None:
+            found = f"{prediction.value:.4f}"
+        else:
+            found = f"{','.join(prediction.labels)}\t{','.join(f'{p:.4f}' for p in prediction.probabilities)}"
+        print(f"{found}\t{' '.join(text.split())}")
 
 
 def run_evaluate(arguments: argparse.Namespace) -> None:
@@ -56,12 +65,18 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     from finetune.delivery.evaluate import evaluate_file
     from finetune.models.save import write_json
 
-    metrics, report = evaluate_file(arguments.path, arguments.test_file, arguments.text_column, arguments.label_column)
-    low, high = metrics["accuracy_interval"]
-    print(f"{'accuracy':<12} {metrics['accuracy']:.4f} (95 % interval {low:.4f} to {high:.4f})")
-    for name in ("macro_f1", "precision", "recall", "mcc", "roc_auc", "loss", "num_examples"):
-        print(f"{name:<12} {metrics[name]:.4f}" if isinstance(metrics[name], float) else f"{name:<12} {metrics[name]}")
-    print(f"\n{report}")
+    columns = {
+        name: getattr(arguments, name)
+        for name in ("text_column", "text_pair_column", "label_column", "label_delimiter", "encoding")
+    }
+    metrics, report = evaluate_file(arguments.path, arguments.test_file, columns)
+    for name, value in metrics.items():
+        if isinstance(value, float | int):
+            low, high = metrics.get(f"{name}_interval", (None, None))
+            shown = f"{value:.4f}" if isinstance(value, float) else str(value)
+            print(f"{name:<18} {shown}" + (f" (95 % interval {low:.4f} to {high:.4f})" if low is not None else ""))
+    if report:
+        print(f"\n{report}")
     if arguments.output_json:
         from pathlib import Path
 

@@ -4,71 +4,165 @@
 `evaluate` takes seconds.
 """
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from scipy.special import log_softmax, softmax
-from scipy.stats import binomtest
+from scipy.stats import binomtest, pearsonr, spearmanr
 from sklearn.metrics import (
     accuracy_score,
+    average_precision_score,
+    balanced_accuracy_score,
     classification_report,
     f1_score,
     matthews_corrcoef,
+    mean_absolute_error,
+    mean_squared_error,
+    precision_recall_fscore_support,
     precision_score,
+    r2_score,
     recall_score,
     roc_auc_score,
 )
 
 __all__ = [
+    "DEFAULT_METRIC",
     "GREATER_IS_BETTER",
+    "METRICS",
+    "MULTI_LABEL",
+    "PROBLEM_TYPES",
+    "REGRESSION",
+    "SINGLE_LABEL",
     "accuracy_interval",
     "compute_classification_report",
     "compute_log_loss",
     "compute_metrics",
+    "compute_per_class",
     "compute_roc_auc",
+    "mean_interval",
+    "predict_labels",
 ]
 
-# Every metric that `compute_metrics` returns, and so every value `--metric_for_best_model` may take.
-GREATER_IS_BETTER = {
-    "accuracy": True,
-    "macro_f1": True,
-    "precision": True,
-    "recall": True,
-    "mcc": True,
-    "roc_auc": True,
-    "loss": False,
+# transformers' names of what is predicted: one class, any number of labels, or a number.
+SINGLE_LABEL, MULTI_LABEL, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
+
+# Every metric that `compute_metrics` returns, and so every value `--metric_for_best_model` may take; whether more is
+# better.
+METRICS: dict[str, dict[str, bool]] = {
+    SINGLE_LABEL: {
+        "accuracy": True,
+        "balanced_accuracy": True,
+        "macro_f1": True,
+        "precision": True,
+        "recall": True,
+        "mcc": True,
+        "roc_auc": True,
+        "loss": False,
+    },
+    MULTI_LABEL: {
+        "micro_f1": True,
+        "macro_f1": True,
+        "precision": True,
+        "recall": True,
+        "accuracy": True,
+        "roc_auc": True,
+        "average_precision": True,
+        "loss": False,
+    },
+    REGRESSION: {"mse": False, "mae": False, "r2": True, "pearson": True, "spearman": True, "loss": False},
 }
+PROBLEM_TYPES = list(METRICS)
+GREATER_IS_BETTER = {name: greater for metrics in METRICS.values() for name, greater in metrics.items()}
+DEFAULT_METRIC = {SINGLE_LABEL: "accuracy", MULTI_LABEL: "micro_f1", REGRESSION: "mse"}
 
 
-def compute_metrics(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Compute every metric of a single-label task.
+def compute_metrics(logits: np.ndarray, labels: np.ndarray, problem_type: str = SINGLE_LABEL) -> dict[str, float]:
+    """Compute every metric of a task.
 
-    Precision, recall and F1 are unweighted means over all classes ("macro"); a class that is never predicted has
-    precision 0, one without examples recall 0. MCC is Matthews' correlation coefficient (Gorodkin 2004 for more than
-    two classes). `loss` is the mean cross-entropy in nats, without label smoothing.
+    Precision, recall and F1 are unweighted means over all labels ("macro") unless their name says "micro"; a label that
+    is never predicted has precision 0, one without examples recall 0. Balanced accuracy is the mean recall of the
+    classes that have examples. MCC is Matthews' correlation coefficient (Gorodkin 2004 for more than two classes).
+    With several labels a text, `accuracy` is the share of texts whose labels are all right. `loss` is the mean
+    cross-entropy in nats, without label smoothing or weights; for regression the mean squared error.
 
     Args:
-        logits: Scores before the softmax, shape `(num_examples, num_labels)`.
-        labels: Class numbers in `[0, num_labels)`, shape `(num_examples,)`.
+        logits: Scores before the softmax or sigmoid, or predicted numbers, shape `(num_examples, num_labels)`.
+        labels: Class numbers in `[0, num_labels)` or numbers to predict, shape `(num_examples,)`; for several labels 0
+            and 1, shape `(num_examples, num_labels)`.
+        problem_type: One of `PROBLEM_TYPES`.
 
     Returns:
-        The names of `GREATER_IS_BETTER` with their values. `roc_auc` is NaN where a class has no example.
+        The names of `METRICS[problem_type]` with their values; NaN where one is not defined on these examples.
 
     Example:
         >>> compute_metrics(np.array([[2.0, 0.0], [0.0, 2.0]]), np.array([0, 1]))["accuracy"]
         1.0
     """
-    predictions = logits.argmax(axis=-1)
-    macro: Any = {"labels": range(logits.shape[-1]), "average": "macro", "zero_division": 0}
+    if problem_type == REGRESSION:
+        return _compute_regression_metrics(logits[:, 0].astype(np.float64), labels.astype(np.float64))
+    predictions = predict_labels(logits, problem_type)
+    if problem_type == MULTI_LABEL:
+        macro: Any = {"average": "macro", "zero_division": 0}
+        varying = (labels.min(axis=0) != labels.max(axis=0)).all()
+        return {
+            "micro_f1": float(f1_score(labels, predictions, average="micro", zero_division=0)),
+            "macro_f1": float(f1_score(labels, predictions, **macro)),
+            "precision": float(precision_score(labels, predictions, **macro)),
+            "recall": float(recall_score(labels, predictions, **macro)),
+            "accuracy": float(accuracy_score(labels, predictions)),
+            "roc_auc": float(roc_auc_score(labels, logits, average="macro")) if varying else float("nan"),
+            "average_precision": float(average_precision_score(labels, logits)) if varying else float("nan"),
+            "loss": float(np.mean(np.logaddexp(0, logits.astype(np.float64)) - labels * logits)),
+        }
+    macro = {"labels": range(logits.shape[-1]), "average": "macro", "zero_division": 0}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of predicted classes without examples
+        balanced_accuracy = float(balanced_accuracy_score(labels, predictions))
     return {
         "accuracy": float(accuracy_score(labels, predictions)),
+        "balanced_accuracy": balanced_accuracy,
         "macro_f1": float(f1_score(labels, predictions, **macro)),
         "precision": float(precision_score(labels, predictions, **macro)),
         "recall": float(recall_score(labels, predictions, **macro)),
         "mcc": float(matthews_corrcoef(labels, predictions)),
         "roc_auc": compute_roc_auc(logits, labels),
         "loss": compute_log_loss(logits, labels),
+    }
+
+
+def _compute_regression_metrics(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    varies = len(labels) > 1 and np.ptp(predictions) > 0 and np.ptp(labels) > 0
+    mse = float(mean_squared_error(labels, predictions))
+    return {
+        "mse": mse,
+        "mae": float(mean_absolute_error(labels, predictions)),
+        "r2": float(r2_score(labels, predictions)) if len(labels) > 1 else float("nan"),
+        "pearson": float(pearsonr(labels, predictions).statistic) if varies else float("nan"),
+        "spearman": float(spearmanr(labels, predictions).statistic) if varies else float("nan"),
+        "loss": mse,
+    }
+
+
+def predict_labels(logits: np.ndarray, problem_type: str) -> np.ndarray:
+    """Decide: the most probable class, `(n,)`; every label of probability one half or more, 0 and 1, `(n, labels)`."""
+    return (logits >= 0).astype(np.int64) if problem_type == MULTI_LABEL else logits.argmax(axis=-1)
+
+
+def compute_per_class(
+    logits: np.ndarray, labels: np.ndarray, label_names: Sequence[str], problem_type: str = SINGLE_LABEL
+) -> dict[str, dict[str, float]]:
+    """Compute precision, recall, F1 and the number of examples of each class."""
+    table = precision_recall_fscore_support(
+        labels, predict_labels(logits, problem_type), labels=range(len(label_names)), zero_division=0
+    )
+    names = ("precision", "recall", "f1", "num_examples")
+    return {
+        label: {
+            name: float(value) if name != "num_examples" else int(value) for name, value in zip(names, row, strict=True)
+        }
+        for label, row in zip(label_names, zip(*table, strict=True), strict=True)
     }
 
 
@@ -111,11 +205,19 @@ def accuracy_interval(accuracy: float, num_examples: int) -> tuple[float, float]
     return float(interval.low), float(interval.high)
 
 
-def compute_classification_report(logits: np.ndarray, labels: np.ndarray, label_names: Sequence[str]) -> str:
+def mean_interval(values: np.ndarray) -> tuple[float, float]:
+    """Give the 95 % interval of a mean over examples, such as an absolute error, by the normal distribution."""
+    half = 1.96 * float(values.std(ddof=1)) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+    return float(values.mean()) - half, float(values.mean()) + half
+
+
+def compute_classification_report(
+    logits: np.ndarray, labels: np.ndarray, label_names: Sequence[str], problem_type: str = SINGLE_LABEL
+) -> str:
     """Write precision, recall, F1 and the number of examples of each class as scikit-learn's text table."""
     return classification_report(
         labels,
-        logits.argmax(axis=-1),
+        predict_labels(logits, problem_type),
         labels=range(len(label_names)),
         target_names=list(label_names),
         digits=3,

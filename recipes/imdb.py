@@ -18,7 +18,7 @@ from finetune.errors import exit_on_error
 from finetune.methods import apply_method
 from finetune.metrics import compute_metrics
 from finetune.models.load import load_model, load_tokenizer
-from finetune.models.tfidf import fit_tfidf
+from finetune.models.tfidf import fit_floor
 from finetune.training.run import Run
 from finetune.training.trainer import FineTuningTrainer
 
@@ -43,54 +43,47 @@ DEFAULTS = {
 
 def main(argv=None):
     arguments = parse_arguments(__doc__, DEFAULTS, argv)
+    method, seed = arguments.method.method, arguments.training.seed
     with Run(arguments) as run:
-        # 1. Data: three splits with the columns id, text and label
+        # 1. Data: three splits with the columns id, text and label, examined before they are trusted
         with arguments.training.main_process_first():
             splits = load_splits(arguments.data)
-        run.record_data(splits)
+        task = run.record_data(splits)
 
-        # 2. The model, its method, and training
-        if arguments.method.method == "tfidf":
-            model, tokenizer = fit_floor(arguments, splits, run), None
+        if method == "tfidf":
+            # 2. The floor that a network has to beat: TF-IDF and a linear model
+            tokenizer = None
+            with run.measure_costs():
+                model = fit_floor(splits["train"], seed)
         else:
-            model, tokenizer = fine_tune(arguments, splits, run)
+            # 2. Tokens
+            tokenizer = load_tokenizer(arguments.model, method, splits["train"], arguments.data.max_length)
+            with arguments.training.main_process_first():
+                tokenized = tokenize_splits(splits, tokenizer, run.text_config)
+            run.record_tokens(tokenized)
 
-        # 3. Save, reload, and measure what was saved on the untouched test split
+            # 3. The model, BERT with a classification head or a TextCNN, and what of it moves
+            model = load_model(arguments.model, method, tokenizer, task, seed)
+            model = apply_method(model, arguments.method)
+
+            # 4. Training; the best checkpoint by the validation split
+            trainer = FineTuningTrainer(
+                model=model,
+                args=arguments.training,
+                train_dataset=run.training_rows(tokenized),
+                eval_dataset=tokenized["validation"],
+                processing_class=tokenizer,
+                compute_metrics=lambda prediction: compute_metrics(*prediction, task.problem_type),
+                max_tokens_per_micro_batch=arguments.run.max_tokens_per_micro_batch,
+                example_loss=run.build_loss(tokenized["train"]),
+                callbacks=run.callbacks(),
+            )
+            run.train(trainer)
+            model = trainer.model
+
+        # 5. Save, reload, and measure what was saved on the untouched test split
         run.save_model(model, tokenizer)
         evaluate_run(run, model, tokenizer, splits)
-
-
-def fine_tune(arguments, splits, run):
-    """Train a network: an encoder in full, with LoRA, or only its head; or a TextCNN."""
-    method = arguments.method.method
-    tokenizer = load_tokenizer(arguments.model, method, splits["train"], arguments.data.max_length)
-    with arguments.training.main_process_first():
-        tokenized = tokenize_splits(splits, tokenizer, arguments.data.max_length)
-    run.record_tokens(tokenized)
-
-    label_names = splits["train"].features["label"].names
-    model = load_model(arguments.model, method, tokenizer, label_names, arguments.training.seed)
-    model = apply_method(model, arguments.method)
-
-    trainer = FineTuningTrainer(
-        model=model,
-        args=arguments.training,
-        train_dataset=tokenized["train"],
-        eval_dataset=tokenized["validation"],
-        processing_class=tokenizer,
-        compute_metrics=lambda prediction: compute_metrics(*prediction),
-        max_tokens_per_micro_batch=arguments.run.max_tokens_per_micro_batch,
-        callbacks=run.callbacks(),
-    )
-    run.train(trainer)
-    return trainer.model, tokenizer
-
-
-def fit_floor(arguments, splits, run):
-    """Fit TF-IDF and logistic regression, the floor that a network has to beat."""
-    train = splits["train"]
-    with run.measure_costs():
-        return fit_tfidf(train["text"], train["label"], train.features["label"].names, arguments.training.seed)
 
 
 if __name__ == "__main__":

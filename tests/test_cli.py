@@ -25,7 +25,7 @@ def test_help_imports_no_heavy_library():
         (["predict"], "required: PATH, TEXT"),
         (["predict", "nowhere", "text"], "'nowhere' does not exist"),
         (["predict", str(ROOT / "recipes"), "text"], "found none of them"),
-        (["evaluate", "nowhere", "--test_file", "nothing.csv"], "'nothing.csv' does not exist"),
+        (["evaluate", "nowhere", "--test_file", "nothing.csv"], "'nowhere' does not exist"),
     ],
 )
 def test_mistakes_end_with_one_line_and_status_2(argv, message, capsys):

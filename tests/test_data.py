@@ -9,7 +9,7 @@ from finetune.arguments import DataArguments
 from finetune.data.batch import GlobalStepSampler, MicroBatchCollator, cut_by_tokens
 from finetune.data.load import load_splits, read_examples
 from finetune.data.split import carve_splits, check_classes, describe_split, drop_duplicates, stratified_indices
-from finetune.data.tokenize import tokenize_dataset
+from finetune.data.tokenize import TextConfig, tokenize_dataset
 from finetune.errors import FinetuneError
 
 
@@ -124,15 +124,23 @@ def test_file_formats(tmp_path, suffix, content):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", "review,sentiment\nx,y\n", r"columns \['text', 'label'\] in .*found \['review', 'sentiment'\]"),
+        ("a.csv", "one,two,three\nx,y,z\n", r"tell the text column of .* found \['one', 'two', 'three'\]"),
+        ("a.csv", "text,other,more\nx,y,z\n", "found no column that holds them"),
+        ("a.csv", "text,label,text\nx,y,z\n", r"found \['text'\] twice"),
         ("a.csv", "text,label\n", "found none below its header"),
-        ("a.csv", "", "readable .csv file"),
-        ("a.csv", "text,label\nA great film, really,pos\n", "as many fields in each row"),
-        ("a.csv", "text,label\ngood,pos,\n", "as many fields in each row"),
+        ("a.csv", "", "the file is empty"),
+        ("a.csv", 'text,label\n"open,x\n', "separated values .*unexpected end of data"),
+        ("a.csv", "text,label\nA great film, really,pos\n", "Expected 2 fields in each row"),
+        ("a.csv", "text,label\ngood,pos,\n", "Expected 2 fields in each row"),
         ("a.csv", "text,label\nx,\n", "row 1 lacks one"),
-        ("a.jsonl", "{", "readable .jsonl file"),
-        ("a.parquet", "text", "readable .parquet file"),
-        ("a.txt", "text", "Expected a .csv"),
+        ("a.jsonl", "{", "line 1 is not"),
+        ("a.jsonl", "[1]", "object 1 is a int"),
+        ("a.jsonl", '{"text": {}, "label": 1}', "has a dict"),
+        ("a.jsonl", '{"text": "x", "label": 1}\n{"text": "y", "label": "b"}', "a number and str"),
+        ("a.parquet", "text", "whole, readable file"),
+        ("a.csv.gz", "text", "whole, readable file"),
+        ("a.csv", "text,label\n" + "x" * 1_000_001 + ",a\n", "at most 1,000,000 characters"),
+        ("a.csv", "text,label\na,1\nb,2\nc,3\n", "3 distinct labels in 3 rows"),
     ],
 )
 def test_bad_files_are_refused(tmp_path, name, content, message):
@@ -146,7 +154,9 @@ def test_a_label_that_train_lacks_is_refused(tmp_path):
     train, test = tmp_path / "train.csv", tmp_path / "test.csv"
     train.write_text("\n".join(["text,label", *(f"text {i},{'ab'[i % 2]}" for i in range(40))]))
     test.write_text("text,label\nx,a\ny,c\n")
-    with pytest.raises(FinetuneError, match=r"only the labels \['a', 'b'\] in split 'test', but found \['c'\]"):
+    with pytest.raises(
+        FinetuneError, match=r"only the labels \['a', 'b'\] in column 'label' .*, but found \['c'\]"
+    ):
         load_splits(DataArguments(train_file=str(train), test_file=str(test)))
 
 
@@ -161,7 +171,7 @@ def test_labels_of_every_split_are_numbered_as_in_train(tmp_path):
 def test_tokenization_of_three_sentences(tiny_bert):
     tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
     examples = make(["the film was good !", "Bad", "a very very very dull story ."], [1, 0, 0])
-    tokenized = tokenize_dataset(examples, tokenizer, max_length=7)
+    tokenized = tokenize_dataset(examples, tokenizer, TextConfig(7))
     names = [tokenizer.convert_ids_to_tokens(ids) for ids in tokenized["input_ids"]]
     assert names == [
         ["[CLS]", "the", "film", "was", "good", "!", "[SEP]"],
@@ -260,10 +270,10 @@ def test_a_data_set_with_an_official_test_split_keeps_it_and_carves_validation_f
 
 
 def test_a_data_set_s_own_column_names_can_be_given(tmp_path):
-    columns = {"review": ["a", "b", "c"] * 20, "stars": [1, 10, 2] * 20}
-    columns["review"] = [f"{word} {i}" for i, word in enumerate(columns["review"])]
+    columns = {"said": ["a", "b", "c"] * 20, "points": [1, 10, 2] * 20, "more": ["x"] * 60}
+    columns["said"] = [f"{word} {i}" for i, word in enumerate(columns["said"])]
     Dataset.from_dict(columns).to_parquet(tmp_path / "train.parquet")
-    with pytest.raises(FinetuneError, match=r"found \['review', 'stars'\]. Pass --text_column and --label_column"):
+    with pytest.raises(FinetuneError, match=r"found \['said', 'points', 'more'\]. Pass --text_column and --label"):
         load_splits(DataArguments(dataset_name=str(tmp_path)))
-    splits = load_splits(DataArguments(dataset_name=str(tmp_path), text_column="review", label_column="stars"))
+    splits = load_splits(DataArguments(dataset_name=str(tmp_path), text_column="said", label_column="points"))
     assert splits["train"].features["label"].names == ["1", "2", "10"]

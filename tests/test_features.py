@@ -8,7 +8,7 @@ from test_trainer import losses_and_weights, make_model, make_trainer
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from finetune.data.load import read_examples
-from finetune.data.tokenize import tokenize_dataset
+from finetune.data.tokenize import TextConfig, tokenize_dataset
 from finetune.methods import features
 from finetune.methods.features import encoder_replaced, find_feature_reader, has_frozen_encoder
 from finetune.training import trainer as trainer_module
@@ -59,7 +59,7 @@ def tokenizer(tiny_bert):
 
 @pytest.fixture(scope="module")
 def tokenized(reviews, tokenizer):
-    return tokenize_dataset(read_examples(reviews["--train_file"]), tokenizer, max_length=24)
+    return tokenize_dataset(read_examples(reviews["--train_file"]), tokenizer, TextConfig(24))
 
 
 def test_the_head_learns_the_same_from_features(tmp_path, tiny_bert, tokenizer, tokenized, monkeypatch):

@@ -1,4 +1,4 @@
-"""On a GPU: the same loss, the number format it has units for, and a model that reloads. Needs one, so not run in CI."""
+"""On a GPU: the same loss, the number format that it has units for, and a model that reloads."""
 
 import json
 
@@ -9,7 +9,7 @@ from test_trainer import losses_and_weights, make_model, make_trainer
 from transformers import AutoTokenizer
 
 from finetune.data.load import read_examples
-from finetune.data.tokenize import tokenize_dataset
+from finetune.data.tokenize import TextConfig, tokenize_dataset
 from finetune.hardware import fastest_precision
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
@@ -22,7 +22,7 @@ def tokenizer(tiny_bert):
 
 @pytest.fixture(scope="module")
 def tokenized(reviews, tokenizer):
-    return tokenize_dataset(read_examples(reviews["--train_file"]), tokenizer, max_length=24)
+    return tokenize_dataset(read_examples(reviews["--train_file"]), tokenizer, TextConfig(24))
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "textcnn"])

@@ -5,12 +5,15 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from finetune.arguments import MethodArguments, ModelArguments
+from finetune.data.labels import Task
 from finetune.delivery.load import load
 from finetune.errors import FinetuneError
 from finetune.methods import apply_method
+from finetune.metrics import SINGLE_LABEL
 from finetune.models.load import load_model, newly_initialised_modules
 from finetune.models.save import write_model
 
+ABC, XY = Task(SINGLE_LABEL, ["a", "b", "c"]), Task(SINGLE_LABEL, ["x", "y"])
 SMALL = {"vocab_size": 30, "max_position_embeddings": 40, "pad_token_id": 0, "hidden_size": 16, "num_hidden_layers": 2,
          "num_attention_heads": 2, "intermediate_size": 32}  # fmt: skip
 # For each encoder its settings and the modules that `AutoModelForSequenceClassification` draws at random.
@@ -42,7 +45,7 @@ def encoder(request, tmp_path_factory, tiny_bert):
 
 
 def make(folder):
-    return load_model(ModelArguments(model_name_or_path=folder), "full", None, ["a", "b", "c"], seed=0)
+    return load_model(ModelArguments(model_name_or_path=folder), "full", None, ABC, seed=0)
 
 
 def test_what_the_checkpoint_lacked_is_found(encoder):
@@ -81,7 +84,7 @@ def test_everything_that_trains_is_saved(encoder, method, tmp_path):
 
 def test_a_model_with_a_head_has_none_to_train_afresh(tmp_path, tiny_bert):
     make(tiny_bert).save_pretrained(tmp_path)
-    model = load_model(ModelArguments(model_name_or_path=str(tmp_path)), "head", None, ["a", "b", "c"], seed=0)
+    model = load_model(ModelArguments(model_name_or_path=str(tmp_path)), "head", None, ABC, seed=0)
     with pytest.raises(FinetuneError, match="without a classification head"):
         apply_method(model, MethodArguments(method="head"))
 
@@ -89,7 +92,7 @@ def test_a_model_with_a_head_has_none_to_train_afresh(tmp_path, tiny_bert):
 def test_a_head_for_other_classes_is_drawn_anew(tmp_path, tiny_bert):
     make(tiny_bert).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(tmp_path)
-    model = load_model(ModelArguments(model_name_or_path=str(tmp_path)), "full", None, ["x", "y"], seed=0)
+    model = load_model(ModelArguments(model_name_or_path=str(tmp_path)), "full", None, XY, seed=0)
     assert newly_initialised_modules(model) == ["classifier"]
     assert model.classifier.out_features == 2
 
@@ -100,7 +103,7 @@ def test_lora_on_a_checkpoint_that_has_a_head(tmp_path, tiny_bert):
     tokenizer.save_pretrained(tmp_path / "base")
     arguments = ModelArguments(model_name_or_path=str(tmp_path / "base"))
     with pytest.warns(UserWarning, match=r"has a head .* its classes must be \['a', 'b', 'c'\], in this order"):
-        base = load_model(arguments, "lora", tokenizer, ["a", "b", "c"], seed=0)
+        base = load_model(arguments, "lora", tokenizer, ABC, seed=0)
     model = apply_method(base, MethodArguments("lora"))
     assert any("classifier" in name for name, parameter in model.named_parameters() if parameter.requires_grad)
     write_model(tmp_path / "model", model, tokenizer)

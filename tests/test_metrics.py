@@ -8,7 +8,8 @@ import pytest
 
 from finetune import evaluate_metrics
 from finetune.metrics import (
-    GREATER_IS_BETTER,
+    METRICS,
+    SINGLE_LABEL,
     accuracy_interval,
     compute_classification_report,
     compute_log_loss,
@@ -22,7 +23,7 @@ LABELS = np.array([1, 0, 0, 0])
 
 def test_values_worked_by_hand():
     metrics = compute_metrics(LOGITS, LABELS)
-    assert metrics.keys() == GREATER_IS_BETTER.keys()
+    assert metrics.keys() == METRICS[SINGLE_LABEL].keys()
     assert metrics["accuracy"] == 3 / 4
     assert metrics["precision"] == pytest.approx((1 + 1 / 2) / 2)  # class 0: 2 of 2; class 1: 1 of 2
     assert metrics["recall"] == pytest.approx((2 / 3 + 1) / 2)

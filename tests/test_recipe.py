@@ -54,7 +54,7 @@ def test_run_directory_has_exactly_these_files(runs, method):
     files = {
         str(path.relative_to(run)) for path in run.rglob("*") if path.is_file() and "checkpoints" not in path.parts
     }
-    expected = {f"model/{name}" for name in MODEL_FILES[method]}
+    expected = {f"model/{name}" for name in (*MODEL_FILES[method], "finetune_config.json")}
     expected |= {"run.json", "predictions/validation.parquet", "predictions/test.parquet"}
     if method != "tfidf":
         expected.add("history.jsonl")
@@ -160,8 +160,8 @@ def test_the_console_script_in_a_new_process(runs):
     result = subprocess.run(command, capture_output=True, text=True, check=True, cwd="/")
     label, probability, text = result.stdout.strip().split("\t")
     (expected,) = load_predictor(runs / "lora").predict(["a great film"])
-    assert (label, text) == (expected.label, "a great film")
-    assert float(probability) == pytest.approx(expected.probability, abs=1e-3)
+    assert (label, text) == (expected.labels[0], "a great film")
+    assert float(probability) == pytest.approx(expected.probabilities[0], abs=1e-3)
     assert result.stderr == ""
 
 

@@ -10,6 +10,8 @@ from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from finetune.arguments import ModelArguments
+from finetune.data.labels import Task
+from finetune.metrics import SINGLE_LABEL
 from finetune.models.load import load_model, load_tokenizer
 from finetune.models.textcnn import TextCNNConfig, TextCNNForSequenceClassification, convolve, max_over_time
 from finetune.models.vocabulary import train_word_tokenizer
@@ -84,7 +86,7 @@ def test_an_empty_sentence_is_classified_by_the_bias():
 def test_pretrained_variants_start_from_the_given_vectors(tiny_bert, variant):
     arguments = ModelArguments(model_name_or_path=tiny_bert, textcnn_variant=variant)
     tokenizer = load_tokenizer(arguments, "textcnn", train=None, max_length=24)
-    model = load_model(arguments, "textcnn", tokenizer, ["a", "b"], seed=0)
+    model = load_model(arguments, "textcnn", tokenizer, Task(SINGLE_LABEL, ["a", "b"]), seed=0)
     vectors = AutoModelForSequenceClassification.from_pretrained(tiny_bert).get_input_embeddings().weight
     assert torch.equal(model.embedding.weight[1:], vectors[1:])
     assert not model.embedding.weight[0].any()

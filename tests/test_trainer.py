@@ -8,11 +8,12 @@ import torch
 from transformers import AutoTokenizer, EarlyStoppingCallback, TrainingArguments
 
 from finetune.arguments import MethodArguments, ModelArguments
+from finetune.data.labels import Task
 from finetune.data.load import read_examples
-from finetune.data.tokenize import tokenize_dataset
+from finetune.data.tokenize import TextConfig, tokenize_dataset
 from finetune.errors import FinetuneError
 from finetune.methods import apply_method, count_parameters
-from finetune.metrics import compute_metrics
+from finetune.metrics import SINGLE_LABEL, compute_metrics
 from finetune.models.load import load_model
 from finetune.training.trainer import FineTuningTrainer
 
@@ -24,12 +25,12 @@ def tokenizer(tiny_bert):
 
 @pytest.fixture(scope="module")
 def tokenized(reviews, tokenizer):
-    return tokenize_dataset(read_examples(reviews["--train_file"]), tokenizer, max_length=24)
+    return tokenize_dataset(read_examples(reviews["--train_file"]), tokenizer, TextConfig(24))
 
 
 def make_model(tiny_bert, tokenizer, method="full", dropout=0.0):
     arguments = ModelArguments(model_name_or_path=tiny_bert)
-    model = load_model(arguments, method, tokenizer, ["neg", "pos"], seed=0)
+    model = load_model(arguments, method, tokenizer, Task(SINGLE_LABEL, ["neg", "pos"]), seed=0)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = dropout

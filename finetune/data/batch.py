@@ -119,24 +119,29 @@ class TrainDataLoader(DataLoader):
 class MicroBatchCollator:
     """Turn the examples of a batch into padded micro-batches of at most `max_tokens` tokens.
 
+    A text in windows is one example: its windows become rows of `input_ids`, and `num_windows` says how many.
+
     Args:
         tokenizer: Pads, and knows the padding token and side.
         max_tokens: Most tokens of a micro-batch, padding included.
+        max_windows: Most windows of a text that train in one step, evenly spread over it.
     """
 
-    MODEL_INPUTS = ("input_ids", "token_type_ids", "labels")
+    TEXT_COLUMNS = ("input_ids", "token_type_ids")
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int, max_windows: int = 8):
         self.pad = DataCollatorWithPadding(tokenizer)
         self.max_tokens = max_tokens
+        self.max_windows = max_windows
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """Return `micro_batches`, a list of dictionaries of tensors, `num_examples` and `num_tokens`.
 
         `input_ids` and `attention_mask` of a micro-batch have the shape `(examples, longest example)`, `labels` has
-        `(examples,)`.
+        `(examples,)` or `(examples, num_labels)`.
         """
-        lengths = [len(example["input_ids"]) for example in examples]
+        examples = [self._spread(example) for example in examples]
+        lengths = [_num_tokens(example["input_ids"]) for example in examples]
         groups = cut_by_tokens(lengths, self.max_tokens)
         return {
             "micro_batches": [self.collate([examples[position] for position in group]) for group in groups],
@@ -146,5 +151,29 @@ class MicroBatchCollator:
 
     def collate(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Pad examples to the longest of them."""
-        inputs = [{name: example[name] for name in self.MODEL_INPUTS if name in example} for example in examples]
-        return dict(self.pad(inputs))
+        texts: list[dict[str, Any]]
+        if _has_windows(examples[0]["input_ids"]):
+            texts = [{"input_ids": window} for example in examples for window in example["input_ids"]]
+        else:
+            texts = [{name: example[name] for name in self.TEXT_COLUMNS if name in example} for example in examples]
+        inputs = dict(self.pad(texts))
+        if _has_windows(examples[0]["input_ids"]):
+            inputs["num_windows"] = torch.tensor([len(example["input_ids"]) for example in examples])
+        if "labels" in examples[0]:
+            inputs["labels"] = torch.tensor(np.array([example["labels"] for example in examples]))
+        return inputs
+
+    def _spread(self, example: dict[str, Any]) -> dict[str, Any]:
+        windows = example["input_ids"]
+        if not _has_windows(windows) or len(windows) <= self.max_windows:
+            return example
+        chosen = np.linspace(0, len(windows) - 1, self.max_windows).round().astype(int)
+        return {**example, "input_ids": [windows[number] for number in chosen]}
+
+
+def _has_windows(input_ids: list) -> bool:
+    return bool(input_ids) and isinstance(input_ids[0], list)
+
+
+def _num_tokens(input_ids: list) -> int:
+    return sum(map(len, input_ids)) if _has_windows(input_ids) else len(input_ids)

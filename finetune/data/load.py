@@ -1,56 +1,70 @@
 """Load the three splits from the embedded reviews, local files, or the Hub; carve the ones that are missing.
 
-Every split leaves with the columns `id`, `text` and `label` (a `ClassLabel`). What is not here: looking for trouble in
-the data beyond a split of one class.
+Every split leaves with the columns `id`, `text` and `label`; `text_pair` and `group` where they are named; without
+`label` where it is withheld. Texts lie in the cache of `datasets` and are mapped, not held, in memory. What is not
+here: looking for trouble in the data, which is `finetune.examination`'s.
 """
 
-import re
-import warnings
-from collections.abc import Sequence
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import datasets
 import numpy as np
-import pandas as pd
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Value, load_dataset
+import pyarrow as pa
+from datasets import ClassLabel, Dataset, DatasetDict, List, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
 from finetune.arguments import DataArguments
+from finetune.data.columns import Columns, choose_columns
 from finetune.data.embedded import load_embedded_reviews
-from finetune.data.split import carve_splits, check_classes, drop_duplicates, sample_stratified
+from finetune.data.labels import Task, encode_labels, find_task, is_hidden
+from finetune.data.read import MAX_CHARACTERS, Row, Table, open_table
+from finetune.data.split import carve_splits, check_classes, drop_duplicates, remove_leakage, sample_stratified
 from finetune.errors import FinetuneError
 from finetune.hub import reach_hub
 
-__all__ = ["load_splits", "number_labels", "read_examples"]
+__all__ = ["SPLITS", "load_given_splits", "load_splits", "read_examples"]
 
+SPLITS = ("train", "validation", "test")
 # Rows carved when a split is missing: those of the embedded reviews leave 20,000 of their 24,904 texts for training.
 EMBEDDED_SIZES = {"test": 2_500, "validation": 2_404}
 CARVED_SHARE = 0.1
+ROWS_AT_ONCE = 1_000
+CACHE_VERSION = 1  # of what `_write_rows` writes
+
+
+@dataclass
+class _Source:
+    """A split as it was read: its examples without labels, and these as they stood."""
+
+    examples: Dataset
+    labels: list[Any] | None
+    class_names: list[str] | None
+    where: str
+    origin: str
 
 
 def load_splits(arguments: DataArguments) -> DatasetDict:
     """Load train, validation and test as `arguments` says.
 
     A missing split is carved from train, whose duplicate texts are dropped first; no split is borrowed for another.
+    Splits that are given stay as they are, unless `remove_leakage` drops training rows whose text is in another.
     `max_train_samples` and `max_eval_samples` then take stratified samples.
 
     Returns:
         The splits `train`, `validation` and `test`; each one's `info.description` says where its rows come from.
 
     Raises:
-        FinetuneError: If a source can't be read or a split has a single class.
+        FinetuneError: If a source can't be read, labels don't fit, or a split has a single class.
     """
-    if arguments.dataset_name == "embedded":
-        given = DatasetDict(train=load_embedded_reviews())
-    elif arguments.dataset_name is not None:
-        given = _load_from_hub(arguments)
-    else:
-        given = DatasetDict()
-    for split in ("train", "validation", "test"):
-        path = getattr(arguments, f"{split}_file")
-        if path is not None:
-            given[split] = read_examples(path, arguments.text_column, arguments.label_column)
-    given = _share_label_names(given)
-
+    given = load_given_splits(arguments)
+    if arguments.remove_leakage:
+        given = remove_leakage(given)
     missing = [split for split in ("test", "validation") if split not in given]
     if missing:
         train = drop_duplicates(given["train"])
@@ -60,7 +74,7 @@ def load_splits(arguments: DataArguments) -> DatasetDict:
         given = DatasetDict({**given, **carved})
 
     splits = DatasetDict()
-    for split in ("train", "validation", "test"):
+    for split in SPLITS:
         most = arguments.max_train_samples if split == "train" else arguments.max_eval_samples
         rows = given[split]
         splits[split] = rows if most is None else sample_stratified(rows, most, arguments.split_seed)
@@ -68,13 +82,28 @@ def load_splits(arguments: DataArguments) -> DatasetDict:
     return splits
 
 
-def read_examples(path: str, text_column: str = "text", label_column: str = "label") -> Dataset:
+def load_given_splits(arguments: DataArguments) -> DatasetDict:
+    """Load the splits that a source has, as they are, with their labels as numbers."""
+    if arguments.dataset_name == "embedded":
+        sources = {"train": _embedded_source()}
+    elif arguments.dataset_name is not None:
+        sources = _load_from_hub(arguments)
+    else:
+        sources = {}
+    for split in SPLITS:
+        path = getattr(arguments, f"{split}_file")
+        if path is not None:
+            sources[split] = _read_file(Path(path), arguments)
+    return _number_labels(sources, arguments)
+
+
+def read_examples(path: str, arguments: DataArguments | None = None, task: Task | None = None) -> Dataset:
     """Read a local file of labelled texts, every value as it stands ("NA" and "007" stay text).
 
     Args:
-        path: A `.csv`, `.tsv`, `.jsonl`, `.json` (a list of objects) or `.parquet` file in UTF-8.
-        text_column: The column of the texts.
-        label_column: The column of the labels: names or numbers.
+        path: See `finetune.data.read.FORMATS`.
+        arguments: Names of its columns, its encoding, its task; told from the file where they are None.
+        task: The labels to number by, if it is known already.
 
     Returns:
         Columns `id` (the file's name and row), `text` and `label`, whose names are the labels found, in natural order.
@@ -82,147 +111,189 @@ def read_examples(path: str, text_column: str = "text", label_column: str = "lab
     Raises:
         FinetuneError: If the file can't be read, lacks a column, has no rows, or an empty label.
     """
-    table = _read_table(Path(path))
-    missing = [column for column in (text_column, label_column) if column not in table.columns]
-    if missing:
+    arguments = arguments or DataArguments()
+    return _number_labels({"train": _read_file(Path(path), arguments)}, arguments, task)["train"]
+
+
+def _number_labels(sources: dict[str, _Source], arguments: DataArguments, task: Task | None = None) -> DatasetDict:
+    """Tell the task by the training labels and number those of every split as train does."""
+    train = sources["train"]
+    if train.labels is None:
         raise FinetuneError(
-            f"Expected columns {[text_column, label_column]} in {path!r}, but found {list(table.columns)}. "
-            "Pass --text_column and --label_column."
+            f"Expected labels in {train.where}, but found no column that holds them. Pass --label_column."
         )
-    if table.empty:
-        raise FinetuneError(f"Expected labelled rows in {path!r}, but found none below its header.")
-    empty = table[[text_column, label_column]].isna().any(axis=1) | (table[label_column].astype(str) == "")
-    if empty.any():
-        row = int(np.flatnonzero(empty)[0]) + 1
-        raise FinetuneError(
-            f"Expected a text and a label in every row of {path!r}, but row {row} lacks one. Remove or complete it."
-        )
-    labels = [_label_name(value) for value in table[label_column]]
-    names = sorted(set(labels), key=_natural_order)
-    features = Features({"id": Value("string"), "text": Value("string"), "label": ClassLabel(names=names)})
-    columns = {
-        "id": [f"{Path(path).name}-{row}" for row in range(len(table))],
-        "text": table[text_column].astype(str).tolist(),
-        "label": labels,
-    }
-    dataset = Dataset.from_dict(columns, features=features)
-    dataset.info.description = f"file {Path(path).name}"
-    return dataset
-
-
-def _read_table(path: Path) -> pd.DataFrame:
-    """Read a file by its ending; text stays text."""
-    try:
-        match path.suffix.lower():
-            case ".csv" | ".tsv":
-                separator = "\t" if path.suffix.lower() == ".tsv" else ","
-                with warnings.catch_warnings():
-                    warnings.simplefilter("error", pd.errors.ParserWarning)  # a row with more fields than the header
-                    return pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, index_col=False)
-            case ".jsonl" | ".json":
-                return pd.read_json(path, lines=path.suffix.lower() == ".jsonl", dtype=False)
-            case ".parquet":
-                return pd.read_parquet(path)
-    except FileNotFoundError:
-        raise FinetuneError(f"Expected a file of labelled texts, but {str(path)!r} does not exist.") from None
-    except pd.errors.ParserWarning:
-        raise FinetuneError(
-            f"Expected as many fields in each row of {str(path)!r} as in its header, but found a row with more. "
-            "Put texts that contain the separator in double quotes."
-        ) from None
-    except (OSError, ValueError) as error:  # pandas' and pyarrow's parser errors are ValueErrors
-        raise FinetuneError(
-            f"Expected {str(path)!r} to be a readable {path.suffix} file in UTF-8, but got: {error}. "
-            "Check what is in it, or save it again."
-        ) from error
-    raise FinetuneError(f"Expected a .csv, .tsv, .jsonl, .json or .parquet file, but got {str(path)!r}.")
-
-
-def _label_name(value: object) -> str:
-    """Name a label as a person would: whole floats, which a column with a gap becomes, without '.0'."""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
-
-
-def _natural_order(name: str) -> list[tuple[int, int, str]]:
-    """Order "2" before "10": runs of digits compare as numbers."""
-    parts = re.findall(r"\d+|\D+", name)
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
-
-
-def number_labels(found: Sequence[str], known: Sequence[str], where: str) -> list[int]:
-    """Give the number in `known` of each label name in `found`; names that are numbers may stand for themselves.
-
-    Raises:
-        FinetuneError: If `found` has a label that is not known.
-    """
-    numbers = {name: number for number, name in enumerate(known)}
-    if not numbers.keys() & set(found):
-        numbers = {str(number): number for number in range(len(known))}
-    unknown = [name for name in found if name not in numbers]
-    if unknown:
-        raise FinetuneError(
-            f"Expected only the labels {list(known)} in {where}, but found {unknown} too. "
-            "Rename or remove them, or pass the right --label_column."
-        )
-    return [numbers[name] for name in found]
-
-
-def _share_label_names(splits: DatasetDict) -> DatasetDict:
-    """Number the labels of every split as train does."""
-    names = splits["train"].features["label"].names
-    for name, split in splits.items():
-        own = split.features["label"].names
-        if own != names:
-            numbers = number_labels(own, names, f"split {name!r}")
-            labels = [numbers[label] for label in split["label"]]
-            origin = split.info.description
-            splits[name] = split.remove_columns("label").add_column("label", labels)
-            splits[name] = splits[name].cast_column("label", ClassLabel(names=names))
-            splits[name].info.description = origin
+    delimiter = arguments.label_delimiter
+    task = task or find_task(train.labels, train.class_names, arguments.problem_type, delimiter, train.where)
+    splits = DatasetDict()
+    for name, source in sources.items():
+        withheld = source.labels is None or (name == "test" and is_hidden(source.labels))
+        if withheld and name == "validation":
+            raise FinetuneError(f"Expected labels in {source.where}, which models are chosen by. Pass --label_column.")
+        split = source.examples
+        if not withheld:
+            assert source.labels is not None
+            split = _add_labels(split, _as_numbers(source, task, arguments), task)
+        split.info.description = source.origin + (", labels withheld" if withheld else "")
+        splits[name] = split
     return splits
 
 
-def _load_from_hub(arguments: DataArguments) -> DatasetDict:
+def _as_numbers(source: _Source, task: Task, arguments: DataArguments) -> list[Any]:
+    """Number a split's labels; those of a source with its own class names are numbers, but maybe other ones."""
+    values: Any = source.labels
+    if source.class_names is not None:
+        names = source.class_names
+        wrong = [value for value in values if not isinstance(value, list) and not _is_number_below(value, len(names))]
+        if wrong:
+            raise FinetuneError(
+                f"Expected a label in every row of {source.where}, but found {wrong[0]!r}, which stands for a missing "
+                "or hidden one. Remove these rows."
+            )
+        values = [[names[n] for n in value] if isinstance(value, list) else names[value] for value in values]
+    return encode_labels(values, task, arguments.label_delimiter, source.where)
+
+
+def _is_number_below(value: Any, count: int) -> bool:
+    return isinstance(value, int) and 0 <= value < count
+
+
+def _add_labels(examples: Dataset, labels: list[Any], task: Task) -> Dataset:
+    column = Dataset.from_dict({"label": labels}, features=datasets.Features({"label": task.feature}))
+    return datasets.concatenate_datasets([examples, column], axis=1)
+
+
+def _embedded_source() -> _Source:
+    reviews = load_embedded_reviews()
+    names = reviews.features["label"].names
+    examples = reviews.remove_columns("label")
+    return _Source(examples, list(reviews["label"]), names, "the embedded reviews", reviews.info.description)
+
+
+def _read_file(path: Path, arguments: DataArguments) -> _Source:
+    """Read a file's rows into the cache, unless they are there."""
+    where = repr(str(path))
+    table = open_table(path, arguments.encoding)
+    sample = list(itertools.islice(table.rows, 100))
+    if not sample:
+        raise FinetuneError(f"Expected rows of examples in {where}, but found none below its header.")
+    columns = choose_columns(table, sample, arguments, where)
+    table = Table(table.columns, itertools.chain(sample, table.rows), table.encoding, table.class_names)
+    dataset = Dataset.from_file(str(_write_rows(path, table, columns, where)))
+    labels = None
+    if columns.label is not None:
+        labels = [json.loads(value) for value in dataset["label"]]
+        where = f"column {columns.label!r} of {where}"
+    origin = f"file {path.name}, {columns}" + (f", read as {table.encoding}" if table.encoding else "")
+    class_names = table.class_names.get(columns.label or "")
+    return _Source(dataset.remove_columns("label"), labels, class_names, where, origin)
+
+
+def _write_rows(path: Path, table: Table, columns: Columns, where: str) -> Path:
+    """Write the examples of a table as an Arrow file, labels as JSON; a bad row leaves nothing behind."""
+    digest = hashlib.sha256(f"{CACHE_VERSION} {path.name} {columns!r} {table.encoding}".encode())
+    for file in sorted(path.rglob("*.txt")) if path.is_dir() else [path]:
+        digest.update(f"{file.relative_to(path)}".encode())
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    target = Path(datasets.config.HF_DATASETS_CACHE) / "finetune" / f"read-{digest.hexdigest()}.arrow"
+    if target.exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    names = ["id", "text", "label", *(name for name in ("text_pair", "group") if getattr(columns, name) is not None)]
+    schema = pa.schema([(name, pa.string() if name in ("id", "group") else pa.large_string()) for name in names])
+    aside = target.with_suffix(f".{id(table)}.partial")
+    try:
+        with pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+            for rows in _chunks(_examples(table, columns, path.name, where), ROWS_AT_ONCE):
+                writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=schema))
+        aside.rename(target)
+    finally:
+        aside.unlink(missing_ok=True)
+    return target
+
+
+def _examples(table: Table, columns: Columns, name: str, where: str) -> Iterator[dict[str, Any]]:
+    """Give each row's example: strings, and the label as JSON."""
+    seen: set[str] = set()
+    for number, row in enumerate(table.rows):
+        values = row.values
+        example: dict[str, Any] = {
+            "id": f"{name}-{number}",
+            "text": _text(values.get(columns.text), row, columns.text, where),
+        }
+        if columns.id is not None:
+            example["id"] = str(values.get(columns.id))
+            if example["id"] in seen:
+                raise FinetuneError(f"Expected ids that differ in {where}, but {row.place} repeats {example['id']!r}.")
+            seen.add(example["id"])
+        if columns.text_pair is not None:
+            example["text_pair"] = _text(values.get(columns.text_pair), row, columns.text_pair, where)
+        if columns.group is not None:
+            example["group"] = str(values.get(columns.group))
+        label = values.get(columns.label) if columns.label is not None else None
+        example["label"] = json.dumps(label, ensure_ascii=False, default=str)
+        yield example
+
+
+def _text(value: Any, row: Row, column: str, where: str) -> str | None:
+    if value is None or isinstance(value, str):
+        text = value
+    elif isinstance(value, int | float | bool):
+        text = None if value != value else str(value)
+    else:
+        raise FinetuneError(
+            f"Expected texts in column {column!r} of {where}, but {row.place} has a {type(value).__name__}."
+        )
+    if text is not None and len(text) > MAX_CHARACTERS:
+        raise FinetuneError(
+            f"Expected texts of at most {MAX_CHARACTERS:,} characters in {where}, but the one at {row.place} has "
+            f"{len(text):,}. Is a quote missing? Split it, or remove it."
+        )
+    return text
+
+
+def _chunks(examples: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
+    while chunk := list(itertools.islice(examples, size)):
+        yield chunk
+
+
+def _load_from_hub(arguments: DataArguments) -> dict[str, _Source]:
     """Load a data set from the Hub, or from its cache where the Hub can't be reached."""
     name = arguments.dataset_name
     assert name is not None
     offline = "Use the embedded reviews (--dataset_name embedded) or your own --train_file."
     reach_hub()
     try:
-        loaded = load_dataset(name)
+        loaded = load_dataset(name, arguments.dataset_config_name, revision=arguments.dataset_revision)
     except (OSError, ValueError, RuntimeError, DatasetGenerationError) as error:
         reason = str(error).splitlines()[0]
         raise FinetuneError(
             f"Expected to load the data set {name!r} from the Hub, but got: {reason}. {offline}"
         ) from error
-    splits = DatasetDict()
-    for split in ("train", "validation", "test"):
-        if split in loaded:
-            splits[split] = _to_examples(loaded[split], f"{name}-{split}", arguments)
-            splits[split].info.description = f"{name}, split {split}"
-    if "train" not in splits:
+    if "train" not in loaded:
         raise FinetuneError(f"Expected a split 'train' in {name!r}, but found {list(loaded)}.")
-    return splits
+    return {split: _hub_source(loaded[split], name, split, arguments) for split in SPLITS if split in loaded}
 
 
-def _to_examples(dataset: Dataset, prefix: str, arguments: DataArguments) -> Dataset:
-    """Bring a Hub split to the columns `id`, `text` and `label`."""
-    text, label = arguments.text_column, arguments.label_column
-    if text not in dataset.column_names or label not in dataset.column_names:
-        raise FinetuneError(
-            f"Expected columns {[text, label]} in {prefix!r}, but found {dataset.column_names}. "
-            "Pass --text_column and --label_column."
-        )
-    if not isinstance(dataset.features[label], ClassLabel):
-        names = sorted({_label_name(value) for value in dataset[label]}, key=_natural_order)
-        values = [_label_name(value) for value in dataset[label]]
-        dataset = dataset.remove_columns(label).add_column(label, values).cast_column(label, ClassLabel(names=names))
-    if None in dataset[text] or any(value in (None, -1) for value in dataset[label]):
-        raise FinetuneError(
-            f"Expected a text and a label in every row of {prefix!r}, but found rows without, or with the label -1, "
-            "which stands for a hidden one. Pass files with all labels instead."
-        )
-    dataset = dataset.select_columns([text, label]).rename_columns(
-        {old: new for old, new in ((text, "text"), (label, "label")) if old != new}
-    )
-    return dataset.add_column("id", [f"{prefix}-{row}" for row in range(len(dataset))])
+def _hub_source(dataset: Dataset, name: str, split: str, arguments: DataArguments) -> _Source:
+    """Bring a Hub split to the columns of an example."""
+    where = f"split {split!r} of {name}"
+    sample = [Row(values, "") for values in dataset.select(range(min(100, len(dataset)))).to_list()]
+    columns = choose_columns(Table(dataset.column_names, iter(()), None, {}), sample, arguments, where)
+    labels, class_names = None, None
+    if columns.label is not None:
+        feature = dataset.features[columns.label]
+        inner = feature.feature if isinstance(feature, List) else feature
+        labels = list(dataset[columns.label])
+        class_names = inner.names if isinstance(inner, ClassLabel) else None
+        where = f"column {columns.label!r} of {where}"
+    parts = {part: getattr(columns, part) for part in ("text", "text_pair", "group", "id")}
+    kept = {source: part for part, source in parts.items() if source is not None}
+    examples = dataset.select_columns(list(kept))
+    examples = examples.rename_columns({source: part for source, part in kept.items() if source != part})
+    for part in kept.values():
+        examples = examples.cast_column(part, datasets.Value("string"))
+    if "id" not in examples.column_names:
+        ids = [f"{name}-{split}-{row}" for row in range(len(examples))]
+        examples = examples.add_column("id", np.array(ids))  # type: ignore[arg-type]
+    return _Source(examples, labels, class_names, where, f"{name}, split {split}, {columns}")

@@ -4,39 +4,94 @@ Nothing here takes the first n rows: data sets are often sorted by label, and th
 """
 
 import hashlib
-from collections.abc import Mapping
+import itertools
+import warnings
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from datasets import Dataset, DatasetDict
+from sklearn.model_selection import StratifiedGroupKFold
 
+from finetune.data.labels import label_matrix, task_of
 from finetune.errors import FinetuneError
+from finetune.metrics import MULTI_LABEL, REGRESSION
 
 __all__ = [
     "carve_splits",
     "check_classes",
     "describe_split",
     "drop_duplicates",
+    "iterate_texts",
+    "remove_leakage",
     "sample_stratified",
+    "strata_of",
     "stratified_indices",
+    "text_keys",
 ]
+
+
+def iterate_texts(dataset: Dataset) -> Iterator[str | None]:
+    """Read the texts of a split one after the other; those of a pair as one, with a zero byte between them."""
+    names = [name for name in ("text", "text_pair") if name in dataset.column_names]
+    for batch in dataset.select_columns(names).with_format("arrow").iter(batch_size=1_000):
+        columns = [batch.column(name).to_pylist() for name in names]
+        if len(columns) == 1:
+            yield from columns[0]
+        else:
+            yield from (None if None in pair else "\0".join(pair) for pair in zip(*columns, strict=True))
+
+
+def text_keys(dataset: Dataset) -> np.ndarray:
+    """Give a 64-bit hash of each row's text, `(rows,)`: equal texts, equal keys."""
+    hashed = (
+        hashlib.blake2b((text or "").encode("utf-8", "replace"), digest_size=8).digest()
+        for text in iterate_texts(dataset)
+    )
+    return np.frombuffer(b"".join(hashed), dtype=np.int64)
 
 
 def drop_duplicates(dataset: Dataset) -> Dataset:
     """Keep the first row of each distinct text, and note how many were dropped and how many disagreed on the label."""
-    labels: dict[str, int] = {}
-    first, contradicted = [], set()
-    for row, (text, label) in enumerate(zip(dataset["text"], dataset["label"], strict=True)):
-        if text not in labels:
-            labels[text] = label
-            first.append(row)
-        elif labels[text] != label:
-            contradicted.add(text)
-    if len(first) == len(dataset):
+    keys = text_keys(dataset)
+    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    if len(first) == len(keys):
         return dataset
-    note = f"{len(dataset):,} rows, {len(first):,} distinct texts: {len(dataset) - len(first):,} duplicates dropped"
+    note = f"{len(keys):,} rows, {len(first):,} distinct texts: {len(keys) - len(first):,} duplicates dropped"
+    repeated = np.flatnonzero(np.bincount(inverse)[inverse] > 1)
+    labels: dict[int, set[str]] = {}
+    for row, label in zip(repeated.tolist(), dataset.select(repeated)["label"], strict=True):
+        labels.setdefault(int(inverse[row]), set()).add(str(label))
+    contradicted = sum(len(found) > 1 for found in labels.values())
     if contradicted:
-        note += f", of {len(contradicted):,} texts with different labels the first row was kept"
-    return _with_origin(dataset.select(first), f"{dataset.info.description}, {note}")
+        note += f", of {contradicted:,} texts with different labels the first row was kept"
+    return _with_origin(dataset.select(np.sort(first)), f"{dataset.info.description}, {note}")
+
+
+def remove_leakage(splits: DatasetDict) -> DatasetDict:
+    """Drop the training rows whose text is in another split; the other splits stay as they are."""
+    others = [text_keys(split) for name, split in splits.items() if name != "train"]
+    if not others:
+        return splits
+    train = splits["train"]
+    kept = np.flatnonzero(~np.isin(text_keys(train), np.concatenate(others)))
+    note = f"{train.info.description}, less {len(train) - len(kept):,} rows whose text is in another split"
+    return DatasetDict({**splits, "train": _with_origin(train.select(kept), note)})
+
+
+def strata_of(dataset: Dataset) -> np.ndarray:
+    """Number the groups of rows that a stratified draw keeps in proportion, `(rows,)`.
+
+    The class; for several labels the rarest of a row's own, so that rare ones are in every split; for a number to
+    predict its tenth of the distribution.
+    """
+    task = task_of(dataset.features)
+    labels = label_matrix(dataset["label"], task)
+    if task.problem_type == MULTI_LABEL:
+        frequency = np.where(labels > 0, labels.sum(axis=0), np.inf)
+        return np.where(labels.any(axis=1), frequency.argmin(axis=1), labels.shape[1])
+    if task.problem_type == REGRESSION:
+        return np.searchsorted(np.quantile(labels, np.linspace(0.1, 0.9, 9)), labels)
+    return labels
 
 
 def stratified_indices(labels: np.ndarray, size: int, seed: int) -> np.ndarray:
@@ -85,30 +140,59 @@ def carve_splits(train: Dataset, sizes: Mapping[str, int], seed: int) -> Dataset
     Raises:
         FinetuneError: If nothing would be left to train on.
     """
-    if sum(sizes.values()) >= len(train):
+    strata = strata_of(train)
+    # A class with fewer rows than splits stays whole in train.
+    frequent = np.bincount(strata)[strata] > len(sizes)
+    remaining = np.flatnonzero(frequent)
+    if sum(sizes.values()) >= len(remaining):
         raise FinetuneError(
-            f"Expected more than {sum(sizes.values())} training rows to carve {', '.join(sizes)} from, "
-            f"but found {len(train)}. Pass --validation_file and --test_file, or more rows."
+            f"Expected more than {sum(sizes.values())} training rows to carve {', '.join(sizes)} from, of classes with "
+            f"more than {len(sizes)} rows each, but found {len(remaining)}. Pass --validation_file and --test_file, or "
+            "more rows."
         )
-    labels = np.asarray(train["label"])
-    remaining = np.arange(len(train))
     splits = DatasetDict()
+    taken = []
     for offset, (name, size) in enumerate(sizes.items()):
-        picked = remaining[stratified_indices(labels[remaining], size, seed + offset)]
-        remaining = np.setdiff1d(remaining, picked)
-        splits[name] = _with_origin(train.select(picked), f"carved from train, stratified, split_seed {seed}")
+        if "group" in train.column_names:
+            groups = np.array(train["group"][:])
+            picked = remaining[_whole_groups(strata[remaining], groups[remaining], size, seed + offset)]
+            remaining = remaining[~np.isin(groups[remaining], groups[picked])]
+            picked = np.union1d(picked, np.flatnonzero(np.isin(groups, groups[picked])))
+        else:
+            picked = remaining[stratified_indices(strata[remaining], size, seed + offset)]
+            remaining = np.setdiff1d(remaining, picked)
+        taken.append(picked)
+        how = "stratified, whole groups" if "group" in train.column_names else "stratified"
+        splits[name] = _with_origin(train.select(picked), f"carved from train, {how}, split_seed {seed}")
+    carved = np.concatenate(taken)
     splits["train"] = _with_origin(
-        train.select(remaining),
-        f"{train.info.description}, less {sum(sizes.values()):,} rows carved for {' and '.join(sizes)}",
+        train.select(np.setdiff1d(np.arange(len(train)), carved)),
+        f"{train.info.description}, less {len(carved):,} rows carved for {' and '.join(sizes)}",
     )
     return splits
+
+
+def _whole_groups(strata: np.ndarray, groups: np.ndarray, size: int, seed: int) -> np.ndarray:
+    """Draw about `size` rows such that no group is divided, each class in proportion as far as that goes."""
+    parts = max(2, round(len(strata) / size))
+    if len(np.unique(groups)) < parts:
+        raise FinetuneError(
+            f"Expected at least {parts} groups to carve a split of whole groups from, but found "
+            f"{len(np.unique(groups))}. Pass --validation_file and --test_file, or leave --group_column out."
+        )
+    folds = StratifiedGroupKFold(parts, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of classes with fewer rows than folds
+        parted = [rows for _, rows in folds.split(strata, strata, groups)]
+    return min(parted, key=lambda rows: abs(len(rows) - size))
 
 
 def sample_stratified(dataset: Dataset, size: int, seed: int) -> Dataset:
     """Draw a stratified sample of at most `size` rows."""
     if size >= len(dataset):
         return dataset
-    picked = stratified_indices(np.asarray(dataset["label"]), size, seed)
+    strata = strata_of(dataset) if "label" in dataset.column_names else np.zeros(len(dataset), dtype=int)
+    picked = stratified_indices(strata, size, seed)
     origin = f"{dataset.info.description}; stratified sample of {size} of {len(dataset)} rows"
     return _with_origin(dataset.select(picked), origin)
 
@@ -126,16 +210,25 @@ def check_classes(splits: DatasetDict) -> None:
     Raises:
         FinetuneError: Naming the split and its class, or the class that train lacks.
     """
+    task = task_of(splits["train"].features)
     for name, split in splits.items():
-        found = np.unique(split["label"])
+        if "label" not in split.column_names:
+            continue
+        found = np.unique(label_matrix(split["label"], task), axis=0)
         if len(found) < 2:
-            label = split.features["label"].int2str(int(found[0])) if len(found) else "none"
+            what = "two numbers to predict" if task.problem_type == REGRESSION else "two classes"
+            label = (
+                task.label_names[int(found[0])] if found.ndim == 1 and found.size and what == "two classes" else found
+            )
             raise FinetuneError(
-                f"Expected at least two classes in split {name!r}, but found only {label!r} in its {len(split)} rows. "
+                f"Expected at least {what} in split {name!r}, but found only {str(label)!r} in its {len(split)} rows. "
                 "Was it cut from a file sorted by label? Take rows of all classes, or more of them."
             )
-    names = splits["train"].features["label"].names
-    lacking = [names[label] for label in range(len(names)) if label not in set(splits["train"]["label"])]
+    if task.problem_type == REGRESSION:
+        return
+    labels = label_matrix(splits["train"]["label"], task)
+    counts = labels.sum(axis=0) if labels.ndim == 2 else np.bincount(labels, minlength=len(task.label_names))
+    lacking = [name for name, count in zip(task.label_names, counts, strict=True) if count == 0]
     if lacking:
         raise FinetuneError(
             f"Expected training rows of every class, but after carving and sampling found none of {lacking}. "
@@ -144,17 +237,30 @@ def check_classes(splits: DatasetDict) -> None:
 
 
 def describe_split(split: Dataset) -> dict[str, object]:
-    """Describe a split for `run.json`: origin, rows, distinct texts, rows per label, and a SHA-256 of its content."""
-    texts, labels = split["text"], split["label"]
+    """Describe a split for `run.json`: origin, rows, distinct texts, its labels, and a SHA-256 of its content.
+
+    `labels` holds the rows of each label, or the mean, standard deviation, least and greatest number to predict; None
+    where they are withheld.
+    """
+    labelled = "label" in split.column_names
+    labels = split["label"] if labelled else itertools.repeat("")
     digest = hashlib.sha256()
-    for text, label in zip(texts, labels, strict=True):
-        digest.update(f"{label}\t{text}\0".encode())
-    names = split.features["label"].names
-    counts = np.bincount(labels, minlength=len(names))
+    for text, label in zip(iterate_texts(split), labels, strict=labelled):
+        digest.update(f"{label}\t{text}\0".encode("utf-8", "replace"))
     return {
         "origin": split.info.description,
         "rows": len(split),
-        "distinct_texts": len(set(texts)),
-        "labels": {name: int(count) for name, count in zip(names, counts, strict=True)},
+        "distinct_texts": len(np.unique(text_keys(split))),
+        "labels": _describe_labels(split) if labelled else None,
         "sha256": digest.hexdigest(),
     }
+
+
+def _describe_labels(split: Dataset) -> dict[str, float]:
+    task = task_of(split.features)
+    labels = label_matrix(split["label"], task)
+    if task.problem_type == REGRESSION:
+        statistics = {"mean": labels.mean(), "std": labels.std(), "min": labels.min(), "max": labels.max()}
+        return {name: float(value) for name, value in statistics.items()}
+    counts = labels.sum(axis=0) if labels.ndim == 2 else np.bincount(labels, minlength=len(task.label_names))
+    return {name: int(count) for name, count in zip(task.label_names, counts, strict=True)}

@@ -1,42 +1,125 @@
-"""Turn texts into token numbers with `datasets.map`."""
+"""Turn texts into token numbers with `datasets.map`, and cut those that are longer than the model reads."""
 
 import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import datasets
 import tokenizers
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerBase
 
-__all__ = ["encode_texts", "tokenize_dataset", "tokenize_splits"]
+from finetune.data.labels import label_matrix, task_of
+from finetune.data.split import iterate_texts
+
+__all__ = ["TRUNCATIONS", "WINDOW_POOLINGS", "TextConfig", "encode_texts", "tokenize_dataset", "tokenize_splits"]
+
+TRUNCATIONS = ["head", "tail", "head+tail", "window"]
+WINDOW_POOLINGS = ["mean", "max", "vote"]
 
 
-def encode_texts(texts: list[str], tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, list]:
-    """Tokenize texts, cut at their end, without padding: batches pad to their own longest text.
+@dataclass(frozen=True)
+class TextConfig:
+    """How texts become tokens; saved with a model, since it must be the same when it is used.
+
+    Attributes:
+        max_length: Most tokens of a text, or of each of its windows, special tokens included.
+        truncation: What is kept of a longer text: its head; its tail; a quarter of the tokens from the head and the
+            rest from the tail (Sun et al. 2019, section 5.3: 128 and 382 of 512); or all of it, in windows.
+        window_stride: Tokens that a window shares with the one before it.
+        window_pooling: How the logits of a text's windows become the text's: their mean, their maximum, or the share of
+            windows that vote for a class.
+    """
+
+    max_length: int
+    truncation: str = "head"
+    window_stride: int = 0
+    window_pooling: str = "mean"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the fields by name."""
+        return asdict(self)
+
+
+def encode_texts(
+    texts: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    config: TextConfig,
+    pairs: Sequence[str] | None = None,
+) -> dict[str, list]:
+    """Tokenize texts without padding them: batches pad to their own longest text.
 
     Args:
         texts: Any number of them.
         tokenizer: A fast tokenizer.
-        max_length: Most tokens of a text, special tokens included.
+        config: How long texts are cut.
+        pairs: A second text for each; then the longer one of a pair is cut at its end.
 
     Returns:
-        The tokenizer's columns (`input_ids`, …) without `attention_mask`, which padding adds; `length`, the number of
-        tokens; and `is_truncated`.
+        `input_ids`, for each text a list of token numbers, with `window` a list of such lists; `token_type_ids` for
+        pairs if the model takes them; `length`, the number of tokens; `is_truncated`, whether tokens were left out.
     """
-    encoded = tokenizer(texts, truncation=True, max_length=max_length, return_attention_mask=False)
-    columns = dict(encoded)
-    columns["length"] = [len(tokens) for tokens in encoded["input_ids"]]
-    columns["is_truncated"] = [bool(encoding.overflowing) for encoding in encoded.encodings]
-    return columns
+    if config.truncation == "head" or pairs is not None:
+        encoded = tokenizer(
+            list(texts),
+            None if pairs is None else list(pairs),
+            truncation=True,
+            max_length=config.max_length,
+            return_attention_mask=False,
+            return_token_type_ids=pairs is not None and "token_type_ids" in tokenizer.model_input_names,
+        )
+        columns = dict(encoded)
+        columns["length"] = [len(tokens) for tokens in encoded["input_ids"]]
+        columns["is_truncated"] = [bool(encoding.overflowing) for encoding in encoded.encodings]
+        return columns
+    prefix, suffix = _special_tokens(tokenizer)
+    budget = config.max_length - len(prefix) - len(suffix)
+    contents = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    if config.truncation == "window":
+        step = max(1, budget - config.window_stride)
+        windows = [
+            [prefix + content[start : start + budget] + suffix for start in _window_starts(len(content), budget, step)]
+            for content in contents
+        ]
+        return {
+            "input_ids": windows,
+            "length": [sum(map(len, one)) for one in windows],
+            "is_truncated": [False] * len(windows),
+        }
+    head = config.max_length // 4 if config.truncation == "head+tail" else 0
+    cut = [
+        prefix + (content if len(content) <= budget else content[:head] + content[head - budget :]) + suffix
+        for content in contents
+    ]
+    return {
+        "input_ids": cut,
+        "length": [len(tokens) for tokens in cut],
+        "is_truncated": [len(content) > budget for content in contents],
+    }
 
 
-def tokenize_splits(splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, max_length: int) -> DatasetDict:
+def _window_starts(length: int, budget: int, step: int) -> range:
+    """Give the first token of each window; the last one reaches the end of the text."""
+    return range(0, max(1, length - budget + step), step)
+
+
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Find what the tokenizer puts before and after a text."""
+    encoding = tokenizer.backend_tokenizer.encode("a")
+    first = encoding.special_tokens_mask.index(0)
+    last = len(encoding.ids) - encoding.special_tokens_mask[::-1].index(0)
+    return encoding.ids[:first], encoding.ids[last:]
+
+
+def tokenize_splits(splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, config: TextConfig) -> DatasetDict:
     """Tokenize every split; see `tokenize_dataset`."""
-    return DatasetDict({name: tokenize_dataset(split, tokenizer, max_length) for name, split in splits.items()})
+    return DatasetDict({name: tokenize_dataset(split, tokenizer, config) for name, split in splits.items()})
 
 
-def tokenize_dataset(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset:
-    """Tokenize the column `text`; see `encode_texts`.
+def tokenize_dataset(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, config: TextConfig) -> Dataset:
+    """Tokenize the column `text`, and `text_pair` if there is one; see `encode_texts`.
 
     The result lies in the cache of `datasets`, under a name that depends on the texts, the labels and the tokenizer
     alone, so that the next run on them reads it from there. The tokenizer works on all cores by itself.
@@ -44,27 +127,38 @@ def tokenize_dataset(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_l
     Args:
         dataset: Has the column `text`, and `label` unless it is only to be predicted.
         tokenizer: A fast tokenizer.
-        max_length: Most tokens of a text, special tokens included.
+        config: How long texts are cut.
 
     Returns:
-        The columns of `encode_texts`, and `labels` if `dataset` has `label`. Rows keep their order.
+        The columns of `encode_texts`, and `labels` if `dataset` has `label`: a class number, a number to predict, or
+        for several labels a list of 0 and 1. Rows keep their order.
     """
-    tokenized = dataset.map(
-        lambda batch: encode_texts(batch["text"], tokenizer, max_length),
+    task = task_of(dataset.features) if "label" in dataset.column_names else None
+    paired = "text_pair" in dataset.column_names
+
+    def encode(batch: dict[str, list]) -> dict[str, Any]:
+        columns = encode_texts(batch["text"], tokenizer, config, batch["text_pair"] if paired else None)
+        if task is not None:
+            columns["labels"] = list(label_matrix(batch["label"], task))
+        return columns
+
+    return dataset.map(
+        encode,
         batched=True,
-        remove_columns=[column for column in dataset.column_names if column != "label"],
-        cache_file_name=str(_cache_file(dataset, tokenizer, max_length)),
+        remove_columns=dataset.column_names,
+        cache_file_name=str(_cache_file(dataset, tokenizer, config)),
         desc="Tokenizing",
     )
-    return tokenized.rename_column("label", "labels") if "label" in tokenized.column_names else tokenized
 
 
-def _cache_file(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Path:
+def _cache_file(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, config: TextConfig) -> Path:
     """Name the cache file by a hash of everything that the columns depend on."""
     backend = tokenizer.backend_tokenizer.to_str()
-    digest = hashlib.sha256(f"{tokenizers.__version__} {datasets.__version__} {max_length} {backend}".encode())
-    for text in dataset["text"]:
-        digest.update(f"{len(text)} {text}".encode())
+    names = (tokenizer.model_input_names, dataset.column_names, dataset.features.get("label"))
+    digest = hashlib.sha256(f"{tokenizers.__version__} {datasets.__version__} {config} {names} {backend}".encode())
+    for text in iterate_texts(dataset):
+        digest.update(f"{len(text or '')} {text}".encode("utf-8", "replace"))
     if "label" in dataset.column_names:
-        digest.update(f"{dataset.features['label']} {dataset['label'][:]}".encode())
+        for label in dataset["label"]:
+            digest.update(f"{label} ".encode())
     return Path(datasets.config.HF_DATASETS_CACHE) / "finetune" / f"tokenized-{digest.hexdigest()}.arrow"

@@ -1,6 +1,7 @@
 """Measure the saved model, reloaded: the one place where the test split is used."""
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,20 @@ import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerBase
 
-from finetune.data.load import number_labels, read_examples
+from finetune.arguments import DataArguments
+from finetune.data.labels import Task, label_matrix
+from finetune.data.load import read_examples
 from finetune.delivery.predict import Predictor, load_predictor
 from finetune.errors import FinetuneError
-from finetune.metrics import accuracy_interval, compute_classification_report, compute_metrics
-from finetune.models.tfidf import fit_tfidf
+from finetune.metrics import (
+    REGRESSION,
+    accuracy_interval,
+    compute_classification_report,
+    compute_metrics,
+    compute_per_class,
+    mean_interval,
+)
+from finetune.models.tfidf import fit_floor
 from finetune.training.progress import progress_bar
 from finetune.training.run import Run
 
@@ -49,9 +59,9 @@ def evaluate_run(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase | None
         FinetuneError: If the saved model gives other logits than the one in memory.
     """
     predictor = load_predictor(run.model_directory)
-    probes = splits["validation"]["text"][:NUM_PROBES]
-    in_memory = Predictor(model, tokenizer).compute_logits(probes)[0]
-    difference = float(np.abs(predictor.compute_logits(probes)[0] - in_memory).max())
+    probes = splits["validation"].select(range(min(NUM_PROBES, len(splits["validation"]))))
+    in_memory = Predictor(model, tokenizer, getattr(predictor, "text_config", None)).compute_logits(*_texts(probes))[0]
+    difference = float(np.abs(predictor.compute_logits(*_texts(probes))[0] - in_memory).max())
     if difference > MAX_RELOAD_DIFFERENCE:
         raise FinetuneError(
             f"Expected the saved model to give the logits of the one in memory, but they differ by {difference:.1e}. "
@@ -63,18 +73,16 @@ def evaluate_run(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase | None
         split = splits[name]
         start = time.perf_counter()
         with progress_bar(len(split), f"Evaluating on {name}") as advance:
-            logits, num_tokens = predictor.compute_logits(split["text"], advance)
+            logits, num_tokens = predictor.compute_logits(*_texts(split), advance)
         throughput = len(split) / (time.perf_counter() - start)
-        metrics[name] = measure(logits, np.asarray(split["label"]))
+        metrics[name] = measure(logits, split, predictor.task)
         if run.is_main:
             write_predictions(run, name, split, logits, num_tokens)
+    single = splits["test"].select(range(min(NUM_LATENCY_TEXTS, len(splits["test"]))))
     results: dict[str, Any] = {
         "metrics": metrics,
         "reload": {"max_difference": difference, "num_texts": len(probes)},
-        "costs": {
-            "latency_seconds": measure_latency(predictor, splits["test"]["text"][:NUM_LATENCY_TEXTS]),
-            "texts_per_second": throughput,
-        },
+        "costs": {"latency_seconds": measure_latency(predictor, single), "texts_per_second": throughput},
     }
     if run.arguments.run.floor and run.record["method"] != "tfidf":
         results["floor"] = measure_floor(splits, run.record["seed"])
@@ -82,33 +90,44 @@ def evaluate_run(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase | None
     run.wait()
 
 
-def measure(logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """Compute all metrics, and the 95 % interval of the accuracy."""
-    metrics = compute_metrics(logits, labels)
-    return {
-        **metrics,
-        "accuracy_interval": accuracy_interval(metrics["accuracy"], len(labels)),
-        "num_examples": len(labels),
-    }
+def _texts(split: Dataset) -> tuple[Any, Any]:
+    """Give a split's texts, and its second texts if they are pairs."""
+    return split["text"][:], split["text_pair"][:] if "text_pair" in split.column_names else None
 
 
-def measure_latency(predictor: Predictor, texts: list[str]) -> float:
+def measure(logits: np.ndarray, split: Dataset, task: Task) -> dict[str, Any]:
+    """Compute all metrics, 95 % intervals, and each class's own figures; only the count where labels are withheld."""
+    if "label" not in split.column_names:
+        return {"num_examples": len(split), "labels_withheld": True}
+    labels = label_matrix(split["label"], task)
+    metrics: dict[str, Any] = compute_metrics(logits, labels, task.problem_type)
+    if task.problem_type == REGRESSION:
+        metrics["mae_interval"] = mean_interval(np.abs(logits[:, 0] - labels))
+    else:
+        metrics["accuracy_interval"] = accuracy_interval(metrics["accuracy"], len(labels))
+        metrics["per_class"] = compute_per_class(logits, labels, task.label_names, task.problem_type)
+    return {**metrics, "num_examples": len(labels)}
+
+
+def measure_latency(predictor: Predictor, split: Dataset) -> float:
     """Measure the median seconds from one text to its logits, tokenization included."""
     seconds = []
-    for text in texts:
+    for row in range(len(split)):
+        texts, pairs = _texts(split.select([row]))
         start = time.perf_counter()
-        predictor.compute_logits([text])
+        predictor.compute_logits(texts, pairs)
         seconds.append(time.perf_counter() - start)
     return float(np.median(seconds))
 
 
 def measure_floor(splits: DatasetDict, seed: int) -> dict[str, Any]:
-    """Fit TF-IDF and logistic regression on the run's training rows and measure it on its test rows."""
-    train, test = splits["train"], splits["test"]
+    """Fit TF-IDF and its linear model on the run's training rows and measure it on its test rows."""
+    test = splits["test"]
     start = time.perf_counter()
-    floor = fit_tfidf(train["text"], train["label"], train.features["label"].names, seed)
+    predictor = Predictor(fit_floor(splits["train"], seed), None)
     seconds = time.perf_counter() - start
-    return {"test": measure(floor.compute_logits(test["text"]), np.asarray(test["label"])), "train_seconds": seconds}
+    logits = predictor.compute_logits(*_texts(test))[0]
+    return {"test": measure(logits, test, predictor.task), "train_seconds": seconds}
 
 
 def write_predictions(run: Run, name: str, split: Dataset, logits: np.ndarray, num_tokens: np.ndarray) -> None:
@@ -116,9 +135,12 @@ def write_predictions(run: Run, name: str, split: Dataset, logits: np.ndarray, n
     columns = {"id": split["id"][:]}
     if not run.arguments.run.no_store_text:
         columns["text"] = split["text"][:]
-    table = pa.table(
-        {**columns, "num_tokens": num_tokens, "label": split["label"][:], "logits": pa.array(list(logits))}
-    )
+    if "text_pair" in split.column_names and not run.arguments.run.no_store_text:
+        columns["text_pair"] = split["text_pair"][:]
+    columns["num_tokens"] = num_tokens
+    if "label" in split.column_names:
+        columns["label"] = split["label"][:]
+    table = pa.table({**columns, "logits": pa.array(list(logits))})
     folder = run.directory / "predictions"
     folder.mkdir(exist_ok=True)
     aside = folder / f"{name}.parquet.partial"
@@ -126,25 +148,28 @@ def write_predictions(run: Run, name: str, split: Dataset, logits: np.ndarray, n
     aside.rename(folder / f"{name}.parquet")
 
 
-def evaluate_file(path: str | Path, test_file: str, text_column: str, label_column: str) -> tuple[dict[str, Any], str]:
+def evaluate_file(path: str | Path, test_file: str, columns: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     """Measure a saved model on a file of labelled texts.
 
     Args:
         path: A run directory or model folder.
         test_file: See `finetune.data.load.read_examples`.
-        text_column: The column of the texts.
-        label_column: The column of the labels: the model's label names, or their numbers.
+        columns: `text_column`, `label_column` and other settings of `DataArguments` for reading the file.
 
     Returns:
-        The metrics, and scikit-learn's classification report.
+        The metrics, and scikit-learn's classification report, which is empty for regression.
 
     Raises:
         FinetuneError: If the file has a label that the model does not know.
     """
-    examples = read_examples(test_file, text_column, label_column)
     predictor = load_predictor(path)
-    numbers = number_labels(examples.features["label"].names, predictor.label_names, repr(test_file))
-    labels = np.array([numbers[label] for label in examples["label"]])
+    examples = read_examples(test_file, DataArguments(**columns), predictor.task)
     with progress_bar(len(examples), "Evaluating") as advance:
-        logits, _ = predictor.compute_logits(examples["text"], advance)
-    return measure(logits, labels), compute_classification_report(logits, labels, predictor.label_names)
+        logits, _ = predictor.compute_logits(*_texts(examples), advance)
+    metrics = measure(logits, examples, predictor.task)
+    if predictor.task.problem_type == REGRESSION:
+        return metrics, ""
+    labels = label_matrix(examples["label"], predictor.task)
+    return metrics, compute_classification_report(
+        logits, labels, predictor.task.label_names, predictor.task.problem_type
+    )

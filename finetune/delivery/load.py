@@ -12,12 +12,15 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import finetune.models.textcnn  # noqa: F401  registers TextCNN with the Auto classes
 from finetune.data.embedded import EMBEDDED_MODEL_ID
+from finetune.data.tokenize import TextConfig
 from finetune.errors import FinetuneError
+from finetune.metrics import SINGLE_LABEL
 from finetune.models.load import resolve_model
+from finetune.models.save import FINETUNE_CONFIG_FILE
 from finetune.models.tfidf import LABEL_NAMES_FILE, WEIGHTS_FILE, TfidfClassifier
 from finetune.quiet import quiet_loading
 
-__all__ = ["find_model_folder", "load"]
+__all__ = ["find_model_folder", "load", "load_finetune_config"]
 
 
 def find_model_folder(path: str | Path) -> Path:
@@ -47,11 +50,12 @@ def load(path: str | Path) -> tuple[Any, Any]:
     """Load model and tokenizer; `finetune.load` documents it."""
     folder = find_model_folder(path)
     try:
+        problem_type, _ = load_finetune_config(folder)
         if (folder / WEIGHTS_FILE).is_file():
-            return TfidfClassifier.from_pretrained(folder), None
+            return TfidfClassifier.from_pretrained(folder, problem_type), None
         with quiet_loading():
             if (folder / "adapter_config.json").is_file():
-                model = _load_adapter(folder)
+                model = _load_adapter(folder, problem_type)
             else:
                 model, loading = AutoModelForSequenceClassification.from_pretrained(
                     folder, dtype=torch.float32, output_loading_info=True
@@ -62,7 +66,7 @@ def load(path: str | Path) -> tuple[Any, Any]:
                         f"{sorted(loading['missing_keys'])}. Pass the folder of a fine-tuned model."
                     )
             tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         if isinstance(error, FinetuneError):
             raise
         reason = str(error).strip().splitlines()[0]
@@ -72,7 +76,16 @@ def load(path: str | Path) -> tuple[Any, Any]:
     return model.eval(), tokenizer
 
 
-def _load_adapter(folder: Path) -> PeftModel:
+def load_finetune_config(folder: Path) -> tuple[str, TextConfig | None]:
+    """Read the kind of task and how texts are cut, as `write_model` wrote them; one class and None without."""
+    file = folder / FINETUNE_CONFIG_FILE
+    if not file.is_file():
+        return SINGLE_LABEL, None
+    content = json.loads(file.read_text(encoding="utf-8"))
+    return content["problem_type"], content["text"] and TextConfig(**content["text"])
+
+
+def _load_adapter(folder: Path, problem_type: str) -> PeftModel:
     """Load the base model with the label names, which the adapter itself does not hold, and put the adapter on."""
     names_file = folder / LABEL_NAMES_FILE
     if not names_file.is_file():
@@ -88,6 +101,7 @@ def _load_adapter(folder: Path) -> PeftModel:
         resolve_model(base_name),
         id2label=dict(enumerate(names)),
         label2id={name: number for number, name in enumerate(names)},
+        problem_type=problem_type,
         dtype=torch.float32,
     )
     return PeftModel.from_pretrained(base, str(folder))

@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.special import softmax
+from scipy.special import expit, softmax
 
 from finetune.data.batch import MicroBatchCollator
-from finetune.data.tokenize import encode_texts
-from finetune.delivery.load import load
+from finetune.data.labels import Task
+from finetune.data.tokenize import TextConfig, encode_texts
+from finetune.delivery.load import find_model_folder, load, load_finetune_config
 from finetune.hardware import fastest_precision
+from finetune.metrics import MULTI_LABEL, REGRESSION
 from finetune.models.attention import use_cpu_attention
 from finetune.models.inference import compute_logits
 from finetune.models.precision import DTYPES, keep_activations_in_bf16
@@ -25,10 +27,18 @@ MAX_TOKENS = 4_096
 
 @dataclass(frozen=True)
 class Prediction:
-    """The most probable label of a text and its probability in [0, 1]."""
+    """What a model says of a text.
 
-    label: str
-    probability: float
+    Attributes:
+        labels: The most probable class; with several labels a text those of probability one half or more; none for
+            regression.
+        probabilities: Of each of them, in [0, 1].
+        value: The predicted number; None for classes.
+    """
+
+    labels: tuple[str, ...]
+    probabilities: tuple[float, ...]
+    value: float | None = None
 
 
 class Predictor:
@@ -39,32 +49,40 @@ class Predictor:
 
     Args:
         model: What `finetune.load` gives.
-        tokenizer: Its tokenizer, whose `model_max_length` cuts texts; None for TF-IDF.
+        tokenizer: Its tokenizer; None for TF-IDF.
+        text_config: How long texts are cut; at their end, to `tokenizer.model_max_length`, if None.
         dtype: Number format of the computation; by default what the machine does fast.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, dtype: torch.dtype | None = None):
+    def __init__(
+        self, model: Any, tokenizer: Any, text_config: TextConfig | None = None, dtype: torch.dtype | None = None
+    ):
         self.model = model
         self.tokenizer = tokenizer
         self.dtype = dtype or DTYPES[fastest_precision()]
         if isinstance(model, TfidfClassifier):
-            self.label_names = model.label_names
+            self.task = Task(model.problem_type, model.label_names)
         else:
             model.to("cuda" if torch.cuda.is_available() else "cpu")
             use_cpu_attention(model)
             keep_activations_in_bf16(model)
-            self.label_names = [model.config.id2label[number] for number in range(model.config.num_labels)]
+            names = [model.config.id2label[number] for number in range(model.config.num_labels)]
+            self.task = Task(model.config.problem_type or "single_label_classification", names)
             positions = getattr(model.config, "max_position_embeddings", None)
-            self.max_length = min(tokenizer.model_max_length, positions or 1_000_000)
+            self.text_config = text_config or TextConfig(min(tokenizer.model_max_length, positions or 1_000_000))
             self.collate = MicroBatchCollator(tokenizer, MAX_TOKENS).collate
 
     def compute_logits(
-        self, texts: Sequence[str], on_batch: Callable[[int], None] = lambda num_examples: None
+        self,
+        texts: Sequence[str],
+        pairs: Sequence[str] | None = None,
+        on_batch: Callable[[int], None] = lambda num_examples: None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Score texts.
 
         Args:
             texts: Any number of them.
+            pairs: A second text for each, if the model was trained on pairs.
             on_batch: Called with the number of texts after each batch.
 
         Returns:
@@ -72,21 +90,38 @@ class Predictor:
             cutting (white-space separated words for TF-IDF).
         """
         if isinstance(self.model, TfidfClassifier):
-            logits = self.model.compute_logits(texts)
-            on_batch(len(texts))
-            return logits, np.array([len(text.split()) for text in texts], dtype=np.int64)
-        columns = encode_texts(list(texts), self.tokenizer, self.max_length)
+            whole = (
+                list(texts) if pairs is None else [f"{text} {pair}" for text, pair in zip(texts, pairs, strict=True)]
+            )
+            logits = self.model.compute_logits(whole)
+            on_batch(len(whole))
+            return logits, np.array([len(text.split()) for text in whole], dtype=np.int64)
+        columns = encode_texts(texts, self.tokenizer, self.text_config, pairs)
         lengths = columns["length"]
         examples = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        logits = compute_logits(self.model, examples, lengths, self.collate, MAX_TOKENS, self.dtype, on_batch)
+        pooling = self.text_config.window_pooling if self.text_config.truncation == "window" else None
+        logits = compute_logits(self.model, examples, lengths, self.collate, MAX_TOKENS, self.dtype, pooling, on_batch)
         return logits, np.asarray(lengths, dtype=np.int64)
 
-    def predict(self, texts: Sequence[str]) -> list[Prediction]:
-        """Give each text's most probable label."""
-        probabilities = softmax(self.compute_logits(texts)[0], axis=-1)
-        return [Prediction(self.label_names[int(row.argmax())], float(row.max())) for row in probabilities]
+    def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Prediction]:
+        """Give each text's most probable label, its labels, or its number."""
+        logits = self.compute_logits(texts, pairs)[0]
+        if self.task.problem_type == REGRESSION:
+            return [Prediction((), (), float(row[0])) for row in logits]
+        if self.task.problem_type == MULTI_LABEL:
+            return [self._prediction(row, np.flatnonzero(row >= 0.5)) for row in expit(logits)]
+        return [self._prediction(row, [row.argmax()]) for row in softmax(logits, axis=-1)]
+
+    def _prediction(self, probabilities: np.ndarray, numbers: Sequence[int] | np.ndarray) -> Prediction:
+        names = tuple(self.task.label_names[int(number)] for number in numbers)
+        return Prediction(names, tuple(float(probabilities[number]) for number in numbers))
 
 
 def load_predictor(path: str | Path) -> Predictor:
-    """Load the model of a run directory or model folder for prediction."""
-    return Predictor(*load(path))
+    """Load the model of a run directory or model folder for prediction.
+
+    Raises:
+        FinetuneError: If there is none, or it can't be loaded.
+    """
+    model, tokenizer = load(path)
+    return Predictor(model, tokenizer, load_finetune_config(find_model_folder(path))[1])

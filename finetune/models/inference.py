@@ -6,12 +6,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import distributed
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from finetune.data.batch import cut_by_tokens
+from finetune.metrics import MULTI_LABEL
 from finetune.models.precision import autocast
 
-__all__ = ["compute_logits", "compute_rows"]
+__all__ = ["compute_logits", "compute_rows", "pool_windows"]
 
 
 def compute_logits(
@@ -21,6 +23,7 @@ def compute_logits(
     collate: Callable[[list[dict]], dict[str, torch.Tensor]],
     max_tokens: int,
     dtype: torch.dtype = torch.float32,
+    window_pooling: str | None = None,
     on_batch: Callable[[int], None] = lambda num_examples: None,
 ) -> np.ndarray:
     """Compute the logits of tokenized examples.
@@ -32,7 +35,8 @@ def compute_logits(
         collate: Pads examples into tensors.
         max_tokens: Most tokens of a batch, padding included.
         dtype: Number format of the matrix products, by autocast.
-        on_batch: Called with the number of examples after each batch.
+        window_pooling: How the windows of a text are combined; None for texts that are not in windows.
+        on_batch: Called with the number of examples, or of windows, after each batch.
 
     Returns:
         float32 logits, `(len(examples), num_labels)`.
@@ -42,13 +46,72 @@ def compute_logits(
     model.eval()
 
     def forward(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        inputs.pop("num_windows", None)
         with autocast(device, dtype):
             return model(**inputs).logits
 
     width = int(model.config.num_labels or 0)
-    logits = compute_rows(forward, width, examples, lengths, collate, max_tokens, device, on_batch)
+    if window_pooling is None:
+        logits = compute_rows(forward, width, examples, lengths, collate, max_tokens, device, on_batch)
+    else:
+        windows = _Windows(examples)
+        rows = compute_rows(forward, width, windows, windows.lengths, collate, max_tokens, device, on_batch)
+        pooled = pool_windows(
+            torch.from_numpy(rows), torch.tensor(windows.counts), window_pooling, model.config.problem_type
+        )
+        logits = pooled.numpy()
     model.train(was_training)
     return logits
+
+
+class _Windows(Sequence):
+    """The windows of all examples, each as an example of its own."""
+
+    def __init__(self, examples: Sequence[dict[str, Any]]):
+        self.examples = examples
+        lengths = [[len(window) for window in example["input_ids"]] for example in examples]
+        self.counts = [len(one) for one in lengths]
+        self.lengths = [length for one in lengths for length in one]
+        self.owners = np.repeat(np.arange(len(self.counts)), self.counts)
+        self.firsts = np.cumsum([0, *self.counts])
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, position: Any) -> Any:
+        owner = int(self.owners[position])
+        return {"input_ids": self.examples[owner]["input_ids"][position - int(self.firsts[owner])]}
+
+
+def pool_windows(logits: torch.Tensor, num_windows: torch.Tensor, how: str, problem_type: str | None) -> torch.Tensor:
+    """Combine the logits of windows to those of texts.
+
+    "mean" and "max" combine each class's logits. "vote" gives the share of windows that decide for a class, with the
+    probability by the mean logits as one more vote, so that it breaks ties: p = (votes + mean's p) / (windows + 1).
+
+    Args:
+        logits: `(windows, num_labels)`, the windows of a text one after the other.
+        num_windows: Windows of each text, `(texts,)`.
+        how: "mean", "max" or "vote".
+        problem_type: transformers' name of the task; with several labels a text each label is voted on.
+
+    Returns:
+        `(texts, num_labels)`. A vote has no gradient.
+    """
+    texts = torch.repeat_interleave(torch.arange(len(num_windows), device=logits.device), num_windows.to(logits.device))
+    counts = num_windows.to(logits).unsqueeze(1)
+    index = texts.unsqueeze(1).expand_as(logits)
+    zeros = logits.new_zeros(len(num_windows), logits.shape[1])
+    if how == "max":
+        return zeros.scatter_reduce(0, index, logits, "amax", include_self=False)
+    mean = zeros.scatter_add(0, index, logits) / counts
+    if how == "mean":
+        return mean
+    if problem_type == MULTI_LABEL:
+        votes = zeros.scatter_add(0, index, (logits >= 0).to(logits))
+        return torch.logit((votes + torch.sigmoid(mean)) / (counts + 1), eps=1e-6)
+    votes = zeros.scatter_add(0, index, F.one_hot(logits.argmax(dim=1), logits.shape[1]).to(logits))
+    return torch.log(((votes + torch.softmax(mean, dim=1)) / (counts + 1)).clamp_min(1e-6))
 
 
 @torch.inference_mode()

@@ -20,6 +20,8 @@ from transformers import (
 
 from finetune.arguments import ModelArguments
 from finetune.data.embedded import EMBEDDED_MODEL_ID, find_embedded_model
+from finetune.data.labels import Task
+from finetune.data.split import iterate_texts
 from finetune.errors import FinetuneError
 from finetune.hub import reach_hub
 from finetune.models.attention import use_cpu_attention
@@ -59,7 +61,7 @@ def resolve_model(name: str) -> str:
     return name
 
 
-def load_pretrained_tokenizer(name: str) -> PreTrainedTokenizerBase:
+def load_pretrained_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a pretrained model.
 
     Raises:
@@ -67,7 +69,7 @@ def load_pretrained_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """
     path = resolve_model(name)
     try:
-        return AutoTokenizer.from_pretrained(path)
+        return AutoTokenizer.from_pretrained(path, revision=revision)
     except (OSError, ValueError) as error:
         raise _not_loaded("tokenizer", name, error) from error
 
@@ -82,15 +84,17 @@ def load_tokenizer(arguments: ModelArguments, method: str, train: Dataset, max_l
         FinetuneError: If it can't be had, has no padding token, or `max_length` is more than the encoder reads.
     """
     if method == "textcnn" and not _uses_pretrained_tokens(arguments):
-        return train_word_tokenizer(train["text"], arguments.textcnn_vocabulary_size, max_length)
-    tokenizer = load_pretrained_tokenizer(arguments.model_name_or_path)
+        return train_word_tokenizer(
+            (text or "" for text in iterate_texts(train)), arguments.textcnn_vocabulary_size, max_length
+        )
+    tokenizer = load_pretrained_tokenizer(arguments.model_name_or_path, arguments.model_revision)
     if tokenizer.pad_token is None:
         raise FinetuneError(
             f"Expected a tokenizer with a padding token, but that of {arguments.model_name_or_path} has none. "
             "Set one and save the tokenizer with the model."
         )
     if method != "textcnn":
-        most = longest_input(arguments.model_name_or_path, tokenizer)
+        most = longest_input(arguments.model_name_or_path, tokenizer, arguments.model_revision)
         if max_length > most:
             raise FinetuneError(
                 f"Expected --max_length of at most {most}, which {arguments.model_name_or_path} was built for, "
@@ -100,9 +104,9 @@ def load_tokenizer(arguments: ModelArguments, method: str, train: Dataset, max_l
     return tokenizer
 
 
-def longest_input(name: str, tokenizer: PreTrainedTokenizerBase) -> int:
+def longest_input(name: str, tokenizer: PreTrainedTokenizerBase, revision: str | None = None) -> int:
     """Give the most tokens that a pretrained model reads, by its tokenizer and by its number of positions."""
-    config = AutoConfig.from_pretrained(resolve_model(name))
+    config = AutoConfig.from_pretrained(resolve_model(name), revision=revision)
     positions = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
     if "roberta" in config.model_type:  # its positions are counted from the padding token's number on
         positions -= config.pad_token_id + 1
@@ -110,7 +114,7 @@ def longest_input(name: str, tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def load_model(
-    arguments: ModelArguments, method: str, tokenizer: PreTrainedTokenizerBase, label_names: list[str], seed: int
+    arguments: ModelArguments, method: str, tokenizer: PreTrainedTokenizerBase, task: Task, seed: int
 ) -> PreTrainedModel:
     """Load the encoder with a classification head, or build a TextCNN.
 
@@ -120,23 +124,23 @@ def load_model(
         arguments: Which model, and TextCNN's settings.
         method: "textcnn" builds a TextCNN; every other method takes `arguments.model_name_or_path`.
         tokenizer: Its size is TextCNN's vocabulary.
-        label_names: Names of the classes, in the order of their numbers.
+        task: The kind of task and the names of its labels.
         seed: Set before weights are drawn.
 
     Returns:
-        A model in float32 for a single-label task; see `newly_initialised_modules` for what was drawn.
+        A model in float32, one logit a label; see `newly_initialised_modules` for what was drawn.
     """
     labels = {
-        "id2label": dict(enumerate(label_names)),
-        "label2id": {name: number for number, name in enumerate(label_names)},
-        "problem_type": "single_label_classification",
+        "id2label": dict(enumerate(task.label_names)),
+        "label2id": {name: number for number, name in enumerate(task.label_names)},
+        "problem_type": task.problem_type,
     }
     set_seed(seed)
     model = load_textcnn(arguments, tokenizer, labels) if method == "textcnn" else load_encoder(arguments, labels)
     if method != "textcnn" and not model.missing_weights:
         warnings.warn(
             f"{arguments.model_name_or_path} has a head for as many classes already, which is trained further: "
-            f"its classes must be {label_names}, in this order",
+            f"its classes must be {task.label_names}, in this order",
             stacklevel=2,
         )
     if model.config.pad_token_id is None:
@@ -152,13 +156,14 @@ def load_encoder(arguments: ModelArguments, labels: dict) -> PreTrainedModel:
     path = resolve_model(arguments.model_name_or_path)
     try:
         with quiet_loading():
-            config = AutoConfig.from_pretrained(path, **labels)
+            config = AutoConfig.from_pretrained(path, revision=arguments.model_revision, **labels)
             for name in ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop"):
                 if hasattr(config, name):
                     setattr(config, name, arguments.attention_dropout)
             model, loading = AutoModelForSequenceClassification.from_pretrained(
                 path,
                 config=config,
+                revision=arguments.model_revision,
                 dtype=torch.float32,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # a head for another number of classes is drawn anew, and trained

@@ -9,15 +9,25 @@ from typing import Any
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from finetune.data.tokenize import TextConfig
 from finetune.models.tfidf import LABEL_NAMES_FILE, TfidfClassifier
 
-__all__ = ["write_json", "write_model"]
+__all__ = ["FINETUNE_CONFIG_FILE", "write_json", "write_model"]
+
+FINETUNE_CONFIG_FILE = "finetune_config.json"
 
 
 def write_model(
-    folder: Path, model: PreTrainedModel | PeftModel | TfidfClassifier, tokenizer: PreTrainedTokenizerBase | None
+    folder: Path,
+    model: PreTrainedModel | PeftModel | TfidfClassifier,
+    tokenizer: PreTrainedTokenizerBase | None,
+    text_config: TextConfig | None = None,
 ) -> None:
-    """Write a model, its tokenizer and its label names aside and rename the folder, so that it is always whole."""
+    """Write a model, its tokenizer and its label names aside and rename the folder, so that it is always whole.
+
+    `finetune_config.json` beside them holds what transformers' own files don't: how texts are cut, and for adapters and
+    TF-IDF the kind of task.
+    """
     aside = folder.with_name(folder.name + ".partial")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
@@ -28,6 +38,10 @@ def write_model(
         (aside / "README.md").unlink(missing_ok=True)  # PEFT's empty card
         labels: Any = model.get_base_model().config.id2label  # type: ignore[union-attr]
         write_json(aside / LABEL_NAMES_FILE, [labels[number] for number in range(len(labels))])
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    problem_type = base.problem_type if isinstance(base, TfidfClassifier) else base.config.problem_type
+    text = None if text_config is None else text_config.to_dict()
+    write_json(aside / FINETUNE_CONFIG_FILE, {"problem_type": problem_type, "text": text})
     shutil.rmtree(folder, ignore_errors=True)
     aside.rename(folder)
 

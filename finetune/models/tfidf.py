@@ -10,50 +10,73 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from datasets import Dataset
 from safetensors.numpy import load_file, save_file
 from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
 
-__all__ = ["LABEL_NAMES_FILE", "TERMS_FILE", "WEIGHTS_FILE", "TfidfClassifier", "fit_tfidf"]
+from finetune.data.labels import label_matrix, task_of
+from finetune.data.split import iterate_texts
+from finetune.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+
+__all__ = ["LABEL_NAMES_FILE", "TERMS_FILE", "WEIGHTS_FILE", "TfidfClassifier", "fit_floor", "fit_tfidf"]
 
 TERMS_FILE = "tfidf_terms.json"
 WEIGHTS_FILE = "tfidf.safetensors"
 LABEL_NAMES_FILE = "label_names.json"
+# Scripts that put no spaces between words: Chinese, Japanese, Thai, Lao, Burmese, Khmer. Each sign is a word there.
+UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
 # Words and pairs of neighbours (Wang and Manning 2012 found pairs to help sentiment), also one-letter words.
-ANALYSIS = {"ngram_range": (1, 2), "sublinear_tf": True, "token_pattern": r"(?u)\b\w+\b"}
+ANALYSIS = {
+    "ngram_range": (1, 2),
+    "sublinear_tf": True,
+    "token_pattern": rf"(?u)[{UNSPACED}]|[^\W{UNSPACED}]+",
+}
+CERTAIN = 10.0  # log-odds of a label that all or no training texts have
 
 
 class TfidfClassifier:
-    """A fitted TF-IDF vectorizer and logistic regression that answer with logits, like the neural models.
+    """A fitted TF-IDF vectorizer and linear model that answer with logits, like the neural models.
 
     Args:
         vectorizer: Fitted, with the settings of `ANALYSIS`.
-        regression: Fitted on the vectorizer's output.
-        label_names: Names of the classes, in the order of their numbers.
+        coefficients: `(num_labels, terms)`, or `(1, terms)` for two classes: the log-odds of the second.
+        intercepts: One for each row of `coefficients`.
+        label_names: Names of the labels, in the order of their numbers.
+        problem_type: transformers' name of the task.
     """
 
-    def __init__(self, vectorizer: TfidfVectorizer, regression: LogisticRegression, label_names: Sequence[str]):
+    def __init__(
+        self,
+        vectorizer: TfidfVectorizer,
+        coefficients: np.ndarray,
+        intercepts: np.ndarray,
+        label_names: Sequence[str],
+        problem_type: str = SINGLE_LABEL,
+    ):
         self.vectorizer = vectorizer
-        self.regression = regression
+        self.coefficients = coefficients
+        self.intercepts = intercepts
         self.label_names = list(label_names)
+        self.problem_type = problem_type
 
     def compute_logits(self, texts: Sequence[str]) -> np.ndarray:
         """Score texts: float32 logits `(len(texts), num_labels)`, whose softmax is the regression's probability."""
-        scores = self.regression.decision_function(self.vectorizer.transform(list(texts)))
-        if scores.ndim == 1:  # two classes: scikit-learn gives the log-odds of the second
-            scores = np.stack([-scores / 2, scores / 2], axis=1)
+        scores = self.vectorizer.transform(list(texts)) @ self.coefficients.T + self.intercepts
+        if self.problem_type == SINGLE_LABEL and scores.shape[1] == 1:
+            scores = np.concatenate([-scores / 2, scores / 2], axis=1)
         return scores.astype(np.float32)
 
     def num_parameters(self) -> int:
-        """Count the weights and intercepts of the regression."""
-        return self.regression.coef_.size + self.regression.intercept_.size
+        """Count the weights and intercepts."""
+        return self.coefficients.size + self.intercepts.size
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the arrays, the terms and the label names into an existing folder."""
         arrays = {
             "idf": self.vectorizer.idf_,
-            "coefficients": self.regression.coef_,
-            "intercepts": self.regression.intercept_,
+            "coefficients": np.ascontiguousarray(self.coefficients),
+            "intercepts": np.ascontiguousarray(self.intercepts),
         }
         save_file(arrays, Path(folder) / WEIGHTS_FILE)
         terms = self.vectorizer.get_feature_names_out().tolist()
@@ -61,7 +84,7 @@ class TfidfClassifier:
             (Path(folder) / name).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "TfidfClassifier":
+    def from_pretrained(cls, folder: str | Path, problem_type: str = SINGLE_LABEL) -> "TfidfClassifier":
         """Read what `save_pretrained` wrote."""
         terms, label_names = (
             json.loads((Path(folder) / name).read_text(encoding="utf-8")) for name in (TERMS_FILE, LABEL_NAMES_FILE)
@@ -69,27 +92,59 @@ class TfidfClassifier:
         arrays = load_file(Path(folder) / WEIGHTS_FILE)
         vectorizer = TfidfVectorizer(**ANALYSIS, vocabulary={term: column for column, term in enumerate(terms)})
         vectorizer.idf_ = arrays["idf"]
-        regression = LogisticRegression()
-        regression.coef_, regression.intercept_ = arrays["coefficients"], arrays["intercepts"]
-        regression.classes_ = np.arange(len(label_names))
-        return cls(vectorizer, regression, label_names)
+        return cls(vectorizer, arrays["coefficients"], arrays["intercepts"], label_names, problem_type)
 
 
-def fit_tfidf(texts: Sequence[str], labels: Sequence[int], label_names: Sequence[str], seed: int) -> TfidfClassifier:
+def fit_tfidf(
+    texts: Sequence[str],
+    labels: np.ndarray,
+    label_names: Sequence[str],
+    seed: int,
+    problem_type: str = SINGLE_LABEL,
+) -> TfidfClassifier:
     """Fit the floor: terms of at least two texts, sublinear frequency, weak regularisation; nothing is tuned.
+
+    One class: logistic regression. Several labels: one logistic regression for each. A number: ridge regression.
 
     Args:
         texts: Training texts.
-        labels: Their class numbers in `[0, len(label_names))`, every class at least once.
-        label_names: Names of the classes.
+        labels: Class numbers in `[0, len(label_names))`, every class at least once, or numbers to predict,
+            `(len(texts),)`; for several labels 0 and 1, `(len(texts), num_labels)`.
+        label_names: Names of the labels.
         seed: Seed of the solver.
+        problem_type: transformers' name of the task.
     """
+    labels = np.asarray(labels)
     vectorizer = TfidfVectorizer(**ANALYSIS, min_df=2)
     try:
-        features = vectorizer.fit_transform(list(texts))
-    except ValueError:  # no term stands in two texts, as in small data without spaces between words
+        features = vectorizer.fit_transform(texts)
+    except ValueError:  # no term stands in two texts
         vectorizer = TfidfVectorizer(**ANALYSIS)
-        features = vectorizer.fit_transform(list(texts))
-    regression = LogisticRegression(C=10.0, max_iter=1000, random_state=seed)
-    regression.fit(features, list(labels))
-    return TfidfClassifier(vectorizer, regression, label_names)
+        features = vectorizer.fit_transform(texts)
+    if problem_type == REGRESSION:
+        ridge = Ridge(alpha=1.0, random_state=seed).fit(features, labels)
+        return TfidfClassifier(
+            vectorizer, ridge.coef_[None, :], np.array([ridge.intercept_]), label_names, problem_type
+        )
+    if problem_type == MULTI_LABEL:
+        coefficients, intercepts = np.zeros((labels.shape[1], features.shape[1])), np.zeros(labels.shape[1])
+        for number, column in enumerate(labels.T):
+            if column.min() == column.max():
+                intercepts[number] = CERTAIN if column[0] else -CERTAIN
+            else:
+                regression = _logistic_regression(seed).fit(features, column)
+                coefficients[number], intercepts[number] = regression.coef_[0], regression.intercept_[0]
+        return TfidfClassifier(vectorizer, coefficients, intercepts, label_names, problem_type)
+    regression = _logistic_regression(seed).fit(features, labels)
+    return TfidfClassifier(vectorizer, regression.coef_, regression.intercept_, label_names)
+
+
+def fit_floor(train: Dataset, seed: int) -> TfidfClassifier:
+    """Fit the floor on a training split; the texts of a pair count as one."""
+    task = task_of(train.features)
+    texts = [(text or "").replace("\0", " ") for text in iterate_texts(train)]
+    return fit_tfidf(texts, label_matrix(train["label"], task), task.label_names, seed, task.problem_type)
+
+
+def _logistic_regression(seed: int) -> LogisticRegression:
+    return LogisticRegression(C=10.0, max_iter=1000, random_state=seed)

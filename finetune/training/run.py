@@ -19,13 +19,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from datasets import DatasetDict
+import numpy as np
+from datasets import Dataset, DatasetDict
 from peft import PeftModel
 from torch import distributed
 from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from finetune.arguments import Arguments
+from finetune.data.labels import Task, task_of
 from finetune.data.split import describe_split
+from finetune.data.tokenize import TextConfig
 from finetune.environment import describe_environment
 from finetune.errors import FinetuneError
 from finetune.hardware import fastest_precision, peak_memory_bytes, use_processor
@@ -33,6 +36,7 @@ from finetune.methods import count_parameters
 from finetune.models.save import write_json, write_model
 from finetune.models.tfidf import TfidfClassifier
 from finetune.quiet import quiet_program
+from finetune.training.loss import ExampleLoss, balanced_class_weights, oversample
 from finetune.training.progress import HistoryWriter, ProgressReport
 from finetune.training.summary import summarize
 from finetune.training.trainer import FineTuningTrainer
@@ -120,12 +124,22 @@ class Run:
         if distributed.is_available() and distributed.is_initialized():
             distributed.barrier()
 
-    def record_data(self, splits: DatasetDict) -> None:
-        """Note the origin, size and content hash of each split."""
+    def record_data(self, splits: DatasetDict) -> Task:
+        """Note the origin, size and content hash of each split, and settle what depends on the task.
+
+        Returns:
+            The task that the labels of train define.
+        """
+        task = task_of(splits["train"].features)
+        self.arguments.settle(task.problem_type)
+        self.record["arguments"] = self.arguments.to_dict()
         self.record["data"] = {
-            "label_names": splits["train"].features["label"].names,
+            "problem_type": task.problem_type,
+            "label_names": task.label_names,
             "splits": {name: describe_split(split) for name, split in splits.items()},
         }
+        if self.earlier:
+            self._refuse_changes(self.earlier)
         for name, split in self.earlier.get("data", {}).get("splits", {}).items():
             if split["sha256"] != self.record["data"]["splits"][name]["sha256"] and self.find_checkpoint():
                 raise FinetuneError(
@@ -133,6 +147,7 @@ class Run:
                     "changed since. Restore it to resume, or pass --restart to start over."
                 )
         self._write()
+        return task
 
     def record_tokens(self, tokenized: DatasetDict) -> None:
         """Note the mean length in tokens and the share of texts that `max_length` cut, for each split."""
@@ -141,6 +156,32 @@ class Run:
             described["mean_tokens"] = sum(split["length"]) / len(split)
             described["truncated_share"] = sum(split["is_truncated"]) / len(split)
         self._write()
+
+    @property
+    def text_config(self) -> TextConfig:
+        """How texts become tokens."""
+        data = self.arguments.data
+        return TextConfig(data.max_length, data.truncation, data.window_stride or 0, data.window_pooling)
+
+    def training_rows(self, tokenized: DatasetDict) -> Dataset:
+        """Give the rows that an epoch draws: those of train, with `--oversample` the rarer classes' repeated."""
+        train = tokenized["train"]
+        return oversample(train, self.arguments.training.seed) if self.arguments.method.oversample else train
+
+    def build_loss(self, train: Dataset) -> ExampleLoss:
+        """Build the loss that the settings ask for, weighted by the classes of the tokenized training split."""
+        data, method = self.arguments.data, self.arguments.method
+        problem_type, names = self.record["data"]["problem_type"], self.record["data"]["label_names"]
+        weights = None
+        if method.class_weights == "balanced":
+            weights = balanced_class_weights(np.asarray(train["labels"][:]), len(names))
+        return ExampleLoss(
+            problem_type,
+            self.arguments.training.label_smoothing_factor,
+            weights,
+            method.focal_gamma,
+            data.window_pooling if data.truncation == "window" else None,
+        )
 
     def callbacks(self) -> list[TrainerCallback]:
         """Give the progress report, the history, and early stopping if it is asked for."""
@@ -190,7 +231,7 @@ class Run:
     def save_model(
         self, model: PreTrainedModel | PeftModel | TfidfClassifier, tokenizer: PreTrainedTokenizerBase | None
     ) -> None:
-        """Write `model/` and note its size."""
+        """Write `model/` with how texts are cut, and note its size."""
         name: str | None = self.arguments.model.model_name_or_path
         if "model_name_or_path" in self.arguments.unused():
             name = None
@@ -201,7 +242,8 @@ class Run:
             trainable, total = count_parameters(model)
             architecture = type(model.get_base_model() if isinstance(model, PeftModel) else model).__name__
         if self.is_main:
-            write_model(self.model_directory, model, tokenizer)
+            text_config = None if tokenizer is None else self.text_config
+            write_model(self.model_directory, model, tokenizer, text_config)
             self.record["model"] = {
                 "name": name,
                 "architecture": architecture,
@@ -259,7 +301,6 @@ class Run:
                     "Pass another folder, or --restart to delete it and run again."
                 )
             elif self.find_checkpoint() is not None:
-                self._refuse_changes(before)
                 self.earlier = before
         self.directory.mkdir(parents=True, exist_ok=True)
         if not self.earlier:  # else its record stays until the data has been compared with it

@@ -37,7 +37,7 @@ def summarize(record: dict[str, Any], directory: Path) -> str:
         rows.append((split, _quality(record["metrics"][split])))
     if "floor" in record:
         rows.append(
-            ("floor (test)", f"{_quality(record['floor']['test'])}, by TF-IDF and logistic regression on whole texts")
+            ("floor (test)", f"{_quality(record['floor']['test'])}, by TF-IDF and a linear model on whole texts")
         )
     rows.append(("model", str(directory / "model")))
     rows.append(("next", f'finetune predict {shlex.quote(str(directory))} "A text to classify."'))
@@ -51,8 +51,16 @@ def _cut(split: dict[str, Any]) -> str:
 
 
 def _quality(metrics: dict[str, Any]) -> str:
+    if "labels_withheld" in metrics:
+        return f"{metrics['num_examples']:,} rows predicted, not scored: their labels are withheld"
+    if "mae" in metrics:
+        low, high = metrics["mae_interval"]
+        return (
+            f"mean absolute error {metrics['mae']:.4g} (95 % interval {low:.4g} to {high:.4g}), "
+            f"R² {metrics['r2']:.3f}, Spearman {metrics['spearman']:.3f}"
+        )
     low, high = metrics["accuracy_interval"]
-    return (
-        f"accuracy {metrics['accuracy']:.1%} (95 % interval {low:.1%} to {high:.1%}), "
-        f"macro-F1 {metrics['macro_f1']:.3f}, MCC {metrics['mcc']:.3f}"
-    )
+    accuracy = f"accuracy {metrics['accuracy']:.1%} (95 % interval {low:.1%} to {high:.1%})"
+    if "micro_f1" in metrics:
+        return f"micro-F1 {metrics['micro_f1']:.3f}, macro-F1 {metrics['macro_f1']:.3f}, all labels right: {accuracy}"
+    return f"{accuracy}, macro-F1 {metrics['macro_f1']:.3f}, MCC {metrics['mcc']:.3f}"

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
@@ -29,7 +28,9 @@ from finetune.methods.features import (
     find_feature_reader,
     has_frozen_encoder,
 )
+from finetune.metrics import SINGLE_LABEL
 from finetune.models.inference import compute_logits
+from finetune.training.loss import ExampleLoss
 from finetune.training.progress import CostMeter, progress_bar
 
 __all__ = ["FineTuningTrainer"]
@@ -46,6 +47,8 @@ class FineTuningTrainer(Trainer):
         processing_class: The tokenizer; it pads and is saved with checkpoints.
         compute_metrics: From an `EvalPrediction` with all logits and labels to numbers.
         max_tokens_per_micro_batch: Most tokens that are computed at once, padding included.
+        example_loss: The loss of each example; by default that of the model's `problem_type`, smoothed by
+            `args.label_smoothing_factor`.
         callbacks: Added to the `Trainer`'s own, whose progress bar and printed dictionaries are left out.
     """
 
@@ -58,6 +61,7 @@ class FineTuningTrainer(Trainer):
         processing_class: PreTrainedTokenizerBase,
         compute_metrics: Callable[[EvalPrediction], dict[str, float]],
         max_tokens_per_micro_batch: int,
+        example_loss: ExampleLoss | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ):
         args._n_gpu = min(args.n_gpu, 1)  # several GPUs take several processes, never nn.DataParallel
@@ -74,6 +78,8 @@ class FineTuningTrainer(Trainer):
         self.training_data = train_dataset
         self.collator: Any = MicroBatchCollator(processing_class, max_tokens_per_micro_batch)
         self.metrics_of = compute_metrics
+        problem_type = model.config.problem_type or SINGLE_LABEL
+        self.example_loss = example_loss or ExampleLoss(problem_type, args.label_smoothing_factor)
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
         self.add_callback(CostMeter)
@@ -81,7 +87,7 @@ class FineTuningTrainer(Trainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; where the encoder is frozen, on its features, computed once."""
         model: Any = self.model
-        if not has_frozen_encoder(model):
+        if not has_frozen_encoder(model) or self.example_loss.window_pooling is not None:
             return super().train(*args, **kwargs)
         start = time.perf_counter()
         model.to(self.args.device).eval()
@@ -178,9 +184,7 @@ class FineTuningTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """Compute the cross-entropy, its target smoothed by `label_smoothing_factor` (Szegedy et al. 2016, section 7).
-
-        With a factor of epsilon and K classes the target is 1 - epsilon + epsilon / K for the true class.
+        """Compute the loss that `ExampleLoss` defines.
 
         Args:
             model: The model, wrapped or not.
@@ -193,10 +197,8 @@ class FineTuningTrainer(Trainer):
             average their gradients.
         """
         labels = inputs["labels"]
-        outputs = model(**{name: tensor for name, tensor in inputs.items() if name != "labels"})
-        total = F.cross_entropy(
-            outputs["logits"].float(), labels, reduction="sum", label_smoothing=self.args.label_smoothing_factor
-        )
+        outputs = model(**{name: tensor for name, tensor in inputs.items() if name not in ("labels", "num_windows")})
+        total = self.example_loss(outputs["logits"].float(), labels, inputs.get("num_windows")).sum()
         if num_items_in_batch is None:
             loss = total / len(labels)
         else:
@@ -236,6 +238,7 @@ class FineTuningTrainer(Trainer):
                 self.collator.collate,
                 self.collator.max_tokens,
                 self.precision,
+                self.example_loss.window_pooling,
                 on_batch=advance,
             )
         labels = dataset.with_format("numpy")["labels"][:]

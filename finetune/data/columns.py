@@ -1,0 +1,86 @@
+"""Which column is the text, which the label: told by their names or, where there are two, by their length."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from finetune.arguments import DataArguments
+from finetune.data.read import Row, Table
+from finetune.errors import FinetuneError
+
+__all__ = ["Columns", "choose_columns"]
+
+# Names that public data sets use, the usual ones first.
+TEXT_NAMES = ("text", "sentence", "review", "content", "comment", "document", "body", "message", "tweet", "title")
+LABEL_NAMES = ("label", "labels", "class", "category", "sentiment", "target", "topic", "rating", "stars", "score")
+PAIRS = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence"),
+         ("text1", "text2"), ("text_a", "text_b"))  # fmt: skip
+FIX = "Pass --text_column and --label_column."
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns that hold what an example consists of; None for what it lacks."""
+
+    text: str
+    label: str | None
+    text_pair: str | None = None
+    id: str | None = None
+    group: str | None = None
+
+    def __str__(self) -> str:
+        return ", ".join(f"{part} from column {name!r}" for part, name in vars(self).items() if name is not None)
+
+
+def choose_columns(table: Table, sample: Sequence[Row], arguments: DataArguments, where: str) -> Columns:
+    """Take the columns that the user names, and tell the others.
+
+    Args:
+        table: Its columns.
+        sample: A few of its rows.
+        arguments: `text_column`, `text_pair_column`, `label_column`, `id_column`, `group_column`.
+        where: The file or data set, for messages.
+
+    Raises:
+        FinetuneError: If a named column is missing, or the text can't be told. A missing label is for the caller.
+    """
+    found = table.columns
+    named = {part: getattr(arguments, f"{part}_column") for part in ("text", "label", "text_pair", "id", "group")}
+    missing = [name for name in named.values() if name is not None and name not in found]
+    if missing:
+        raise FinetuneError(f"Expected columns {missing} in {where}, but found {found}. {FIX}")
+    text, pair, label = named["text"], named["text_pair"], named["label"]
+    free = [name for name in found if name not in named.values()]
+    if text is None and pair is None:
+        for first, second in PAIRS:
+            if first in free and second in free:
+                text, pair = first, second
+                break
+    text = text or _known(TEXT_NAMES, free)
+    free = [name for name in free if name not in (text, pair)]
+    label = label or _known(LABEL_NAMES, free)
+    free = [name for name in free if name != label]
+    if text is None and len(free) == 1:
+        text, free = free[0], []
+    elif text is None and label is None and len(free) == 2:
+        label, text = sorted(free, key=lambda name: _mean_length(sample, name))
+        free = []
+    if text is not None and label is None and len(free) == 1 and len(found) == 2:
+        label = free[0]
+    if text is None:
+        raise FinetuneError(f"Expected to tell the text column of {where} by its name, but found {found}. {FIX}")
+    return Columns(text, label, pair, named["id"], named["group"])
+
+
+def _known(names: Sequence[str], found: Sequence[str]) -> str | None:
+    lower = {name.lower(): name for name in reversed(found)}
+    return next((lower[name] for name in names if name in lower), None)
+
+
+def _mean_length(sample: Sequence[Row], column: str) -> float:
+    lengths: list[int] = [len(str(_value(row, column))) for row in sample]
+    return sum(lengths) / max(1, len(lengths))
+
+
+def _value(row: Row, column: str) -> Any:
+    return row.values.get(column, "")

@@ -1,0 +1,221 @@
+"""What is to be predicted: the kind of task, the names of its labels in their order, and every label as numbers."""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from datasets import ClassLabel, Features, List, Value
+
+from finetune.errors import FinetuneError
+from finetune.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+
+__all__ = [
+    "Task",
+    "encode_labels",
+    "find_task",
+    "is_hidden",
+    "label_matrix",
+    "natural_order",
+    "number_labels",
+    "task_of",
+]
+
+HIDDEN = (-1, "-1", None, "")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A kind of task, by transformers' `problem_type`, and the names of its labels in the order of their numbers.
+
+    Regression has one label, the number itself, named by its column.
+    """
+
+    problem_type: str
+    label_names: list[str]
+
+    @property
+    def feature(self) -> Any:
+        """The column type of `label`: a class, a list of classes, or a number."""
+        if self.problem_type == REGRESSION:
+            return Value("float32")
+        label = ClassLabel(names=self.label_names)
+        return List(label) if self.problem_type == MULTI_LABEL else label
+
+
+def task_of(features: Features) -> Task:
+    """Read a task off the columns of a split."""
+    label = features["label"]
+    if isinstance(label, ClassLabel):
+        return Task(SINGLE_LABEL, label.names)
+    if isinstance(label, List):
+        return Task(MULTI_LABEL, label.feature.names)
+    return Task(REGRESSION, ["value"])
+
+
+def is_hidden(values: Sequence[Any]) -> bool:
+    """Tell whether a split's labels are withheld: every one is missing, or -1 as in GLUE's test splits."""
+    return all(isinstance(value, int | str | None) and value in HIDDEN for value in values)
+
+
+def find_task(
+    values: Sequence[Any],
+    class_names: list[str] | None,
+    problem_type: str | None,
+    delimiter: str | None,
+    where: str,
+) -> Task:
+    """Tell the task by the training labels.
+
+    Lists, or a delimiter, make it multi-label; numbers with fractions regression; everything else single-label.
+
+    Args:
+        values: The labels of train as they were read.
+        class_names: Names of the classes if the source holds them; then `values` are their numbers.
+        problem_type: What the user says it is; None if it is to be told.
+        delimiter: What separates several labels in one string.
+        where: The column and file, for messages.
+
+    Raises:
+        FinetuneError: If labels are missing, of several types, or as many as there are rows.
+    """
+    _refuse_missing(values, where)
+    if problem_type is None:
+        if delimiter is not None or any(isinstance(value, list) for value in values):
+            problem_type = MULTI_LABEL
+        elif class_names is None and _are_numbers(values) and any(not float(value).is_integer() for value in values):
+            problem_type = REGRESSION
+        else:
+            problem_type = SINGLE_LABEL
+    if problem_type == REGRESSION:
+        task = Task(REGRESSION, ["value"])
+        encode_labels(values, task, delimiter, where)
+        return task
+    if class_names is not None:
+        return Task(problem_type, class_names)
+    if problem_type == MULTI_LABEL:
+        names = {name for value in values for name in _several(value, delimiter)}
+    else:
+        _refuse_mixed(values, where)
+        names = {_name(value) for value in values}
+        if 2 * len(names) > len(values) and len(names) > 2:
+            raise FinetuneError(
+                f"Expected classes of several rows each in {where}, but found {len(names)} distinct labels in "
+                f"{len(values)} rows. Is it an id or free text? Pass the right --label_column, or --problem_type "
+                "regression to predict a number."
+            )
+    if not names:
+        raise FinetuneError(f"Expected labels in {where}, but found none. Pass the right --label_column.")
+    return Task(problem_type, sorted(names, key=natural_order))
+
+
+def encode_labels(values: Sequence[Any], task: Task, delimiter: str | None, where: str) -> list[Any]:
+    """Turn labels as they were read into numbers.
+
+    Returns:
+        For each row a class number, a sorted list of class numbers, or a float.
+
+    Raises:
+        FinetuneError: If a label is missing, not a number where one is predicted, or one that train lacks.
+    """
+    _refuse_missing(values, where)
+    if task.problem_type == REGRESSION:
+        return [_number(value, row, where) for row, value in enumerate(values, 1)]
+    if task.problem_type == MULTI_LABEL:
+        several = [_several(value, delimiter) for value in values]
+        numbers = _numbers_of({name for names in several for name in names}, task, where)
+        return [sorted({numbers[name] for name in names}) for names in several]
+    names = [_name(value) for value in values]
+    numbers = _numbers_of(set(names), task, where)
+    return [numbers[name] for name in names]
+
+
+def label_matrix(labels: Sequence[Any], task: Task) -> np.ndarray:
+    """Give the labels of a split as an array: `(rows,)` of class numbers or floats, `(rows, num_labels)` of 0 and 1."""
+    if task.problem_type != MULTI_LABEL:
+        return np.asarray(labels[:])
+    matrix = np.zeros((len(labels), len(task.label_names)), dtype=np.float32)
+    for row, numbers in enumerate(labels):
+        matrix[row, list(numbers)] = 1
+    return matrix
+
+
+def natural_order(name: str) -> list[tuple[int, int, str]]:
+    """Order "2" before "10": runs of digits compare as numbers."""
+    parts = re.findall(r"\d+|\D+", name)
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
+
+
+def number_labels(found: Sequence[str], known: Sequence[str], where: str) -> list[int]:
+    """Give the number in `known` of each label name in `found`; names that are numbers may stand for themselves.
+
+    Raises:
+        FinetuneError: If `found` has a label that is not known.
+    """
+    numbers = {name: number for number, name in enumerate(known)}
+    if not numbers.keys() & set(found):
+        numbers = {str(number): number for number in range(len(known))}
+    unknown = [name for name in found if name not in numbers]
+    if unknown:
+        raise FinetuneError(
+            f"Expected only the labels {list(known)[:20]} in {where}, but found {unknown[:20]} too. "
+            "Rename or remove them, or pass the right --label_column."
+        )
+    return [numbers[name] for name in found]
+
+
+def _numbers_of(names: set[str], task: Task, where: str) -> dict[str, int]:
+    ordered = sorted(names, key=natural_order)
+    return dict(zip(ordered, number_labels(ordered, task.label_names, where), strict=True))
+
+
+def _name(value: Any) -> str:
+    """Name a label as a person would: whole floats, which a column with a gap becomes, without '.0'."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
+
+
+def _several(value: Any, delimiter: str | None) -> list[str]:
+    if isinstance(value, list):
+        return [_name(one) for one in value]
+    parts = str(value).split(delimiter) if delimiter else [_name(value)]
+    return [part.strip() for part in parts if part.strip()]
+
+
+def _are_numbers(values: Sequence[Any]) -> bool:
+    try:
+        return all(not isinstance(value, bool | list) and math.isfinite(float(value)) for value in values)
+    except (TypeError, ValueError):
+        return False
+
+
+def _number(value: Any, row: int, where: str) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise FinetuneError(
+            f"Expected a number to predict in every row of {where}, but row {row} has {value!r}. "
+            "Remove the row, or leave --problem_type out if these are classes."
+        )
+    return number
+
+
+def _refuse_missing(values: Sequence[Any], where: str) -> None:
+    for row, value in enumerate(values, 1):
+        if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+            raise FinetuneError(
+                f"Expected a label in every row of {where}, but row {row} lacks one. Remove or complete it."
+            )
+
+
+def _refuse_mixed(values: Sequence[Any], where: str) -> None:
+    kinds = {"a number" if type(value) in (int, float) else type(value).__name__ for value in values}
+    if len(kinds) > 1:
+        raise FinetuneError(
+            f"Expected labels of one type in {where}, but found {' and '.join(sorted(kinds))}. Write all as strings."
+        )
+    if kinds & {"dict", "list"}:
+        raise FinetuneError(f"Expected strings, numbers or booleans as labels in {where}, but found {kinds}.")

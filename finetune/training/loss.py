@@ -1,0 +1,98 @@
+"""The loss of each example: cross-entropy, its variants for imbalanced classes, several labels, or a number."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch.nn import functional as F
+
+from finetune.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from finetune.models.inference import pool_windows
+
+__all__ = ["ExampleLoss", "balanced_class_weights", "oversample"]
+
+
+@dataclass(frozen=True)
+class ExampleLoss:
+    """Loss of each example of a batch, `(examples,)`; the `Trainer` sums it and divides by the examples of the step.
+
+    Attributes:
+        problem_type: One class: cross-entropy. Several labels: binary cross-entropy, the mean over the labels. A
+            number: squared error.
+        label_smoothing: epsilon of Szegedy et al. 2016, section 7: the target of the true class is
+            1 - epsilon + epsilon / num_labels. One class alone.
+        class_weights: `(num_labels,)`. Each class's factor; with several labels the factor of a label's presence.
+        focal_gamma: gamma of Lin et al. 2017: a factor (1 - p)^gamma of the true class's probability p, so that what is
+            easy counts less. 0 is none.
+        window_pooling: How the logits of a text's windows are combined before the loss is taken; with "vote", which has
+            no gradient, the loss is the mean over the windows.
+    """
+
+    problem_type: str = SINGLE_LABEL
+    label_smoothing: float = 0.0
+    class_weights: torch.Tensor | None = None
+    focal_gamma: float = 0.0
+    window_pooling: str | None = None
+
+    def __call__(self, logits: torch.Tensor, labels: torch.Tensor, num_windows: torch.Tensor | None) -> torch.Tensor:
+        """Compute `(examples,)` from logits `(examples or windows, num_labels)` in float32, and labels."""
+        if num_windows is None or self.window_pooling is None:
+            return self._of_rows(logits, labels)
+        if self.window_pooling != "vote":
+            return self._of_rows(pool_windows(logits, num_windows, self.window_pooling, self.problem_type), labels)
+        of_windows = self._of_rows(logits, torch.repeat_interleave(labels, num_windows, dim=0))
+        return pool_windows(of_windows.unsqueeze(1), num_windows, "mean", self.problem_type).squeeze(1)
+
+    def _of_rows(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        weights = None if self.class_weights is None else self.class_weights.to(logits)
+        if self.problem_type == REGRESSION:
+            return (logits.squeeze(-1) - labels.to(logits)).square()
+        if self.problem_type == MULTI_LABEL:
+            targets = labels.to(logits)
+            losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none", pos_weight=weights)
+            if self.focal_gamma:
+                right = torch.sigmoid(torch.where(targets > 0, logits, -logits))
+                losses = losses * (1 - right) ** self.focal_gamma
+            return losses.mean(dim=-1)
+        losses = F.cross_entropy(logits, labels, weight=weights, reduction="none", label_smoothing=self.label_smoothing)
+        if self.focal_gamma:
+            right = torch.softmax(logits, dim=-1).gather(1, labels.unsqueeze(1)).squeeze(1)
+            losses = losses * (1 - right) ** self.focal_gamma
+        return losses
+
+
+def balanced_class_weights(labels: np.ndarray, num_labels: int) -> torch.Tensor:
+    """Weight classes against their frequency.
+
+    Args:
+        labels: Class numbers `(rows,)`, or 0 and 1 `(rows, num_labels)`.
+        num_labels: Number of classes, each at least once in `labels`.
+
+    Returns:
+        `(num_labels,)`: rows / (num_labels x rows of the class), whose mean over the rows is 1 (King and Zeng 2001);
+        with several labels rows without the label / rows with it.
+    """
+    if labels.ndim == 2:
+        present = labels.sum(axis=0)
+        weights = (len(labels) - present) / present
+    else:
+        weights = len(labels) / (num_labels * np.bincount(labels, minlength=num_labels))
+    return torch.tensor(weights, dtype=torch.float32)
+
+
+def oversample(dataset: Dataset, seed: int) -> Dataset:
+    """Repeat rows of rarer classes until each class has as many as the most frequent one.
+
+    Args:
+        dataset: Has class numbers in `labels`.
+        seed: Seed of the rows that are repeated once more than others.
+    """
+    labels = np.asarray(dataset["labels"][:])
+    generator = np.random.default_rng(seed)
+    most = np.bincount(labels).max()
+    rows = []
+    for label in np.unique(labels):
+        own = np.flatnonzero(labels == label)
+        rows += [np.tile(own, most // len(own)), generator.permutation(own)[: most % len(own)]]
+    return dataset.select(np.concatenate(rows))
