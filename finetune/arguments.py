@@ -291,8 +291,9 @@ class Arguments:
         method, training = self.method, self.training
         what = {MULTI_LABEL: "several labels a text", REGRESSION: "a number to predict"}.get(problem_type, "classes")
         metric = (training.metric_for_best_model or "loss").removeprefix("eval_")
-        if metric not in METRICS[problem_type]:
-            if "metric_for_best_model" in self.given:
+        chosen = "metric_for_best_model" in self.given
+        if metric not in METRICS[problem_type] or (problem_type != SINGLE_LABEL and not chosen):
+            if chosen:
                 raise FinetuneError(
                     f"Expected --metric_for_best_model for {what} to be one of {', '.join(METRICS[problem_type])}, "
                     f"but got {metric!r}."

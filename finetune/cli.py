@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from finetune import __version__
 from finetune.errors import FinetuneError, exit_on_error
 
-__all__ = ["build_parser", "main", "run_evaluate", "run_predict"]
+__all__ = ["build_parser", "main", "run_doctor", "run_evaluate", "run_predict"]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -23,6 +23,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="finetune", description="Use what the recipes have trained.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"finetune {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    doctor = commands.add_parser(
+        "doctor", help="examine labelled texts before they are trusted", allow_abbrev=False, add_help=False
+    )
+    doctor.set_defaults(run=run_doctor)
 
     predict = commands.add_parser("predict", help="label texts with a trained model", allow_abbrev=False)
     predict.add_argument("path", metavar="PATH", help="a run directory or a model folder")
@@ -43,6 +48,14 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--num_threads", type=int, help="threads (default: the physical cores)")
     evaluate.set_defaults(run=run_evaluate)
     return parser
+
+
+def run_doctor(argv: Sequence[str]) -> None:
+    """Print the findings on the splits that the data flags name; errors among them end it with status 1."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    from finetune.examination.command import main as examine_data
+
+    sys.exit(examine_data(argv))
 
 
 def run_predict(arguments: argparse.Namespace) -> None:
@@ -98,8 +111,11 @@ def _prepare(arguments: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a command; a user's mistake ends it with one line and status 2."""
+    words = list(sys.argv[1:] if argv is None else argv)
     with exit_on_error():
-        arguments = build_parser().parse_args(argv)
+        if words[:1] == ["doctor"]:  # its flags are those of the recipes, which are slow to import
+            run_doctor(words[1:])
+        arguments = build_parser().parse_args(words)
         arguments.run(arguments)
 
 

@@ -11,7 +11,7 @@ validation, 2,500 for test, all carved from IMDb's official training split. READ
 import sys
 
 from finetune.arguments import parse_arguments
-from finetune.data.load import load_splits
+from finetune.data.load import complete_splits, load_given_splits
 from finetune.data.tokenize import tokenize_splits
 from finetune.delivery.evaluate import evaluate_run
 from finetune.errors import exit_on_error
@@ -47,7 +47,9 @@ def main(argv=None):
     with Run(arguments) as run:
         # 1. Data: three splits with the columns id, text and label, examined before they are trusted
         with arguments.training.main_process_first():
-            splits = load_splits(arguments.data)
+            given = load_given_splits(arguments.data)
+            run.examine(given)
+            splits = complete_splits(given, arguments.data)
         task = run.record_data(splits)
 
         if method == "tfidf":

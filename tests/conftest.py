@@ -80,10 +80,20 @@ def flags(reviews, tiny_bert) -> list[str]:
             "--bf16", "false", "--num_threads", "1"]  # fmt: skip
 
 
-@pytest.fixture(scope="session")
-def imdb():
-    """The module recipes/imdb.py."""
-    spec = importlib.util.spec_from_file_location("imdb", ROOT / "recipes/imdb.py")
+def load_recipe(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"recipes/{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def imdb():
+    """The module recipes/imdb.py."""
+    return load_recipe("imdb")
+
+
+@pytest.fixture(scope="session")
+def classify():
+    """The module recipes/classify.py."""
+    return load_recipe("classify")

@@ -154,9 +154,7 @@ def test_a_label_that_train_lacks_is_refused(tmp_path):
     train, test = tmp_path / "train.csv", tmp_path / "test.csv"
     train.write_text("\n".join(["text,label", *(f"text {i},{'ab'[i % 2]}" for i in range(40))]))
     test.write_text("text,label\nx,a\ny,c\n")
-    with pytest.raises(
-        FinetuneError, match=r"only the labels \['a', 'b'\] in column 'label' .*, but found \['c'\]"
-    ):
+    with pytest.raises(FinetuneError, match=r"only the labels \['a', 'b'\] in column 'label' .*, but found \['c'\]"):
         load_splits(DataArguments(train_file=str(train), test_file=str(test)))
 
 

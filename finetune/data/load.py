@@ -28,7 +28,7 @@ from finetune.data.split import carve_splits, check_classes, drop_duplicates, re
 from finetune.errors import FinetuneError
 from finetune.hub import reach_hub
 
-__all__ = ["SPLITS", "load_given_splits", "load_splits", "read_examples"]
+__all__ = ["SPLITS", "complete_splits", "load_given_splits", "load_splits", "read_examples"]
 
 SPLITS = ("train", "validation", "test")
 # Rows carved when a split is missing: those of the embedded reviews leave 20,000 of their 24,904 texts for training.
@@ -50,7 +50,12 @@ class _Source:
 
 
 def load_splits(arguments: DataArguments) -> DatasetDict:
-    """Load train, validation and test as `arguments` says.
+    """Load train, validation and test as `arguments` says: `load_given_splits`, then `complete_splits`."""
+    return complete_splits(load_given_splits(arguments), arguments)
+
+
+def complete_splits(given: DatasetDict, arguments: DataArguments) -> DatasetDict:
+    """Carve the splits that are missing, and take samples.
 
     A missing split is carved from train, whose duplicate texts are dropped first; no split is borrowed for another.
     Splits that are given stay as they are, unless `remove_leakage` drops training rows whose text is in another.
@@ -60,9 +65,8 @@ def load_splits(arguments: DataArguments) -> DatasetDict:
         The splits `train`, `validation` and `test`; each one's `info.description` says where its rows come from.
 
     Raises:
-        FinetuneError: If a source can't be read, labels don't fit, or a split has a single class.
+        FinetuneError: If there are too few rows, or a split has a single class.
     """
-    given = load_given_splits(arguments)
     if arguments.remove_leakage:
         given = remove_leakage(given)
     missing = [split for split in ("test", "validation") if split not in given]
@@ -83,7 +87,11 @@ def load_splits(arguments: DataArguments) -> DatasetDict:
 
 
 def load_given_splits(arguments: DataArguments) -> DatasetDict:
-    """Load the splits that a source has, as they are, with their labels as numbers."""
+    """Load the splits that a source has, as they are, with their labels as numbers.
+
+    Raises:
+        FinetuneError: If a source can't be read, or labels don't fit.
+    """
     if arguments.dataset_name == "embedded":
         sources = {"train": _embedded_source()}
     elif arguments.dataset_name is not None:
@@ -135,7 +143,7 @@ def _number_labels(sources: dict[str, _Source], arguments: DataArguments, task: 
             split = _add_labels(split, _as_numbers(source, task, arguments), task)
         split.info.description = source.origin + (", labels withheld" if withheld else "")
         splits[name] = split
-    return splits
+    return DatasetDict({name: splits[name] for name in SPLITS if name in splits})
 
 
 def _as_numbers(source: _Source, task: Task, arguments: DataArguments) -> list[Any]:

@@ -1,6 +1,7 @@
 """Turn texts into token numbers with `datasets.map`, and cut those that are longer than the model reads."""
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -153,7 +154,8 @@ def tokenize_dataset(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, confi
 
 def _cache_file(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, config: TextConfig) -> Path:
     """Name the cache file by a hash of everything that the columns depend on."""
-    backend = tokenizer.backend_tokenizer.to_str()
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    del backend["truncation"], backend["padding"]  # those of the tokenizer's last call, not of this one
     names = (tokenizer.model_input_names, dataset.column_names, dataset.features.get("label"))
     digest = hashlib.sha256(f"{tokenizers.__version__} {datasets.__version__} {config} {names} {backend}".encode())
     for text in iterate_texts(dataset):

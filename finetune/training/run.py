@@ -31,8 +31,11 @@ from finetune.data.split import describe_split
 from finetune.data.tokenize import TextConfig
 from finetune.environment import describe_environment
 from finetune.errors import FinetuneError
+from finetune.examination.doctor import examine
+from finetune.examination.findings import describe_findings, to_json
 from finetune.hardware import fastest_precision, peak_memory_bytes, use_processor
 from finetune.methods import count_parameters
+from finetune.metrics import REGRESSION
 from finetune.models.save import write_json, write_model
 from finetune.models.tfidf import TfidfClassifier
 from finetune.quiet import quiet_program
@@ -44,7 +47,16 @@ from finetune.training.trainer import FineTuningTrainer
 __all__ = ["SCHEMA_VERSION", "Run"]
 
 SCHEMA_VERSION = 1
-ENTRIES = ("run.json", "history.jsonl", "model", "predictions", "checkpoints", "run.json.partial", "model.partial")
+ENTRIES = (
+    "run.json",
+    "findings.json",
+    "history.jsonl",
+    "model",
+    "predictions",
+    "checkpoints",
+    "run.json.partial",
+    "model.partial",
+)
 # Settings that may differ between a run and its continuation: they change what is shown or kept, not what comes out.
 FREE_SETTINGS = {
     "config", "restart", "num_threads", "floor", "no_store_text", "report_to", "logging_steps", "logging_strategy",
@@ -123,6 +135,21 @@ class Run:
         """Wait until every process is here."""
         if distributed.is_available() and distributed.is_initialized():
             distributed.barrier()
+
+    def examine(self, given: DatasetDict) -> None:
+        """Let the data doctor look at the splits that were given; its findings are said, and kept in `findings.json`.
+
+        Raises:
+            FinetuneError: If there is an error among them.
+        """
+        findings = examine(given)
+        if not self.is_main:
+            return
+        write_json(self.directory / "findings.json", to_json(findings))
+        print(describe_findings(findings, with_notes=False), file=sys.stderr)
+        errors = [finding.message for finding in findings if finding.severity == "error"]
+        if errors:
+            raise FinetuneError(f"Expected data without errors, but found: {'; '.join(errors)}. See `finetune doctor`.")
 
     def record_data(self, splits: DatasetDict) -> Task:
         """Note the origin, size and content hash of each split, and settle what depends on the task.
@@ -237,7 +264,8 @@ class Run:
             name = None
         if isinstance(model, TfidfClassifier):
             trainable = total = model.num_parameters()
-            architecture = "TfidfVectorizer + LogisticRegression"
+            linear = "Ridge" if model.problem_type == REGRESSION else "LogisticRegression"
+            architecture = f"TfidfVectorizer + {linear}"
         else:
             trainable, total = count_parameters(model)
             architecture = type(model.get_base_model() if isinstance(model, PeftModel) else model).__name__

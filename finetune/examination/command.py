@@ -1,0 +1,66 @@
+"""`finetune doctor`: the data flags of the recipes, and what to look for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from transformers import HfArgumentParser
+
+from finetune.arguments import DataArguments
+from finetune.data.load import load_given_splits
+from finetune.errors import FinetuneError
+from finetune.examination.doctor import examine
+from finetune.examination.findings import describe_findings, has_errors, to_json
+from finetune.models.load import load_pretrained_tokenizer
+from finetune.models.save import write_json
+from finetune.quiet import quiet_program
+
+__all__ = ["DoctorArguments", "main"]
+
+
+@dataclass
+class DoctorArguments:
+    """What to look for, and where to write it."""
+
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "Tell how many texts --max_length cuts by this model's tokens."},
+    )
+    check_labels: bool = field(
+        default=False, metadata={"help": "Also look for labels that are likely wrong (needs the extra 'doctor')."}
+    )
+    output_json: str | None = field(default=None, metadata={"help": "Also write the findings to this file."})
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise FinetuneError(f"{message}. See finetune doctor --help.")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Examine the data that the flags name.
+
+    Returns:
+        1 if there are errors among the findings, else 0.
+
+    Raises:
+        FinetuneError: If a flag is wrong or the data can't be read.
+    """
+    parts: Any = [DataArguments, DoctorArguments]
+    parser = _Parser(
+        parts, prog="finetune doctor", usage="%(prog)s --train_file FILE [--name value ...]", allow_abbrev=False
+    )
+    data, doctor = parser.parse_args_into_dataclasses(list(argv), look_for_args_file=False)
+    if (data.dataset_name is None) == (data.train_file is None):
+        raise FinetuneError("Expected one of --train_file and --dataset_name. Pass one of them.")
+    quiet_program()
+    splits = load_given_splits(data)
+    tokenizer = load_pretrained_tokenizer(doctor.model_name_or_path) if doctor.model_name_or_path else None
+    findings = examine(splits, tokenizer, data.max_length, doctor.check_labels)
+    for split in splits.values():
+        print(f"{len(split):,} rows: {split.info.description}")
+    print(describe_findings(findings))
+    if doctor.output_json:
+        write_json(Path(doctor.output_json), to_json(findings))
+    return int(has_errors(findings))

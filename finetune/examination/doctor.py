@@ -1,0 +1,83 @@
+"""The data doctor: all checks over the splits that a user gives, kept in the cache for the next run on the same."""
+
+import hashlib
+import json
+import warnings
+from pathlib import Path
+
+import datasets
+import numpy as np
+from datasets import DatasetDict
+from transformers import PreTrainedTokenizerBase
+
+from finetune import __version__
+from finetune.data.labels import task_of
+from finetune.data.split import describe_split
+from finetune.data.tokenize import TextConfig, encode_texts
+from finetune.examination.checks import CHECKS
+from finetune.examination.doubtful_labels import find_doubtful_labels
+from finetune.examination.facts import Facts, collect_facts
+from finetune.examination.findings import Finding, from_json, to_json
+
+__all__ = ["examine"]
+
+TOKENIZED_ROWS = 2_000  # drawn at random to estimate the share of texts that are cut
+
+
+def examine(
+    splits: DatasetDict,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    max_length: int = 512,
+    check_labels: bool = False,
+) -> list[Finding]:
+    """Look for trouble in the splits that a user gives, before any are carved from them.
+
+    Args:
+        splits: `train`, and `validation` and `test` where they are given.
+        tokenizer: To tell how many texts `max_length` cuts; not told without.
+        max_length: Tokens that texts would be cut to.
+        check_labels: Also look for labels that are likely wrong.
+
+    Returns:
+        The findings, in the order of the checks.
+    """
+    version = f"{__version__} {max_length} {check_labels} {tokenizer.name_or_path if tokenizer is not None else None}"
+    digest = hashlib.sha256(version.encode())
+    for name, split in splits.items():
+        columns = [column for column in split.column_names if column in ("id", "group")]
+        digest.update(f"{name} {describe_split(split)['sha256']} {split.features}".encode())
+        for column in columns:
+            digest.update("\0".join(map(str, split[column])).encode("utf-8", "replace"))
+    file = Path(datasets.config.HF_DATASETS_CACHE) / "finetune" / f"findings-{digest.hexdigest()}.json"
+    if file.is_file():
+        return from_json(json.loads(file.read_text(encoding="utf-8")))
+
+    task = task_of(splits["train"].features)
+    facts = [collect_facts(name, split, task) for name, split in splits.items()]
+    findings = [finding for check in CHECKS for finding in check(facts, task)]
+    if tokenizer is not None:
+        findings += [_cut_share(one, tokenizer, max_length) for one in facts]
+    if check_labels:
+        for one in facts:
+            if one.labels is not None:
+                findings += find_doubtful_labels(one, task)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = file.with_suffix(".partial")
+    aside.write_text(json.dumps(to_json(findings)), encoding="utf-8")
+    aside.rename(file)
+    return findings
+
+
+def _cut_share(facts: Facts, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Finding:
+    """Estimate the share of texts that are longer than `max_length` tokens."""
+    rows = np.sort(np.random.default_rng(0).permutation(len(facts.keys))[:TOKENIZED_ROWS])
+    texts = [text or "" for text in facts.dataset.select(rows)["text"]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        cut = float(np.mean(encode_texts(texts, tokenizer, TextConfig(max_length))["is_truncated"]))
+    sample = f" (of {len(rows):,} drawn at random)" if len(rows) < len(facts.keys) else ""
+    return Finding(
+        "truncated_texts", "note", (facts.name,), round(cut * len(facts.keys)),
+        f"{cut:.1%} of the texts of {facts.name}{sample} have more than {max_length} tokens",
+        "--max_length raises the bound; --truncation head+tail or window keeps other parts." if cut > 0.1 else "",
+    )  # fmt: skip
