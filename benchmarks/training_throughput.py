@@ -10,6 +10,7 @@ processor's best matrix product that the work on real tokens, padding not counte
 """
 
 import json
+import os
 import statistics
 import time
 from typing import Any
@@ -32,20 +33,28 @@ from finetune.training.trainer import FineTuningTrainer
 
 LABELS = ["negative", "positive"]
 STEPS_PER_EPOCH = 7
-PADDED, DYNAMIC, OURS = "padded to the maximum", "dynamic padding", "finetune"
-STEPS = {PADDED: 2, DYNAMIC: 4, OURS: 2 * STEPS_PER_EPOCH}
+PADDED, DYNAMIC, OURS, COMPILED = "padded to the maximum", "dynamic padding", "finetune", "finetune, compiled"
+STEPS = {PADDED: 2, DYNAMIC: 4, OURS: 2 * STEPS_PER_EPOCH, COMPILED: 2 * STEPS_PER_EPOCH}
 
 
 class Stopwatch(TrainerCallback):
-    """Seconds from the beginning of the first step to the end of the last."""
+    """Seconds from the beginning of the first step to the end of the last; those of steps before are `warm_up`."""
 
-    start = 0.0
+    def __init__(self, num_before: int = 0):
+        self.num_before = num_before
+        self.warm_up = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.begin = time.perf_counter()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.start = self.start or time.perf_counter()
+        if state.global_step == self.num_before:
+            self.start = time.perf_counter()
+            self.warm_up = self.start - self.begin
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.seconds = time.perf_counter() - self.start
+        if state.global_step > self.num_before:
+            self.seconds = time.perf_counter() - self.start
 
 
 def best_matrix_product(dtype: torch.dtype) -> float:
@@ -75,7 +84,8 @@ def training_operations(model: Any, lengths: list[int]) -> float:
 
 def measure(name: str, options: Any) -> dict[str, float]:
     """Train a few steps under one setting."""
-    if name == OURS:
+    ours = name in (OURS, COMPILED)
+    if ours:
         use_processor(options.num_threads)
     else:
         torch.set_num_threads(options.num_threads)
@@ -87,10 +97,11 @@ def measure(name: str, options: Any) -> dict[str, float]:
     model_arguments = ModelArguments()
     tokenizer = load_tokenizer(model_arguments, "full", train, options.max_length)
     tokenized = tokenize_dataset(train, tokenizer, TextConfig(options.max_length))
-    half = name == OURS and fastest_precision()
+    half = ours and fastest_precision()
+    first = STEPS_PER_EPOCH if name == COMPILED else 0  # an epoch to compile in, timed apart
     args = TrainingArguments(
         output_dir="unused",
-        max_steps=STEPS[name],
+        max_steps=first + STEPS[name],
         per_device_train_batch_size=options.batch_size,
         save_strategy="no",
         logging_strategy="no",
@@ -99,9 +110,10 @@ def measure(name: str, options: Any) -> dict[str, float]:
         seed=0,
         bf16=half == "bf16",
         fp16=half == "fp16",
+        torch_compile=name == COMPILED,
     )
     trainer: Trainer
-    if name == OURS:
+    if ours:
         trainer = FineTuningTrainer(
             model=load_model(model_arguments, "full", tokenizer, task_of(train.features), seed=0),
             args=args,
@@ -123,12 +135,13 @@ def measure(name: str, options: Any) -> dict[str, float]:
             train_dataset=plain,
             data_collator=default_data_collator if name == PADDED else DataCollatorWithPadding(tokenizer),
         )
-    stopwatch = Stopwatch()
+    stopwatch = Stopwatch(first)
     trainer.add_callback(stopwatch)
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     return {
         "texts_per_second": STEPS[name] * options.batch_size / stopwatch.seconds,
+        "warm_up_seconds": stopwatch.warm_up if first else 0.0,
         "operations_per_text": training_operations(trainer.model, tokenized["length"]) / len(tokenized),
         "best_matrix_product_per_second": best_matrix_product(DTYPES[fastest_precision()]),
     }
@@ -140,12 +153,16 @@ def main() -> None:
     parser.add_argument("--max_length", type=int, default=512)
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--max_tokens_per_micro_batch", type=int, default=3_072)
+    parser.add_argument("--compile", action="store_true", help="also measure --torch_compile, after its warm-up")
     options = parser.parse_args()
     if options.measure:
         print(json.dumps(measure(options.measure[0], options)))
         return
 
-    results = take_turns(__file__, list(STEPS), options.turns)
+    names = [name for name in STEPS if name != COMPILED or options.compile]
+    if options.compile:
+        os.environ["ACCELERATE_DYNAMO_USE_DYNAMIC"] = "1"  # as --torch_compile sets it
+    results = take_turns(__file__, names, options.turns)
     medians = {name: statistics.median(turn["texts_per_second"] for turn in turns) for name, turns in results.items()}
     peak = max(turn["best_matrix_product_per_second"] for turns in results.values() for turn in turns)
     operations = results[OURS][0]["operations_per_text"]

@@ -6,6 +6,7 @@ transformers' own `TrainingArguments`. A key that nobody knows is an error, in t
 
 import difflib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -473,6 +474,8 @@ def _fill_in(arguments: Arguments) -> None:
     data, run, training = arguments.data, arguments.run, arguments.training
     if run.num_threads is None:
         run.num_threads = default_num_threads()
+    if training.torch_compile:
+        os.environ.setdefault("ACCELERATE_DYNAMO_USE_DYNAMIC", "1")  # micro-batches differ in shape
     if data.window_stride is None:
         data.window_stride = data.max_length // 4
     if run.max_tokens_per_micro_batch is None:

@@ -215,3 +215,16 @@ def test_fewer_examples_than_processes_are_refused(tmp_path, tiny_bert, tokenize
     monkeypatch.setattr(TrainingArguments, "world_size", 3)
     with pytest.raises(FinetuneError, match="each of 3 processes, but got 2"):
         trainer.get_train_dataloader()
+
+
+@pytest.mark.slow
+def test_compiled_steps_are_the_plain_ones(tmp_path, tiny_bert, tokenizer, tokenized):
+    results = [
+        losses_and_weights(
+            make_trainer(
+                tmp_path, make_model(tiny_bert, tokenizer), tokenizer, tokenized, max_steps=4, torch_compile=compiled
+            )
+        )[0]
+        for compiled in (False, True)
+    ]
+    np.testing.assert_allclose(results[1], results[0], atol=1e-5, rtol=0)

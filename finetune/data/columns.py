@@ -12,7 +12,10 @@ __all__ = ["Columns", "choose_columns"]
 
 # Names that public data sets use, the usual ones first.
 TEXT_NAMES = ("text", "sentence", "review", "content", "comment", "document", "body", "message", "tweet", "title")
-LABEL_NAMES = ("label", "labels", "class", "category", "sentiment", "target", "topic", "rating", "stars", "score")
+LABEL_NAMES = ("label", "labels", "gold_label", "is_duplicate", "class", "category", "sentiment", "target", "topic",
+               "rating", "stars", "score")  # fmt: skip
+# Numbers of rows, no text or label unless named so: GLUE's test files have `index`, pandas writes "" or the last two.
+ROW_NAMES = ("", "id", "idx", "index", "guid", "unnamed: 0", "__index_level_0__")
 PAIRS = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence"),
          ("text1", "text2"), ("text_a", "text_b"))  # fmt: skip
 FIX = "Pass --text_column and --label_column."
@@ -49,12 +52,16 @@ def choose_columns(table: Table, sample: Sequence[Row], arguments: DataArguments
     missing = [name for name in named.values() if name is not None and name not in found]
     if missing:
         raise FinetuneError(f"Expected columns {missing} in {where}, but found {found}. {FIX}")
+    given = [name for name in named.values() if name is not None]
+    if len(set(given)) < len(given):
+        raise FinetuneError(f"Expected a different column of {where} for each part, but got {given}. {FIX}")
     text, pair, label = named["text"], named["text_pair"], named["label"]
-    free = [name for name in found if name not in named.values()]
+    free = [name for name in found if name not in given and name.lower() not in ROW_NAMES]
     if text is None and pair is None:
+        lower = {name.lower(): name for name in free}
         for first, second in PAIRS:
-            if first in free and second in free:
-                text, pair = first, second
+            if first in lower and second in lower:
+                text, pair = lower[first], lower[second]
                 break
     text = text or _known(TEXT_NAMES, free)
     free = [name for name in free if name not in (text, pair)]
@@ -64,8 +71,12 @@ def choose_columns(table: Table, sample: Sequence[Row], arguments: DataArguments
         text, free = free[0], []
     elif text is None and label is None and len(free) == 2:
         label, text = sorted(free, key=lambda name: _mean_length(sample, name))
-        free = []
-    if text is not None and label is None and len(free) == 1 and len(found) == 2:
+        if any(row.values.get(label) == label for row in sample):
+            raise FinetuneError(
+                f"Expected names of columns in the first line of {where}, but found {label!r}, which is a label of "
+                "other rows too. Add a line with names, such as text and label."
+            )
+    elif text is not None and label is None and len(free) == 1:
         label = free[0]
     if text is None:
         raise FinetuneError(f"Expected to tell the text column of {where} by its name, but found {found}. {FIX}")

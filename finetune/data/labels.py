@@ -23,8 +23,6 @@ __all__ = [
     "task_of",
 ]
 
-HIDDEN = (-1, "-1", None, "")
-
 
 @dataclass(frozen=True)
 class Task:
@@ -57,7 +55,7 @@ def task_of(features: Features) -> Task:
 
 def is_hidden(values: Sequence[Any]) -> bool:
     """Tell whether a split's labels are withheld: every one is missing, or -1 as in GLUE's test splits."""
-    return all(isinstance(value, int | str | None) and value in HIDDEN for value in values)
+    return all(_is_missing(value) or (not isinstance(value, list) and _name(value) == "-1") for value in values)
 
 
 def find_task(
@@ -81,7 +79,7 @@ def find_task(
     Raises:
         FinetuneError: If labels are missing, of several types, or as many as there are rows.
     """
-    _refuse_missing(values, where)
+    _refuse_missing(values, delimiter, where)
     if problem_type is None:
         if delimiter is not None or any(isinstance(value, list) for value in values):
             problem_type = MULTI_LABEL
@@ -95,7 +93,9 @@ def find_task(
         return task
     if class_names is not None:
         return Task(problem_type, class_names)
+    _refuse_written_lists(values, where)
     if problem_type == MULTI_LABEL:
+        _refuse_vectors(values, where)
         names = {name for value in values for name in _several(value, delimiter)}
     else:
         _refuse_mixed(values, where)
@@ -120,7 +120,7 @@ def encode_labels(values: Sequence[Any], task: Task, delimiter: str | None, wher
     Raises:
         FinetuneError: If a label is missing, not a number where one is predicted, or one that train lacks.
     """
-    _refuse_missing(values, where)
+    _refuse_missing(values, delimiter, where)
     if task.problem_type == REGRESSION:
         return [_number(value, row, where) for row, value in enumerate(values, 1)]
     if task.problem_type == MULTI_LABEL:
@@ -143,9 +143,17 @@ def label_matrix(labels: Sequence[Any], task: Task) -> np.ndarray:
 
 
 def natural_order(name: str) -> list[tuple[int, int, str]]:
-    """Order "2" before "10": runs of digits compare as numbers."""
-    parts = re.findall(r"\d+|\D+", name)
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
+    """Order "2" before "10": runs of digits compare as numbers. No two names are equal, so there is one order.
+
+    Example:
+        >>> sorted(["10", "2", "b", "02", "a"], key=natural_order)
+        ['02', '2', '10', 'a', 'b']
+    """
+    key = []
+    for part in re.findall(r"\d+|\D+", name):
+        digits = part.lstrip("0")
+        key.append((0, len(digits), digits) if part.isdecimal() else (1, 0, part))
+    return [*key, (-1, 0, name)]
 
 
 def number_labels(found: Sequence[str], known: Sequence[str], where: str) -> list[int]:
@@ -155,12 +163,13 @@ def number_labels(found: Sequence[str], known: Sequence[str], where: str) -> lis
         FinetuneError: If `found` has a label that is not known.
     """
     numbers = {name: number for number, name in enumerate(known)}
-    if not numbers.keys() & set(found):
+    if not numbers.keys() & set(found) and not any(name.isdecimal() for name in known):
         numbers = {str(number): number for number in range(len(known))}
     unknown = [name for name in found if name not in numbers]
     if unknown:
+        shown = [name[:80] for name in unknown[:20]]
         raise FinetuneError(
-            f"Expected only the labels {list(known)[:20]} in {where}, but found {unknown[:20]} too. "
+            f"Expected only the labels {list(known)[:20]} in {where}, but found {shown} too. "
             "Rename or remove them, or pass the right --label_column."
         )
     return [numbers[name] for name in found]
@@ -173,7 +182,8 @@ def _numbers_of(names: set[str], task: Task, where: str) -> dict[str, int]:
 
 def _name(value: Any) -> str:
     """Name a label as a person would: whole floats, which a column with a gap becomes, without '.0'."""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
+    name = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
+    return name.partition(".")[0] if re.fullmatch(r"-?\d+\.0+", name) else name
 
 
 def _several(value: Any, delimiter: str | None) -> list[str]:
@@ -186,29 +196,53 @@ def _several(value: Any, delimiter: str | None) -> list[str]:
 def _are_numbers(values: Sequence[Any]) -> bool:
     try:
         return all(not isinstance(value, bool | list) and math.isfinite(float(value)) for value in values)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
 
 
 def _number(value: Any, row: int, where: str) -> float:
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if not math.isfinite(number):
+    if not abs(number) <= np.finfo(np.float32).max:
         raise FinetuneError(
-            f"Expected a number to predict in every row of {where}, but row {row} has {value!r}. "
+            f"Expected a number to predict in every row of {where}, but row {row} has {str(value)[:80]!r}. "
             "Remove the row, or leave --problem_type out if these are classes."
         )
     return number
 
 
-def _refuse_missing(values: Sequence[Any], where: str) -> None:
+def _is_missing(value: Any) -> bool:
+    return value is None or value != value or (isinstance(value, str) and not value.strip())
+
+
+def _refuse_missing(values: Sequence[Any], delimiter: str | None, where: str) -> None:
+    """Refuse rows without a label; an empty list is none, nor an empty string where a delimiter parts several."""
     for row, value in enumerate(values, 1):
-        if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+        found = value if isinstance(value, list) else [value]
+        if any(_is_missing(one) for one in found if delimiter is None or not isinstance(one, str)):
             raise FinetuneError(
                 f"Expected a label in every row of {where}, but row {row} lacks one. Remove or complete it."
             )
+
+
+def _refuse_written_lists(values: Sequence[Any], where: str) -> None:
+    if all(isinstance(value, str) and re.fullmatch(r"\[.*\]", value.strip(), re.DOTALL) for value in values):
+        raise FinetuneError(
+            f"Expected labels in {where}, but found lists written as text, such as {values[0][:80]!r}. Write them as "
+            "lists in .jsonl, or join the labels and pass --label_delimiter."
+        )
+
+
+def _refuse_vectors(values: Sequence[Any], where: str) -> None:
+    lists = [value for value in values if isinstance(value, list)]
+    numbers = all(one in (0, 1) for value in lists for one in value)
+    if numbers and any(len(set(value)) < len(value) for value in lists):
+        raise FinetuneError(
+            f"Expected lists of labels in {where}, but found vectors of 0 and 1. Write the names of the labels that "
+            "hold in each row."
+        )
 
 
 def _refuse_mixed(values: Sequence[Any], where: str) -> None:

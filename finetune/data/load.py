@@ -8,6 +8,8 @@ here: looking for trouble in the data, which is `finetune.examination`'s.
 import hashlib
 import itertools
 import json
+import os
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +37,8 @@ SPLITS = ("train", "validation", "test")
 EMBEDDED_SIZES = {"test": 2_500, "validation": 2_404}
 CARVED_SHARE = 0.1
 ROWS_AT_ONCE = 1_000
-CACHE_VERSION = 1  # of what `_write_rows` writes
+MAX_LABEL_CHARACTERS = 10_000  # of a string, which may hold several; more is a text
+CACHE_VERSION = 2  # of what `_write_rows` writes
 
 
 @dataclass
@@ -134,7 +137,8 @@ def _number_labels(sources: dict[str, _Source], arguments: DataArguments, task: 
     task = task or find_task(train.labels, train.class_names, arguments.problem_type, delimiter, train.where)
     splits = DatasetDict()
     for name, source in sources.items():
-        withheld = source.labels is None or (name == "test" and is_hidden(source.labels))
+        hidden = source.labels is not None and "-1" not in task.label_names and is_hidden(source.labels)
+        withheld = source.labels is None or (name == "test" and hidden)
         if withheld and name == "validation":
             raise FinetuneError(f"Expected labels in {source.where}, which models are chosen by. Pass --label_column.")
         split = source.examples
@@ -151,7 +155,8 @@ def _as_numbers(source: _Source, task: Task, arguments: DataArguments) -> list[A
     values: Any = source.labels
     if source.class_names is not None:
         names = source.class_names
-        wrong = [value for value in values if not isinstance(value, list) and not _is_number_below(value, len(names))]
+        numbers = itertools.chain.from_iterable(value if isinstance(value, list) else [value] for value in values)
+        wrong = [number for number in numbers if not _is_number_below(number, len(names))]
         if wrong:
             raise FinetuneError(
                 f"Expected a label in every row of {source.where}, but found {wrong[0]!r}, which stands for a missing "
@@ -191,16 +196,18 @@ def _read_file(path: Path, arguments: DataArguments) -> _Source:
     if columns.label is not None:
         labels = [json.loads(value) for value in dataset["label"]]
         where = f"column {columns.label!r} of {where}"
-    origin = f"file {path.name}, {columns}" + (f", read as {table.encoding}" if table.encoding else "")
+    else:
+        where = f"columns {table.columns} of {where}"
+    origin = f"file {_name_of(path)}, {columns}" + (f", read as {table.encoding}" if table.encoding else "")
     class_names = table.class_names.get(columns.label or "")
     return _Source(dataset.remove_columns("label"), labels, class_names, where, origin)
 
 
 def _write_rows(path: Path, table: Table, columns: Columns, where: str) -> Path:
     """Write the examples of a table as an Arrow file, labels as JSON; a bad row leaves nothing behind."""
-    digest = hashlib.sha256(f"{CACHE_VERSION} {path.name} {columns!r} {table.encoding}".encode())
+    digest = hashlib.sha256(f"{CACHE_VERSION} {_name_of(path)} {columns!r} {table.encoding}".encode())
     for file in sorted(path.rglob("*.txt")) if path.is_dir() else [path]:
-        digest.update(f"{file.relative_to(path)}".encode())
+        digest.update(os.fsencode(file.relative_to(path)))
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     target = Path(datasets.config.HF_DATASETS_CACHE) / "finetune" / f"read-{digest.hexdigest()}.arrow"
@@ -209,15 +216,19 @@ def _write_rows(path: Path, table: Table, columns: Columns, where: str) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     names = ["id", "text", "label", *(name for name in ("text_pair", "group") if getattr(columns, name) is not None)]
     schema = pa.schema([(name, pa.string() if name in ("id", "group") else pa.large_string()) for name in names])
-    aside = target.with_suffix(f".{id(table)}.partial")
+    aside = target.with_suffix(f".{uuid.uuid4().hex}.partial")  # other processes may be writing it too
     try:
         with pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-            for rows in _chunks(_examples(table, columns, path.name, where), ROWS_AT_ONCE):
+            for rows in _chunks(_examples(table, columns, _name_of(path), where), ROWS_AT_ONCE):
                 writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=schema))
         aside.rename(target)
     finally:
         aside.unlink(missing_ok=True)
     return target
+
+
+def _name_of(path: Path) -> str:
+    return path.name.encode(errors="replace").decode()  # a name need not be UTF-8
 
 
 def _examples(table: Table, columns: Columns, name: str, where: str) -> Iterator[dict[str, Any]]:
@@ -238,9 +249,32 @@ def _examples(table: Table, columns: Columns, name: str, where: str) -> Iterator
             example["text_pair"] = _text(values.get(columns.text_pair), row, columns.text_pair, where)
         if columns.group is not None:
             example["group"] = str(values.get(columns.group))
-        label = values.get(columns.label) if columns.label is not None else None
-        example["label"] = json.dumps(label, ensure_ascii=False, default=str)
+        named = columns.label is not None
+        example["label"] = _label(values.get(columns.label), row, columns.label, where) if named else "null"
+        try:
+            "".join(filter(None, example.values())).encode()
+        except UnicodeEncodeError as error:
+            raise FinetuneError(
+                f"Expected whole characters in {where}, but {row.place} has half of a surrogate pair, as a cut emoji "
+                "leaves. Remove it."
+            ) from error
         yield example
+
+
+def _label(value: Any, row: Row, column: str, where: str) -> str:
+    """Give a label as JSON."""
+    wrong = [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, list | dict | bytes)]
+    if wrong:
+        raise FinetuneError(
+            f"Expected strings, numbers or booleans, or lists of them, as labels in column {column!r} of {where}, but "
+            f"{row.place} has a {type(wrong[0]).__name__}. Pass --label_column if the label is in another."
+        )
+    if isinstance(value, str) and len(value) > MAX_LABEL_CHARACTERS:
+        raise FinetuneError(
+            f"Expected labels of at most {MAX_LABEL_CHARACTERS:,} characters in column {column!r} of {where}, but the "
+            f"one at {row.place} has {len(value):,}. Pass --label_column if it is the text."
+        )
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _text(value: Any, row: Row, column: str, where: str) -> str | None:
@@ -250,7 +284,8 @@ def _text(value: Any, row: Row, column: str, where: str) -> str | None:
         text = None if value != value else str(value)
     else:
         raise FinetuneError(
-            f"Expected texts in column {column!r} of {where}, but {row.place} has a {type(value).__name__}."
+            f"Expected texts in column {column!r} of {where}, but {row.place} has a {type(value).__name__}. "
+            "Pass --text_column if the text is in another."
         )
     if text is not None and len(text) > MAX_CHARACTERS:
         raise FinetuneError(

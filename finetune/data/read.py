@@ -12,16 +12,17 @@ import gzip
 import io
 import itertools
 import json
+import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from charset_normalizer import from_bytes
-from datasets import ClassLabel, Features
+from datasets import ClassLabel, Features, List
 
 from finetune.errors import FinetuneError
 
@@ -29,12 +30,20 @@ __all__ = ["FORMATS", "MAX_CHARACTERS", "Row", "Table", "detect_encoding", "open
 
 FORMATS = ".csv, .tsv, .jsonl, .json, .parquet (also .gz, .zst), lines 'label text', or a folder per class"
 MAX_CHARACTERS = 1_000_000  # of one value; more is a file that was not what it seemed
+MAX_NAME_CHARACTERS = 1_000  # of a column's name; survey exports have whole questions
 SAMPLE_BYTES = 2**18
-# Tried in this order where a file is not UTF-8. The last one takes any bytes.
+# What a file that is not UTF-8 may be. Of those that fit equally well the first is taken: English and German words with
+# few accents could be cp1252 or cp1250.
 ENCODINGS = [
-    "gb18030", "big5", "shift_jis", "euc_jp", "euc_kr", "cp1251", "koi8_r", "cp1252", "cp1250", "cp1253", "cp1254",
-    "cp1255", "cp1256", "latin_1",
+    "gb18030", "big5", "cp932", "euc_jp", "cp949", "cp1251", "koi8_r", "cp1252", "cp1250", "cp1253", "cp1254", "cp1255",
+    "cp1256", "latin_1",
 ]  # fmt: skip
+BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",  # after UTF-32's, which begins with it
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 UNLABELLED_FOLDER = "unsup"  # the original IMDb archive keeps reviews without a label in it
 
 
@@ -73,61 +82,92 @@ def open_table(path: Path, encoding: str | None = None) -> Table:
     Raises:
         FinetuneError: Here or while its rows are read, if it is not a readable file of its format.
     """
-    if path.is_dir():
-        return _open_folder(path, encoding)
-    if not path.is_file():
-        raise FinetuneError(f"Expected a file or folder of examples, but {str(path)!r} does not exist.")
-    if path.stat().st_size == 0:
-        raise FinetuneError(f"Expected examples in {str(path)!r}, but the file is empty.")
-    ending = path.with_suffix("").suffix if path.suffix in (".gz", ".zst") else path.suffix
+    _check_encoding(encoding)
     with _one_line_errors(path):
-        if ending.lower() == ".parquet":
+        if path.is_dir():
+            return _open_folder(path, encoding)
+        if not path.is_file():
+            raise FinetuneError(f"Expected a file or folder of examples, but found none at {str(path)!r}.")
+        if path.stat().st_size == 0:
+            raise FinetuneError(f"Expected examples in {str(path)!r}, but the file is empty.")
+        ending = (path.with_suffix("") if path.suffix.lower() in (".gz", ".zst") else path).suffix.lower()
+        if ending == ".parquet":
             return _open_parquet(path)
         encoding = encoding or detect_encoding(path)
-        separated = ending.lower() in (".csv", ".tsv")
         # Other formats end their lines at line feeds alone: sentences hold stray control characters.
-        stream = io.TextIOWrapper(_open_bytes(path), encoding=encoding, newline="" if separated else "\n")
-        match ending.lower():
+        newline = "" if ending in (".csv", ".tsv") else "\n"
+
+        def open_lines() -> Iterator[str]:
+            stream = io.TextIOWrapper(_open_bytes(path), encoding=encoding, newline=newline)
+            return itertools.chain([next(stream, "").removeprefix("\ufeff")], stream)
+
+        match ending:
             case ".csv" | ".tsv":
-                columns, rows = _read_separated(path, stream, tab=ending.lower() == ".tsv")
+                columns, rows = _read_separated(path, open_lines, tab=ending == ".tsv")
             case ".jsonl" | ".json" | ".ndjson":
-                columns, rows = _read_json(path, stream)
+                columns, rows = _read_json(path, open_lines())
             case _:
-                columns, rows = _read_label_first(path, stream)
+                columns, rows = _read_label_first(path, open_lines())
     return Table(columns, _guarded(path, rows), encoding, {})
 
 
-def detect_encoding(path: Path) -> str:
-    """Find out how a file's bytes are to be read as text: UTF-8 if they are, else what they look most like.
+def _check_encoding(encoding: str | None) -> None:
+    try:
+        io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    except (LookupError, ValueError) as error:
+        raise FinetuneError(f"Expected a known --encoding, but got {encoding!r}. Try utf-8 or latin-1.") from error
+
+
+def detect_encoding(*files: Path) -> str:
+    """Find out how the bytes of files are to be read as text: UTF-8 if they are, else what they look most like.
+
+    Only lines that are not ASCII tell anything, so these alone are looked at, wherever they stand.
 
     Raises:
-        FinetuneError: If they look like no text at all.
+        FinetuneError: If they look like no text, or lines of several encodings are among them.
     """
-    decoder = codecs.getincrementaldecoder("utf-8-sig")()
-    with _one_line_errors(path), _open_bytes(path) as file:
-        head = file.read(SAMPLE_BYTES)
-        if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            return "utf-16"
-        if b"\0" in head:
-            raise FinetuneError(f"Expected text in {str(path)!r}, but it holds zero bytes. Is it a binary file?")
-        chunk, sample = head, head
-        try:
-            while chunk:
-                decoder.decode(chunk)
-                sample = chunk  # in the end, the chunk that is not UTF-8
-                chunk = file.read(SAMPLE_BYTES)
-            decoder.decode(b"", final=True)
-            return "utf-8-sig"
-        except UnicodeDecodeError:
-            pass
-    best = from_bytes(chunk or sample, cp_isolation=ENCODINGS, enable_fallback=False).best()
-    return best.encoding if best is not None else "latin_1"
+    sample = bytearray()
+    others, utf8, first = 0, 0, ""
+    for file in files:
+        with _one_line_errors(file), _open_bytes(file) as stream:
+            for number, line in enumerate(stream, 1):
+                if number == 1 and line.startswith(tuple(BYTE_ORDER_MARKS)):
+                    return next(name for mark, name in BYTE_ORDER_MARKS.items() if line.startswith(mark))
+                if b"\0" in line:
+                    raise FinetuneError(
+                        f"Expected text in {str(file)!r}, but line {number} holds zero bytes, as binary files do and "
+                        f"UTF-16. Pass --encoding utf-16-le if it is that, or save it as one of {FORMATS}."
+                    )
+                if line.isascii():
+                    continue
+                try:
+                    line.decode()
+                    utf8 += 1
+                except UnicodeDecodeError:
+                    others += 1
+                    first = first or f"line {number} of {str(file)!r}"
+                    if len(sample) < SAMPLE_BYTES:
+                        sample += line
+    if not others:
+        return "utf-8"
+    # Longer lines in another encoding are never UTF-8 by chance. Read as anything else, UTF-8 would come out garbled.
+    if utf8 > others / 10:
+        raise FinetuneError(
+            f"Expected one encoding, but found {utf8:,} lines in UTF-8 and {others:,} that are not, the first of them "
+            f"{first}. Mend or remove these, or pass the --encoding of all."
+        )
+    matches = from_bytes(sample, cp_isolation=ENCODINGS, enable_fallback=False)
+    best = matches.best()
+    if best is None:
+        raise FinetuneError(f"Expected text, but {first} is in no encoding that is known here. Pass its --encoding.")
+    equal = [match for match in matches if (match.chaos, match.coherence) == (best.chaos, best.coherence)]
+    return min((name for match in equal for name in match.could_be_from_charset), key=ENCODINGS.index)
 
 
 def _open_bytes(path: Path) -> IO[bytes]:
-    if path.suffix == ".gz":
+    if path.suffix.lower() == ".gz":
         return gzip.open(path)  # type: ignore[return-value]
-    if path.suffix == ".zst":
+    if path.suffix.lower() == ".zst":
         return io.BufferedReader(pa.input_stream(str(path), compression="zstd"))
     return path.open("rb")
 
@@ -137,17 +177,15 @@ def _one_line_errors(path: Path) -> Iterator[None]:
     """Say what is wrong with a file in one line."""
     try:
         yield
+    except FinetuneError:
+        raise
     except UnicodeError as error:
-        encoding = getattr(error, "encoding", "the encoding")
+        encoding = getattr(error, "encoding", "UTF-16 or UTF-32 with a byte order mark")
         raise FinetuneError(
             f"Expected {str(path)!r} to be text in {encoding}, but found bytes that are not. "
             "Pass its --encoding, or save it as UTF-8."
         ) from error
-    except LookupError as error:
-        raise FinetuneError(f"Expected a known --encoding, but got: {error}. utf-8 and latin-1 are examples.") from None
-    except csv.Error as error:
-        raise FinetuneError(f"Expected separated values in {str(path)!r}, but got: {error}.") from error
-    except (OSError, EOFError, zlib.error, pa.ArrowException) as error:
+    except (OSError, EOFError, ValueError, OverflowError, zlib.error, pa.ArrowException) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise FinetuneError(
             f"Expected {str(path)!r} to be a whole, readable file, but got: {reason}. Check it, or save it again."
@@ -163,55 +201,103 @@ def _check_columns(path: Path, columns: Sequence[str]) -> None:
     twice = sorted({name for name in columns if columns.count(name) > 1})
     if twice:
         raise FinetuneError(f"Expected each column of {str(path)!r} once, but found {twice} twice. Rename one.")
+    longest = max(map(len, columns), default=0)
+    if longest > MAX_NAME_CHARACTERS:
+        raise FinetuneError(
+            f"Expected names of columns at the head of {str(path)!r}, but found one of {longest:,} characters. "
+            "Add a line with names, such as text and label."
+        )
 
 
-def _read_separated(path: Path, stream: IO[str], tab: bool) -> tuple[list[str], Iterator[Row]]:
+def _read_separated(path: Path, open_lines: Callable[[], Iterator[str]], tab: bool) -> tuple[list[str], Iterator[Row]]:
     """Read separated values with a header: tabs, or commas, or semicolons where the header has more of these."""
     csv.field_size_limit(2**31 - 1)
-    first = stream.readline()
-    separator = "\t" if tab else max(",;\t", key=first.count)
-    reader = csv.reader(itertools.chain([first], stream), delimiter=separator, strict=True)
-    columns = [name.strip() for name in next(reader)]
+    first = next((line for line in open_lines() if line.strip("\r\n")), "")
+    if first.startswith(("{", "[")):
+        raise FinetuneError(
+            f"Expected names of columns in the first line of {str(path)!r}, but found {first[:40]!r}. Rename the file "
+            "to .jsonl if it holds JSON."
+        )
+    declared = first.startswith("sep=")  # a line that Excel writes above the header
+    separator = first[4] if declared and first[4:].strip() else "\t" if tab else max(",;\t", key=first.count)
+    quoted = declared or separator != "\t" or _has_quoted_texts(path, open_lines)
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+    reader = csv.reader(open_lines(), delimiter=separator, quoting=quoting, strict=True)
+
+    def lines() -> Iterator[tuple[list[str], int]]:
+        """Give the fields of each row with the number of its first line."""
+        number = 1
+        try:
+            for fields in reader:
+                if fields:
+                    yield fields, number
+                number = reader.line_num + 1
+        except csv.Error as error:
+            raise FinetuneError(
+                f"Expected separated values in {str(path)!r}, but in the row from line {number} on got: {error}. Close "
+                "each quote that opens a text, and double those within it."
+            ) from error
+
+    found = lines()
+    if declared:
+        next(found)
+    columns = [name.strip() for name in next(found, ([], 0))[0]]
     _check_columns(path, columns)
 
     def rows() -> Iterator[Row]:
-        for fields in reader:
-            if not fields:
-                continue  # a blank line
+        for fields, number in found:
             if len(fields) != len(columns):
                 raise FinetuneError(
                     f"Expected {len(columns)} fields in each row of {str(path)!r}, as in its header, but line "
-                    f"{reader.line_num} has {len(fields)}. Put texts that contain the separator in double quotes."
+                    f"{number} has {len(fields)}. Put texts that contain the separator in double quotes."
                 )
-            yield Row(dict(zip(columns, fields, strict=True)), f"line {reader.line_num}")
+            yield Row(dict(zip(columns, fields, strict=True)), f"line {number}")
 
     return columns, rows()
 
 
-def _read_json(path: Path, stream: IO[str]) -> tuple[list[str], Iterator[Row]]:
+def _has_quoted_texts(path: Path, open_lines: Callable[[], Iterator[str]]) -> bool:
+    """Tell whether quotes in tab-separated values enclose texts, as in CSV, or are mere characters, as in GLUE's files.
+
+    They are mere characters where every line is a row of its own, but would not be one if quotes enclosed texts.
+    """
+    width, count, quotes = 0, 0, 0
+    for line in open_lines():
+        if line.strip("\r\n"):
+            width = width or line.count("\t") + 1
+            count += 1
+            quotes += line.count('"')
+            if line.count("\t") + 1 != width:
+                return True
+    try:
+        widths = [len(row) for row in csv.reader(open_lines(), delimiter="\t", strict=True) if row] if quotes else []
+    except csv.Error:
+        return False
+    if set(widths) != {width}:
+        return False
+    if len(widths) < count:
+        raise FinetuneError(
+            f"Expected each quote in {str(path)!r} to be closed in its line, but {count - len(widths):,} lines could "
+            "also be within one that was opened above. Save the file as .csv or .jsonl."
+        )
+    return True
+
+
+def _read_json(path: Path, lines: Iterator[str]) -> tuple[list[str], Iterator[Row]]:
     """Read an object a line, or one list of objects."""
-    first = stream.readline()
-    while first and not first.strip():
-        first = stream.readline()
+    numbered = ((line, number) for number, line in enumerate(lines, 1) if line.strip())
+    first = next(numbered, ("", 1))
 
     def objects() -> Iterator[tuple[Any, str]]:
-        if first.lstrip().startswith("["):
-            try:
-                for number, value in enumerate(json.loads(first + stream.read()), 1):
-                    yield value, f"object {number}"
-            except (json.JSONDecodeError, RecursionError) as error:
-                raise _not_json(path, f"line {getattr(error, 'lineno', 1)}") from error
+        if first[0].lstrip().startswith("["):
+            values = _parse_json("".join([first[0], *(line for line, _ in numbered)]), path, "it")
+            yield from ((value, f"object {number}") for number, value in enumerate(values, 1))
         else:
-            for number, line in enumerate(itertools.chain([first], stream), 1):
-                try:
-                    value = json.loads(line) if line.strip() else None
-                except (json.JSONDecodeError, RecursionError) as error:
-                    raise _not_json(path, f"line {number}") from error
-                if line.strip():
-                    yield value, f"line {number}"
+            for line, number in itertools.chain([first], numbered):
+                yield _parse_json(line, path, f"line {number}"), f"line {number}"
 
     def rows() -> Iterator[Row]:
-        for value, place in objects():
+        for value, place in objects() if first[0] else ():
             if not isinstance(value, dict):
                 raise FinetuneError(
                     f'Expected objects like {{"text": …, "label": …}} in {str(path)!r}, but {place} is a '
@@ -223,31 +309,50 @@ def _read_json(path: Path, stream: IO[str]) -> tuple[list[str], Iterator[Row]]:
     found = rows()
     head = list(itertools.islice(found, 100))
     columns = list(dict.fromkeys(name for row in head for name in row.values))
+    _check_columns(path, columns)
     return columns, itertools.chain(head, found)
 
 
-def _not_json(path: Path, place: str) -> FinetuneError:
-    return FinetuneError(
-        f"Expected JSON in {str(path)!r}, but {place} is not. Write one object a line, or one list of objects."
-    )
+def _parse_json(text: str, path: Path, place: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FinetuneError(
+            f"Expected JSON in {str(path)!r}, but {place} is not. Write one object a line, or one list of objects."
+        ) from error
 
 
-def _read_label_first(path: Path, stream: IO[str]) -> tuple[list[str], Iterator[Row]]:
+def _read_label_first(path: Path, lines: Iterator[str]) -> tuple[list[str], Iterator[Row]]:
     """Read lines 'label text'; fastText's prefix `__label__` is dropped, and several of them make a list."""
 
     def rows() -> Iterator[Row]:
-        for number, line in enumerate(stream, 1):
+        prefixed = None
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
             labels, text = [], line.strip()
             while text.startswith("__label__"):
-                label, _, text = text.partition(" ")
+                label, _, text = _partition(text)
                 labels.append(label.removeprefix("__label__"))
+            if prefixed is None:
+                prefixed = bool(labels)
+            if prefixed != bool(labels):
+                raise FinetuneError(
+                    f"Expected labels in every line of {str(path)!r} to be written alike, but line {number} begins "
+                    f"{'without' if prefixed else 'with'} __label__. Write it in each line, or in none."
+                )
             if not labels:
-                label, _, text = text.partition(" ")
+                label, _, text = _partition(text)
                 labels = [label]
-            if line.strip():
-                yield Row({"label": labels if len(labels) > 1 else labels[0], "text": text.strip()}, f"line {number}")
+            yield Row({"label": labels if len(labels) > 1 else labels[0], "text": text}, f"line {number}")
 
     return ["label", "text"], rows()
+
+
+def _partition(text: str) -> tuple[str, str, str]:
+    """Part a line at its first run of spaces or tabs."""
+    label, space, rest = re.match(r"([^ \t]*)([ \t]*)(.*)", text, re.DOTALL).groups()  # type: ignore[union-attr]
+    return label, space, rest
 
 
 def _open_parquet(path: Path) -> Table:
@@ -258,7 +363,8 @@ def _open_parquet(path: Path) -> Table:
     features = (
         Features.from_arrow_schema(file.schema_arrow) if b"huggingface" in (file.schema_arrow.metadata or {}) else {}
     )
-    class_names = {name: feature.names for name, feature in features.items() if isinstance(feature, ClassLabel)}
+    inner = {name: feature.feature if isinstance(feature, List) else feature for name, feature in features.items()}
+    class_names = {name: feature.names for name, feature in inner.items() if isinstance(feature, ClassLabel)}
 
     def rows() -> Iterator[Row]:
         number = 0
@@ -271,17 +377,24 @@ def _open_parquet(path: Path) -> Table:
 
 
 def _open_folder(path: Path, encoding: str | None) -> Table:
-    folders = sorted(folder for folder in path.iterdir() if folder.is_dir() and folder.name != UNLABELLED_FOLDER)
-    files = [(folder.name, file) for folder in folders for file in sorted(folder.glob("*.txt"))]
+    folders = sorted(folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+    files = [
+        file
+        for folder in folders
+        for file in sorted(folder.glob("*.txt"))
+        if folder.name != UNLABELLED_FOLDER and not file.name.startswith(".")
+    ]
     if not files:
         raise FinetuneError(
             f"Expected a folder of .txt files for each class in {str(path)!r}, but found "
             f"{[entry.name for entry in sorted(path.iterdir())][:5]}. Pass the folder that holds the classes."
         )
+    encoding = encoding or detect_encoding(*files)
 
     def rows() -> Iterator[Row]:
-        for label, file in files:
-            with _one_line_errors(file), file.open(encoding=encoding or detect_encoding(file), newline="") as stream:
-                yield Row({"label": label, "text": stream.read()}, str(file.relative_to(path)))
+        for file in files:
+            with _one_line_errors(file), file.open(encoding=encoding, newline="") as stream:
+                text = stream.read().removeprefix("\ufeff")
+            yield Row({"label": file.parent.name, "text": text}, str(file.relative_to(path)))
 
     return Table(["label", "text"], rows(), encoding, {})

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from finetune.data.labels import Task
-from finetune.examination.facts import Facts
+from finetune.examination.facts import SHINGLE, Facts
 from finetune.examination.findings import Finding
 from finetune.examination.near_duplicates import SIMILAR, find_near_duplicates
 from finetune.metrics import REGRESSION, SINGLE_LABEL
@@ -18,6 +18,8 @@ SHOWN_CHARACTERS = 100
 NUM_SPLITS = 3  # train, validation, test
 IMBALANCED = 10  # times as many rows in the most frequent class as in the rarest
 LEAK_SHARE, LEAK_RATIO = 0.2, 5.0
+MIN_CHANGES = 8  # of label between neighbours in random order; with fewer, a random order may be a sorted one
+BLOCKS = 0.1  # of the changes of a random order
 
 
 def show_rows(facts: Facts, rows: Sequence[int] | np.ndarray, task: Task) -> tuple[dict[str, Any], ...]:
@@ -25,7 +27,8 @@ def show_rows(facts: Facts, rows: Sequence[int] | np.ndarray, task: Task) -> tup
     shown = []
     for row in list(rows)[:NUM_EXAMPLES]:
         example = facts.dataset[int(row)]
-        text = " ".join((example["text"] or "").split())
+        texts = [example[part] or "" for part in ("text", "text_pair") if part in example]
+        text = " | ".join(" ".join(text.split()) for text in texts)
         cut = text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…"
         label = _label(example.get("label"), task)
         shown.append({"split": facts.name, "id": example["id"], "label": label, "text": cut})
@@ -57,49 +60,52 @@ def check_labels_of_splits(splits: Sequence[Facts], task: Task) -> Iterator[Find
     train = splits[0]
     if train.labels is None or task.problem_type == REGRESSION:
         return
-    counts = (
-        train.labels.sum(axis=0)
-        if train.labels.ndim == 2
-        else np.bincount(train.labels, minlength=len(task.label_names))
-    )
-    by_count = sorted(zip(counts.astype(int).tolist(), task.label_names, strict=True))
-    lacking = [name for count, name in by_count if count == 0]
+    several = train.labels.ndim == 2
+    num_labels = len(task.label_names)
+    counts = train.labels.sum(axis=0).astype(int) if several else np.bincount(train.labels, minlength=num_labels)
+    lacking = [name for name, count in zip(task.label_names, counts, strict=True) if count == 0]
     if lacking:
         yield Finding(
             "labels_missing_from_train", "error", ("train",), 0, f"train has no row of {lacking}",
             "Add rows of them, or leave them out of the names.",
         )  # fmt: skip
-    rare = [f"{name} ({count})" for count, name in by_count if 0 < count < NUM_SPLITS]
-    if rare:
+    rare = np.flatnonzero((counts > 0) & (counts < NUM_SPLITS))
+    if len(rare):
+        rows = np.flatnonzero(train.labels[:, rare].any(axis=1) if several else np.isin(train.labels, rare))
+        named = ", ".join(f"{task.label_names[number]} ({counts[number]})" for number in rare[:10])
         yield Finding(
-            "classes_with_fewer_rows_than_splits", "warning", ("train",), 0,
-            f"{len(rare)} classes have fewer than {NUM_SPLITS} rows: {', '.join(rare[:10])}",
-            "They stay whole in train, so nothing is known of how well they are found. Add rows, or join classes.",
+            "classes_with_fewer_rows_than_splits", "warning", ("train",), len(rows),
+            f"classes of train with fewer than {NUM_SPLITS} rows, so that some split would lack them: {len(rare)}, "
+            f"{named}{', …' if len(rare) > 10 else ''}",
+            "Carved splits leave them whole in train: nothing is known of how well they are found. Add rows, or join "
+            "classes.",
+            show_rows(train, rows, task),
         )  # fmt: skip
-    (least, rarest), (most, majority) = (
-        by_count[len(lacking)] if len(lacking) < len(by_count) else by_count[0],
-        by_count[-1],
-    )
-    if least and most >= IMBALANCED * least:
+    majority, rarest = counts.argmax(), np.where(counts > 0, counts, counts.max()).argmin()
+    if counts[majority] >= IMBALANCED * counts[rarest] > 0:
         yield Finding(
-            "class_imbalance", "warning", ("train",), 0,
-            f"{majority} has {most:,} rows, {rarest} {least:,}: {most / least:.0f} times as many",
+            "class_imbalance", "warning", ("train",), int(counts[rarest]),
+            f"{task.label_names[majority]} has {counts[majority]:,} rows, {task.label_names[rarest]} "
+            f"{counts[rarest]:,}: {counts[majority] / counts[rarest]:.0f} times as many",
             "Read macro-F1 and the figures of each class, not accuracy; try --class_weights balanced.",
         )  # fmt: skip
 
 
 def check_order(splits: Sequence[Facts], task: Task) -> Iterator[Finding]:
-    """Find splits that are sorted by label, whose first rows are of one class."""
+    """Find splits that are sorted by label, or lie in blocks of one, so that their first rows are of one class."""
     for facts in splits:
-        if facts.labels is None or facts.labels.ndim == 2 or task.problem_type != SINGLE_LABEL or len(facts.keys) < 20:
+        if facts.labels is None or task.problem_type != SINGLE_LABEL:
             continue
         changes = np.flatnonzero(np.diff(facts.labels))
-        num_classes = len(np.unique(facts.labels))
-        if 1 < num_classes == len(changes) + 1:
+        counts = np.unique(facts.labels, return_counts=True)[1]
+        # How often neighbours would differ if the rows were in random order.
+        expected = len(facts.keys) - (counts**2).sum() / len(facts.keys)
+        if expected >= MIN_CHANGES and (len(changes) < len(counts) or len(changes) < BLOCKS * expected):
             run = int(changes[0]) + 1
+            how = "sorted by label" if len(changes) < len(counts) else f"in {len(changes) + 1:,} blocks of one label"
             yield Finding(
                 "sorted_by_label", "warning", (facts.name,), len(facts.keys),
-                f"the rows of {facts.name} are sorted by label: the first {run:,} are all "
+                f"the rows of {facts.name} are {how}: the first {run:,} are all "
                 f"{task.label_names[int(facts.labels[0])]!r}, so select(range(n)) up to there gives one class",
                 "Carved splits and samples are drawn at random here; draw yours so too.",
                 show_rows(facts, [0, run], task),
@@ -112,14 +118,14 @@ def check_duplicates(splits: Sequence[Facts], task: Task) -> Iterator[Finding]:
         _, inverse, counts = np.unique(facts.keys, return_inverse=True, return_counts=True)
         copies = len(facts.keys) - len(counts)
         if copies:
-            repeated = np.flatnonzero(counts[inverse] > 1)
             texts = int((counts > 1).sum())
+            first = np.flatnonzero(counts[inverse] > 1)[0]
             yield Finding(
                 "exact_duplicates", "warning", (facts.name,), copies,
                 f"{facts.name} has {len(facts.keys):,} rows of {len(counts):,} distinct texts: {copies:,} rows repeat "
                 f"one of {texts:,} texts",
                 "Splits carved from it drop them first. In a split of your own they count double.",
-                show_rows(facts, repeated[np.argsort(inverse[repeated], kind="stable")][:2], task),
+                show_rows(facts, np.flatnonzero(inverse == inverse[first])[:2], task),
             )  # fmt: skip
     labelled = [facts for facts in splits if facts.labels is not None]
     keys = np.concatenate([facts.keys for facts in labelled])
@@ -127,17 +133,18 @@ def check_duplicates(splits: Sequence[Facts], task: Task) -> Iterator[Finding]:
     order = np.argsort(keys, kind="stable")
     same = keys[order][1:] == keys[order][:-1]
     unequal = labels[order][1:] != labels[order][:-1]
-    unequal = unequal.any(axis=1) if unequal.ndim == 2 else unequal
-    pairs = np.flatnonzero(same & unequal)
+    pairs = np.flatnonzero(same & (unequal.any(axis=1) if unequal.ndim == 2 else unequal))
     if len(pairs):
-        offsets = np.cumsum([0, *(len(facts.keys) for facts in labelled)])
+        contradicted = np.unique(keys[order][pairs])
+        starts = np.cumsum([0, *(len(facts.keys) for facts in labelled)])
         examples: list[dict[str, Any]] = []
-        for position in (order[pairs[0]], order[pairs[0] + 1]):
-            split = int(np.searchsorted(offsets, position, side="right")) - 1
-            examples += show_rows(labelled[split], [int(position - offsets[split])], task)
+        for position in order[pairs[0] : pairs[0] + 2]:
+            split = int(np.searchsorted(starts, position, side="right")) - 1
+            examples += show_rows(labelled[split], [position - starts[split]], task)
         yield Finding(
-            "same_text_different_labels", "warning", tuple(facts.name for facts in labelled), len(pairs),
-            f"{len(np.unique(keys[order][pairs])):,} texts stand under different labels",
+            "same_text_different_labels", "warning", tuple(facts.name for facts in labelled),
+            int(np.isin(keys, contradicted).sum()),
+            f"{len(contradicted):,} texts stand under different labels",
             "Decide which label is right. Of a carved split's copies the first is kept.", tuple(examples),
         )  # fmt: skip
     for number, later in enumerate(splits):
@@ -165,13 +172,14 @@ def check_near_duplicates(splits: Sequence[Facts], task: Task) -> Iterator[Findi
             continue
         names = (splits[first].name, splits[second].name)
         examples = show_rows(splits[first], [rows[0][0]], task) + show_rows(splits[second], [rows[0][1]], task)
-        where = f"of {names[1]} and {names[0]}" if across else f"inside {names[0]}"
+        others = {other for _, other in rows}
         yield Finding(
             "near_duplicates_across_splits" if across else "near_duplicates",
             "warning" if across else "note",
             names if across else names[:1],
-            len({other for _, other in rows}),
-            f"{len(rows):,} pairs of texts {where} share at least {SIMILAR:.0%} of their runs of five words",
+            len(others),
+            f"{len(others):,} texts of {names[1]} share at least {SIMILAR:.0%} of their runs of {SHINGLE} words (of "
+            f"letters in short ones) with another text of {names[0]}",
             "Figures on them flatter; remove them, or give --group_column so that they stay together."
             if across else "A carved split may divide a pair; --group_column keeps rows together.",
             examples,
@@ -221,15 +229,19 @@ def check_groups(splits: Sequence[Facts], task: Task) -> Iterator[Finding]:
     """Find groups that stand in several splits."""
     if any("group" not in facts.dataset.column_names for facts in splits):
         return
-    groups = [set(facts.dataset["group"]) for facts in splits]
+    groups = [list(facts.dataset["group"]) for facts in splits]
     for number, later in enumerate(splits):
         for other, earlier in enumerate(splits[:number]):
-            shared = groups[number] & groups[other]
+            shared = set(groups[number]) & set(groups[other])
             if shared:
+                rows = [row for row, group in enumerate(groups[number]) if group in shared]
+                first = groups[other].index(groups[number][rows[0]])
                 yield Finding(
-                    "groups_across_splits", "warning", (earlier.name, later.name), len(shared),
-                    f"{len(shared):,} groups are in {earlier.name} and in {later.name}, for example {min(shared)!r}",
+                    "groups_across_splits", "warning", (earlier.name, later.name), len(rows),
+                    f"{len(rows):,} rows of {later.name} are of {len(shared):,} groups that are also in "
+                    f"{earlier.name}, for example {groups[number][rows[0]]!r}",
                     "Figures flatter where a group is known from training. Move each group to one split.",
+                    show_rows(earlier, [first], task) + show_rows(later, rows[:1], task),
                 )  # fmt: skip
 
 

@@ -51,9 +51,17 @@ def main(argv: Sequence[str]) -> int:
     parser = _Parser(
         parts, prog="finetune doctor", usage="%(prog)s --train_file FILE [--name value ...]", allow_abbrev=False
     )
-    data, doctor = parser.parse_args_into_dataclasses(list(argv), look_for_args_file=False)
+    data, doctor, unknown = parser.parse_args_into_dataclasses(
+        list(argv), return_remaining_strings=True, look_for_args_file=False
+    )
+    if unknown:
+        parser.error(f"Expected flags that the doctor knows, but found {unknown[0]!r}")
     if (data.dataset_name is None) == (data.train_file is None):
         raise FinetuneError("Expected one of --train_file and --dataset_name. Pass one of them.")
+    if data.max_length < 3:
+        raise FinetuneError(f"Expected --max_length of at least 3, but got {data.max_length}.")
+    if doctor.output_json and not Path(doctor.output_json).absolute().parent.is_dir():
+        raise FinetuneError(f"Expected --output_json in a folder that exists, but got {doctor.output_json!r}.")
     quiet_program()
     splits = load_given_splits(data)
     tokenizer = load_pretrained_tokenizer(doctor.model_name_or_path) if doctor.model_name_or_path else None

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-import warnings
+import os
 from pathlib import Path
 
 import datasets
@@ -12,7 +12,6 @@ from transformers import PreTrainedTokenizerBase
 
 from finetune import __version__
 from finetune.data.labels import task_of
-from finetune.data.split import describe_split
 from finetune.data.tokenize import TextConfig, encode_texts
 from finetune.examination.checks import CHECKS
 from finetune.examination.doubtful_labels import find_doubtful_labels
@@ -41,13 +40,12 @@ def examine(
     Returns:
         The findings, in the order of the checks.
     """
-    version = f"{__version__} {max_length} {check_labels} {tokenizer.name_or_path if tokenizer is not None else None}"
-    digest = hashlib.sha256(version.encode())
+    settings = (__version__, max_length, check_labels, tokenizer.name_or_path if tokenizer is not None else None)
+    digest = hashlib.sha256(repr(settings).encode())
     for name, split in splits.items():
-        columns = [column for column in split.column_names if column in ("id", "group")]
-        digest.update(f"{name} {describe_split(split)['sha256']} {split.features}".encode())
-        for column in columns:
-            digest.update("\0".join(map(str, split[column])).encode("utf-8", "replace"))
+        digest.update(f"{name} {split.features}".encode())
+        for batch in split.with_format("arrow").iter(batch_size=1_000):
+            digest.update(repr(batch.to_pydict()).encode())
     file = Path(datasets.config.HF_DATASETS_CACHE) / "finetune" / f"findings-{digest.hexdigest()}.json"
     if file.is_file():
         return from_json(json.loads(file.read_text(encoding="utf-8")))
@@ -58,11 +56,9 @@ def examine(
     if tokenizer is not None:
         findings += [_cut_share(one, tokenizer, max_length) for one in facts]
     if check_labels:
-        for one in facts:
-            if one.labels is not None:
-                findings += find_doubtful_labels(one, task)
+        findings += find_doubtful_labels(facts, task)
     file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_suffix(".partial")
+    aside = file.with_suffix(f".{os.getpid()}.partial")
     aside.write_text(json.dumps(to_json(findings)), encoding="utf-8")
     aside.rename(file)
     return findings
@@ -71,10 +67,12 @@ def examine(
 def _cut_share(facts: Facts, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Finding:
     """Estimate the share of texts that are longer than `max_length` tokens."""
     rows = np.sort(np.random.default_rng(0).permutation(len(facts.keys))[:TOKENIZED_ROWS])
-    texts = [text or "" for text in facts.dataset.select(rows)["text"]]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        cut = float(np.mean(encode_texts(texts, tokenizer, TextConfig(max_length))["is_truncated"]))
+    drawn = facts.dataset.select(rows)
+    texts, pairs = (
+        [text or "" for text in drawn[name]] if name in drawn.column_names else None for name in ("text", "text_pair")
+    )
+    assert texts is not None
+    cut = float(np.mean(encode_texts(texts, tokenizer, TextConfig(max_length), pairs)["is_truncated"]))
     sample = f" (of {len(rows):,} drawn at random)" if len(rows) < len(facts.keys) else ""
     return Finding(
         "truncated_texts", "note", (facts.name,), round(cut * len(facts.keys)),

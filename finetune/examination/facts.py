@@ -10,17 +10,40 @@ from datasets import Dataset
 from finetune.data.labels import Task, label_matrix
 from finetune.data.split import iterate_texts, text_keys
 from finetune.metrics import REGRESSION
+from finetune.models.tfidf import UNSPACED
 
-__all__ = ["NUM_HASHES", "Facts", "collect_facts", "hash_shingles"]
+__all__ = ["NUM_HASHES", "SHINGLE", "Facts", "collect_facts", "find_words", "hash_shingles"]
 
 SHINGLE = 5  # words
 NUM_HASHES = 32
+NO_SHINGLES = 2**32 - 1  # in every place of the sketch of a text that has none
 NULL_WORDS = {"nan", "null", "none", "na", "n/a", "#n/a", "<na>"}
-# What UTF-8 looks like when it was read as Latin-1 or Windows-1252: two to four signs for each accented one.
-MOJIBAKE = re.compile(
-    r"[\u00c2\u00c3][\u0080-\u00bf\u20ac\u201a-\u201e\u0152\u0153\u0160\u0161\u017d\u017e\u2122\u2039\u203a]"
-    r"|\u00e2[\u0080-\u009f\u20ac][\u0080-\u00bf\u2122\u0153\u009d\u201c\u201d\u02dc]|\ufffd"
-)
+WORD = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+")
+
+
+def _mojibake_pattern() -> re.Pattern[str]:
+    """Describe what UTF-8 looks like when it was read as Latin-1 or Windows-1252: two to four signs for each one.
+
+    The second sign of such a pair may be a dash, quote or space, which also stands behind correct words in capitals
+    (AMANHÃ”, ĐÃ…, HÂLÂ »). So these count only if no capital stands before, or a letter behind (AÃ‘O for AÑO).
+    """
+    signs = bytes(range(0x80, 0xC0)).decode("cp1252", "ignore") + "".join(map(chr, range(0x80, 0xA0)))
+    unclear = "‘’“”‹›«»•–—…°\xa0"
+    clear = "".join(sign for sign in signs if sign not in unclear)
+    patterns = (
+        rf"[ÂÃ][{re.escape(clear)}]",
+        rf"(?<![A-ZÀ-ÞĐ])[ÂÃ][{unclear}]",
+        r"Ã[‘“–](?=[A-ZÀ-Þ])",
+        r"â€|â‚¬|â„¢|â[\x80-\x9f]",  # dashes, quotes, euro, trade mark
+        r"ðŸ|ð\x9f",  # emoji
+        rf"(?:[Ã-ß][{re.escape(signs)}]){{2}}",  # two Greek, Cyrillic, Hebrew or Arabic letters
+        rf"(?:[à-ï][{re.escape(signs)}]{{2}}){{2}}",  # two Chinese, Japanese, Korean, Thai or Hindi ones
+        "\ufffd|锟斤拷",  # what can't be decoded, and its UTF-8 read as Chinese
+    )
+    return re.compile("|".join(patterns))
+
+
+MOJIBAKE = _mojibake_pattern()
 PRIME = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -29,13 +52,14 @@ class Facts:
     """What is known of a split's rows.
 
     Attributes:
+        name: The split's name.
         dataset: The split.
         labels: `label_matrix` of its labels; None where they are withheld.
         keys: A hash of each text, `(rows,)`.
-        num_words: White-space separated words of each text, `(rows,)`.
+        num_words: Words of each text, `(rows,)`; see `find_words`.
         sketches: MinHash sketch of each text, `(rows, NUM_HASHES)`.
-        null, empty, null_word, mojibake: Row numbers.
-        names_in_text: For each label name that was looked for, the rows that hold it as a word.
+        null, empty, null_word, mojibake: Row numbers; of pairs in which either text is so.
+        names_in_text: For each label name that was looked for, the rows that hold it as words.
     """
 
     name: str
@@ -60,46 +84,54 @@ def collect_facts(name: str, dataset: Dataset, task: Task) -> Facts:
         label_matrix(dataset["label"], task) if labelled else None,
         text_keys(dataset),
         np.zeros(len(dataset), dtype=np.int32),
-        np.full((len(dataset), NUM_HASHES), 2**32 - 1, dtype=np.uint32),
+        np.full((len(dataset), NUM_HASHES), NO_SHINGLES, dtype=np.uint32),
     )
-    # A number or a single letter stands in many texts without meaning the label.
-    looked_for = [name for name in task.label_names if len(name) > 2 and not name.isdigit()][:200]
-    spaced = {} if task.problem_type == REGRESSION else {name: f" {' '.join(_words(name))} " for name in looked_for}
-    facts.names_in_text = {name: [] for name in spaced}
+    # Label names by their first word. A number or one or two letters stand in many texts without meaning the label.
+    phrases: dict[str, list[tuple[str, str]]] = {}
+    for label in [] if task.problem_type == REGRESSION else task.label_names:
+        words = find_words(label)
+        if words and not label.isdigit() and not (label.isascii() and len(label) <= 2):
+            phrases.setdefault(words[0], []).append((label, f" {' '.join(words)} "))
+            facts.names_in_text[label] = []
+    paired = "text_pair" in dataset.column_names
     for row, text in enumerate(iterate_texts(dataset)):
         if text is None:
             facts.null.append(row)
             continue
-        words = _words(text)
+        words = find_words(text)
         facts.num_words[row] = len(words)
-        if not text.strip():
-            facts.empty.append(row)
-        elif len(text) < 8 and text.strip().lower() in NULL_WORDS:
-            facts.null_word.append(row)
+        if len(words) <= 2 or paired:  # blank texts have no words, null words at most two
+            parts = [part.strip().lower() for part in (text.split("\0") if paired else [text])]
+            if "" in parts:
+                facts.empty.append(row)
+            elif not NULL_WORDS.isdisjoint(parts):
+                facts.null_word.append(row)
         if not text.isascii() and MOJIBAKE.search(text):
             facts.mojibake.append(row)
-        if spaced:
+        if firsts := phrases.keys() & words:
             line = f" {' '.join(words)} "
-            for label, word in spaced.items():
-                if word in line:
+            for label, phrase in (pair for first in firsts for pair in phrases[first]):
+                if phrase in line:
                     facts.names_in_text[label].append(row)
-        shingles = hash_shingles(words if len(words) > SHINGLE else list("".join(words)))
-        if len(shingles):
-            facts.sketches[row] = _sketch(shingles)
+        if len(words) > 1:  # a single word is another word, however similar it is
+            facts.sketches[row] = _sketch(hash_shingles(words))
     return facts
 
 
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.lower())
+def find_words(text: str) -> list[str]:
+    """Find the words of a text, in lower case; each sign is one in scripts that put no spaces between words.
+
+    Example:
+        >>> find_words("Mind the gap_year, 明日!")
+        ['mind', 'the', 'gap', 'year', '明', '日']
+    """
+    return WORD.findall(text.lower())
 
 
 def hash_shingles(words: list[str]) -> np.ndarray:
     """Hash every run of five words, or of letters where a text has no more words; 64 bits each, repeated ones once."""
-    numbers = np.fromiter(
-        (zlib.crc32(word.encode("utf-8", "replace")) for word in words), dtype=np.uint64, count=len(words)
-    )
-    if len(numbers) == 0:
-        return numbers
+    parts = words if len(words) > SHINGLE else "".join(words)
+    numbers = np.fromiter((zlib.crc32(part.encode()) for part in parts), dtype=np.uint64, count=len(parts))
     width = min(SHINGLE, len(numbers))
     hashed = np.zeros(len(numbers) - width + 1, dtype=np.uint64)
     for offset in range(width):

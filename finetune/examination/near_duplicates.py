@@ -1,18 +1,19 @@
 """Texts that are nearly the same: locality-sensitive hashing finds candidates, their shingles decide."""
 
-import re
-from collections import defaultdict
+import functools
 from collections.abc import Sequence
 
 import numpy as np
 
-from finetune.examination.facts import NUM_HASHES, Facts, hash_shingles
+from finetune.examination.facts import NUM_HASHES, Facts, find_words, hash_shingles
 
 __all__ = ["SIMILAR", "find_near_duplicates"]
 
 SIMILAR = 0.7  # Jaccard similarity of the runs of five words
 BANDS = 8  # of four hashes: a pair of similarity 0.7 shares a band with probability 0.89, one of 0.9 with 0.9999
-MAX_BUCKET = 50  # rows alike in a band; more is boilerplate, of which the first ones are compared
+# Of texts alike in a band each is compared with the first ones: more pairs of the same boilerplate tell nothing new.
+FIRST = 10
+SHINGLES_KEPT = 4_096  # texts
 
 
 def find_near_duplicates(facts: Sequence[Facts]) -> list[tuple[tuple[int, int], tuple[int, int]]]:
@@ -22,52 +23,47 @@ def find_near_duplicates(facts: Sequence[Facts]) -> list[tuple[tuple[int, int], 
         facts: The splits.
 
     Returns:
-        Pairs of (number of the split, row).
+        Pairs of (number of the split, row), the earlier one first.
     """
     offsets = np.cumsum([0, *(len(one.keys) for one in facts)])
     keys = np.concatenate([one.keys for one in facts])
     sketches = np.concatenate([one.sketches for one in facts])
     rows = np.concatenate([offsets[n] + np.unique(one.keys, return_index=True)[1] for n, one in enumerate(facts)])
-    rows = rows[(sketches[rows] != 2**32 - 1).any(axis=1)]
-    width = NUM_HASHES // BANDS
-    candidates: set[tuple[int, int]] = set()
-    for band in range(BANDS):
-        part = np.ascontiguousarray(sketches[rows, band * width : (band + 1) * width])
-        _, inverse, counts = np.unique(part, axis=0, return_inverse=True, return_counts=True)
-        inverse = inverse.ravel()
-        repeated = np.flatnonzero(counts[inverse] > 1)
-        buckets: dict[int, list[int]] = defaultdict(list)
-        for position in repeated.tolist():
-            bucket = buckets[int(inverse[position])]
-            if len(bucket) < MAX_BUCKET:
-                bucket.append(int(rows[position]))
-        for bucket in buckets.values():
-            candidates.update((a, b) for i, a in enumerate(bucket) for b in bucket[i + 1 :] if keys[a] != keys[b])
+    rows = np.sort(rows[np.concatenate([one.num_words for one in facts])[rows] > 1])
+
+    def locate(row: int) -> tuple[int, int]:
+        split = int(np.searchsorted(offsets, row, side="right")) - 1
+        return split, row - int(offsets[split])
+
+    @functools.lru_cache(SHINGLES_KEPT)
+    def shingles_of(row: int) -> np.ndarray:
+        split, position = locate(row)
+        example = facts[split].dataset[position]
+        return hash_shingles(find_words(f"{example['text']} {example.get('text_pair', '')}"))
 
     found = []
-    shingles: dict[int, np.ndarray] = {}
-    for a, b in sorted(candidates):
-        # Half of the hashes agreeing is well below 0.7: not worth reading the texts.
-        if (sketches[a] == sketches[b]).mean() < 0.5:
-            continue
-        pair: list[np.ndarray] = []
-        for row in (a, b):
-            if row not in shingles:
-                shingles[row] = _shingles_of(facts, offsets, row)
-            pair.append(shingles[row])
-        common = len(np.intersect1d(pair[0], pair[1], assume_unique=True))
-        if common >= SIMILAR * (len(pair[0]) + len(pair[1]) - common):
-            found.append((_locate(offsets, a), _locate(offsets, b)))
+    for a, b in _find_candidates(rows, keys, sketches):
+        one, other = shingles_of(a), shingles_of(b)
+        common = len(np.intersect1d(one, other, assume_unique=True))
+        if common >= SIMILAR * (len(one) + len(other) - common):
+            found.append((locate(a), locate(b)))
     return found
 
 
-def _locate(offsets: np.ndarray, row: int) -> tuple[int, int]:
-    split = int(np.searchsorted(offsets, row, side="right")) - 1
-    return split, row - int(offsets[split])
-
-
-def _shingles_of(facts: Sequence[Facts], offsets: np.ndarray, row: int) -> np.ndarray:
-    split, position = _locate(offsets, row)
-    example = facts[split].dataset[position]
-    words = re.findall(r"\w+", " ".join([example["text"] or "", example.get("text_pair") or ""]).lower())
-    return hash_shingles(words if len(words) > 5 else list("".join(words)))
+def _find_candidates(rows: np.ndarray, keys: np.ndarray, sketches: np.ndarray) -> list[list[int]]:
+    """Pair the rows that are alike in a band and in half of all hashes, which is well below 0.7, in order."""
+    pairs = [np.zeros((0, 2), dtype=np.int64)]
+    for band in np.split(np.arange(NUM_HASHES), BANDS):
+        order = np.lexsort(sketches[rows][:, band].T)  # stable: rows of a bucket stay in order
+        part = sketches[rows[order]][:, band]
+        starts = np.flatnonzero((part[1:] != part[:-1]).any(axis=1)) + 1
+        starts = np.concatenate([[0], starts, [len(order)]])
+        for number in np.flatnonzero(np.diff(starts) > 1):
+            bucket = rows[order[starts[number] : starts[number + 1]]]
+            first = bucket[:FIRST]
+            a, b = np.repeat(first, len(bucket)), np.tile(bucket, len(first))
+            alike = (a < b) & (keys[a] != keys[b])
+            a, b = a[alike], b[alike]
+            alike = (sketches[a] == sketches[b]).mean(axis=1) >= 0.5
+            pairs.append(np.stack([a[alike], b[alike]], axis=1))
+    return np.unique(np.concatenate(pairs), axis=0).tolist()

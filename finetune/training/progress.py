@@ -118,25 +118,36 @@ class CostMeter(TrainerCallback, ExportableState):
         train_tokens: Tokens trained on, over all processes, padding not counted.
         evaluation_seconds: Wall seconds of evaluations.
         train_seconds: Wall seconds from the beginning of training without its evaluations, up to the last step.
+        first_step_seconds: Those of them in the first step of each process: with `torch_compile` the compilation.
     """
 
-    def __init__(self, train_tokens: int = 0, evaluation_seconds: float = 0.0, train_seconds: float = 0.0):
+    def __init__(
+        self,
+        train_tokens: int = 0,
+        evaluation_seconds: float = 0.0,
+        train_seconds: float = 0.0,
+        first_step_seconds: float = 0.0,
+    ):
         self.train_tokens = train_tokens
         self.evaluation_seconds = evaluation_seconds
         self.train_seconds = train_seconds
+        self.first_step_seconds = first_step_seconds
 
     def state(self) -> dict[str, Any]:
         """Give what a checkpoint keeps."""
-        counts = {name: getattr(self, name) for name in ("train_tokens", "evaluation_seconds", "train_seconds")}
-        return {"args": counts, "attributes": {}}
+        names = ("train_tokens", "evaluation_seconds", "train_seconds", "first_step_seconds")
+        return {"args": {name: getattr(self, name) for name in names}, "attributes": {}}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.tick = time.perf_counter()
         self.evaluated = self.evaluation_seconds
+        self.first_step = state.global_step + 1
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         now = time.perf_counter()
         self.train_seconds += now - self.tick - (self.evaluation_seconds - self.evaluated)
+        if state.global_step == self.first_step:
+            self.first_step_seconds += now - self.tick
         self.tick, self.evaluated = now, self.evaluation_seconds

@@ -236,6 +236,8 @@ class Run:
             "tokens_per_second": costs.train_tokens / costs.train_seconds,
             "peak_memory_bytes": peak_memory_bytes(),
         }
+        if self.arguments.training.torch_compile:
+            self.record["costs"]["compile_seconds"] = costs.first_step_seconds
         self.record["best_checkpoint_metric"] = trainer.state.best_metric
         self._write()
 

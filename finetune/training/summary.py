@@ -27,6 +27,8 @@ def summarize(record: dict[str, Any], directory: Path) -> str:
     rows.append(("method", f"{record['method']}: {model['architecture']}, seed {record['seed']}"))
     rows.append(("parameters", f"{model['trainable_parameters']:,} trained of {model['total_parameters']:,}"))
     speed = f", {costs['tokens_per_second']:,.0f} tokens/s" if "tokens_per_second" in costs else ""
+    if "compile_seconds" in costs:
+        speed += f", {costs['compile_seconds']:.0f} s of it compiling in the first step"
     rows.append(("training", f"{costs['train_seconds']:.1f} s{speed}, in {environment['precision']}"))
     rows.append(("machine", f"{environment['num_processes']} process(es) of {environment['num_threads']} thread(s)"))
     rows.append(("peak memory", f"{costs['peak_memory_bytes'] / 2**30:.2f} GiB"))
