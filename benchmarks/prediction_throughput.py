@@ -38,7 +38,7 @@ def measure(name: str, turn: int, options: Any) -> dict[str, Any]:
         predictor = load_predictor(options.path)
         predictor.predict(texts[:1])
         start = time.perf_counter()
-        found = [(prediction.label, prediction.probability) for prediction in predictor.predict(texts)]
+        found = [(prediction.labels[0], prediction.probabilities[0]) for prediction in predictor.predict(texts)]
     else:
         torch.set_num_threads(options.num_threads)
         classify = pipeline("text-classification", model=str(find_model_folder(options.path)))

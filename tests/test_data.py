@@ -275,3 +275,10 @@ def test_a_data_set_s_own_column_names_can_be_given(tmp_path):
         load_splits(DataArguments(dataset_name=str(tmp_path)))
     splits = load_splits(DataArguments(dataset_name=str(tmp_path), text_column="said", label_column="points"))
     assert splits["train"].features["label"].names == ["1", "2", "10"]
+
+
+@pytest.mark.parametrize("texts", [[["a", "list"]] * 60, [{"said": "x"}] * 60], ids=["lists", "objects"])
+def test_a_data_set_s_text_column_must_hold_texts(tmp_path, texts):
+    Dataset.from_dict({"text": texts, "label": [0, 1] * 30}).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(FinetuneError, match=r"one value a row in column 'text' of split 'train' .*--text_column"):
+        load_splits(DataArguments(dataset_name=str(tmp_path)))

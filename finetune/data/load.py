@@ -348,6 +348,12 @@ def _hub_source(dataset: Dataset, name: str, split: str, arguments: DataArgument
         where = f"column {columns.label!r} of {where}"
     parts = {part: getattr(columns, part) for part in ("text", "text_pair", "group", "id")}
     kept = {source: part for part, source in parts.items() if source is not None}
+    for source, part in kept.items():
+        if not isinstance(dataset.features[source], datasets.Value | ClassLabel):
+            raise FinetuneError(
+                f"Expected one value a row in column {source!r} of split {split!r} of {name}, but found "
+                f"{dataset.features[source]}. Pass --{part}_column with another of {dataset.column_names}."
+            )
     examples = dataset.select_columns(list(kept))
     examples = examples.rename_columns({source: part for source, part in kept.items() if source != part})
     for part in kept.values():
