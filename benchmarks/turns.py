@@ -46,6 +46,9 @@ def write_results(path: str | None, options: argparse.Namespace, results: dict[s
     if path is None:
         return
     settings = {name: value for name, value in vars(options).items() if name not in ("measure", "output_json")}
+    for name, value in settings.items():
+        if isinstance(value, str) and Path(value).exists():
+            settings[name] = Path(value).name  # where it lies is this machine's affair
     record = {
         "date": datetime.now(UTC).date().isoformat(),
         "hardware": describe_hardware(),
