@@ -157,7 +157,8 @@ def _cache_file(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, config: Te
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     del backend["truncation"], backend["padding"]  # those of the tokenizer's last call, not of this one
     names = (tokenizer.model_input_names, dataset.column_names, dataset.features.get("label"))
-    digest = hashlib.sha256(f"{tokenizers.__version__} {datasets.__version__} {config} {names} {backend}".encode())
+    digest = hashlib.sha256(Path(__file__).read_bytes())  # what an earlier version of this code cut, it cut otherwise
+    digest.update(f"{tokenizers.__version__} {datasets.__version__} {config} {names} {backend}".encode())
     for text in iterate_texts(dataset):
         digest.update(f"{len(text or '')} {text}".encode("utf-8", "replace"))
     if "label" in dataset.column_names:
