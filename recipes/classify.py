@@ -26,7 +26,7 @@ from finetune.training.trainer import FineTuningTrainer
 DEFAULTS = {
     "model_name_or_path": "embedded",
     "output_dir": "runs/classify/{method}-seed{seed}",
-    "max_length": 256,  # enough for most short texts; the examination says how many it cuts
+    "max_length": 256,  # enough for most short texts; the summary says how many it cuts
     "num_train_epochs": 3,
     "per_device_train_batch_size": 16,
     "warmup_steps": 0.1,  # a share of all steps

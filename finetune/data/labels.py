@@ -189,8 +189,8 @@ def _name(value: Any) -> str:
 def _several(value: Any, delimiter: str | None) -> list[str]:
     if isinstance(value, list):
         return [_name(one) for one in value]
-    parts = str(value).split(delimiter) if delimiter else [_name(value)]
-    return [part.strip() for part in parts if part.strip()]
+    parts = str(value).split(delimiter) if delimiter else [value]
+    return [name for name in map(_name, parts) if name]
 
 
 def _are_numbers(values: Sequence[Any]) -> bool:
@@ -205,7 +205,7 @@ def _number(value: Any, row: int, where: str) -> float:
         number = float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
-    if not abs(number) <= np.finfo(np.float32).max:
+    if not abs(number) <= float(np.finfo(np.float32).max):
         raise FinetuneError(
             f"Expected a number to predict in every row of {where}, but row {row} has {str(value)[:80]!r}. "
             "Remove the row, or leave --problem_type out if these are classes."

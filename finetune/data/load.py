@@ -5,6 +5,7 @@ Every split leaves with the columns `id`, `text` and `label`; `text_pair` and `g
 here: looking for trouble in the data, which is `finetune.examination`'s.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -50,6 +51,18 @@ class _Source:
     class_names: list[str] | None
     where: str
     origin: str
+    cache: Path | None = None  # where the examples of a file were written
+
+
+@contextlib.contextmanager
+def _discarding(source: _Source) -> Iterator[None]:
+    """Leave nothing of a file in the cache whose labels turn out to be bad."""
+    try:
+        yield
+    except FinetuneError:
+        if source.cache is not None:
+            source.cache.unlink(missing_ok=True)
+        raise
 
 
 def load_splits(arguments: DataArguments) -> DatasetDict:
@@ -129,12 +142,13 @@ def read_examples(path: str, arguments: DataArguments | None = None, task: Task 
 def _number_labels(sources: dict[str, _Source], arguments: DataArguments, task: Task | None = None) -> DatasetDict:
     """Tell the task by the training labels and number those of every split as train does."""
     train = sources["train"]
-    if train.labels is None:
-        raise FinetuneError(
-            f"Expected labels in {train.where}, but found no column that holds them. Pass --label_column."
-        )
-    delimiter = arguments.label_delimiter
-    task = task or find_task(train.labels, train.class_names, arguments.problem_type, delimiter, train.where)
+    with _discarding(train):
+        if train.labels is None:
+            raise FinetuneError(
+                f"Expected labels in {train.where}, but found no column that holds them. Pass --label_column."
+            )
+        delimiter = arguments.label_delimiter
+        task = task or find_task(train.labels, train.class_names, arguments.problem_type, delimiter, train.where)
     splits = DatasetDict()
     for name, source in sources.items():
         hidden = source.labels is not None and "-1" not in task.label_names and is_hidden(source.labels)
@@ -144,7 +158,8 @@ def _number_labels(sources: dict[str, _Source], arguments: DataArguments, task: 
         split = source.examples
         if not withheld:
             assert source.labels is not None
-            split = _add_labels(split, _as_numbers(source, task, arguments), task)
+            with _discarding(source):
+                split = _add_labels(split, _as_numbers(source, task, arguments), task)
         split.info.description = source.origin + (", labels withheld" if withheld else "")
         splits[name] = split
     return DatasetDict({name: splits[name] for name in SPLITS if name in splits})
@@ -179,7 +194,7 @@ def _embedded_source() -> _Source:
     reviews = load_embedded_reviews()
     names = reviews.features["label"].names
     examples = reviews.remove_columns("label")
-    return _Source(examples, list(reviews["label"]), names, "the embedded reviews", reviews.info.description)
+    return _Source(examples, reviews["label"][:], names, "the embedded reviews", reviews.info.description)
 
 
 def _read_file(path: Path, arguments: DataArguments) -> _Source:
@@ -191,16 +206,17 @@ def _read_file(path: Path, arguments: DataArguments) -> _Source:
         raise FinetuneError(f"Expected rows of examples in {where}, but found none below its header.")
     columns = choose_columns(table, sample, arguments, where)
     table = Table(table.columns, itertools.chain(sample, table.rows), table.encoding, table.class_names)
-    dataset = Dataset.from_file(str(_write_rows(path, table, columns, where)))
+    cache = _write_rows(path, table, columns, where)
+    dataset = Dataset.from_file(str(cache))
     labels = None
     if columns.label is not None:
-        labels = [json.loads(value) for value in dataset["label"]]
+        labels = [json.loads(value) for value in dataset["label"][:]]
         where = f"column {columns.label!r} of {where}"
     else:
         where = f"columns {table.columns} of {where}"
     origin = f"file {_name_of(path)}, {columns}" + (f", read as {table.encoding}" if table.encoding else "")
     class_names = table.class_names.get(columns.label or "")
-    return _Source(dataset.remove_columns("label"), labels, class_names, where, origin)
+    return _Source(dataset.remove_columns("label"), labels, class_names, where, origin, cache)
 
 
 def _write_rows(path: Path, table: Table, columns: Columns, where: str) -> Path:
@@ -249,8 +265,8 @@ def _examples(table: Table, columns: Columns, name: str, where: str) -> Iterator
             example["text_pair"] = _text(values.get(columns.text_pair), row, columns.text_pair, where)
         if columns.group is not None:
             example["group"] = str(values.get(columns.group))
-        named = columns.label is not None
-        example["label"] = _label(values.get(columns.label), row, columns.label, where) if named else "null"
+        label = columns.label
+        example["label"] = "null" if label is None else _label(values.get(label), row, label, where)
         try:
             "".join(filter(None, example.values())).encode()
         except UnicodeEncodeError as error:
@@ -327,7 +343,7 @@ def _hub_source(dataset: Dataset, name: str, split: str, arguments: DataArgument
     if columns.label is not None:
         feature = dataset.features[columns.label]
         inner = feature.feature if isinstance(feature, List) else feature
-        labels = list(dataset[columns.label])
+        labels = dataset[columns.label][:]
         class_names = inner.names if isinstance(inner, ClassLabel) else None
         where = f"column {columns.label!r} of {where}"
     parts = {part: getattr(columns, part) for part in ("text", "text_pair", "group", "id")}

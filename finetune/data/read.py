@@ -35,8 +35,8 @@ SAMPLE_BYTES = 2**18
 # What a file that is not UTF-8 may be. Of those that fit equally well the first is taken: English and German words with
 # few accents could be cp1252 or cp1250.
 ENCODINGS = [
-    "gb18030", "big5", "cp932", "euc_jp", "cp949", "cp1251", "koi8_r", "cp1252", "cp1250", "cp1253", "cp1254", "cp1255",
-    "cp1256", "latin_1",
+    "gb18030", "big5", "cp932", "euc_jp", "cp949", "cp1251", "koi8_r", "cp1252", "cp1250", "iso8859_2", "cp1253",
+    "cp1254", "cp1255", "cp1256", "latin_1",
 ]  # fmt: skip
 BYTE_ORDER_MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",
@@ -241,7 +241,8 @@ def _read_separated(path: Path, open_lines: Callable[[], Iterator[str]], tab: bo
     found = lines()
     if declared:
         next(found)
-    columns = [name.strip() for name in next(found, ([], 0))[0]]
+    header, _ = next(found, ([], 0))
+    columns = [name.strip() for name in header]
     _check_columns(path, columns)
 
     def rows() -> Iterator[Row]:
@@ -250,6 +251,10 @@ def _read_separated(path: Path, open_lines: Callable[[], Iterator[str]], tab: bo
                 raise FinetuneError(
                     f"Expected {len(columns)} fields in each row of {str(path)!r}, as in its header, but line "
                     f"{number} has {len(fields)}. Put texts that contain the separator in double quotes."
+                )
+            if fields == header:
+                raise FinetuneError(
+                    f"Expected one header in {str(path)!r}, but line {number} is its header once more. Remove the line."
                 )
             yield Row(dict(zip(columns, fields, strict=True)), f"line {number}")
 
@@ -332,7 +337,7 @@ def _read_label_first(path: Path, lines: Iterator[str]) -> tuple[list[str], Iter
                 continue
             labels, text = [], line.strip()
             while text.startswith("__label__"):
-                label, _, text = _partition(text)
+                label, text = _part(text)
                 labels.append(label.removeprefix("__label__"))
             if prefixed is None:
                 prefixed = bool(labels)
@@ -342,17 +347,17 @@ def _read_label_first(path: Path, lines: Iterator[str]) -> tuple[list[str], Iter
                     f"{'without' if prefixed else 'with'} __label__. Write it in each line, or in none."
                 )
             if not labels:
-                label, _, text = _partition(text)
+                label, text = _part(text)
                 labels = [label]
             yield Row({"label": labels if len(labels) > 1 else labels[0], "text": text}, f"line {number}")
 
     return ["label", "text"], rows()
 
 
-def _partition(text: str) -> tuple[str, str, str]:
+def _part(line: str) -> tuple[str, str]:
     """Part a line at its first run of spaces or tabs."""
-    label, space, rest = re.match(r"([^ \t]*)([ \t]*)(.*)", text, re.DOTALL).groups()  # type: ignore[union-attr]
-    return label, space, rest
+    label, *text = re.split(r"[ \t]+", line, maxsplit=1)
+    return label, "".join(text)
 
 
 def _open_parquet(path: Path) -> Table:
@@ -360,9 +365,14 @@ def _open_parquet(path: Path) -> Table:
     file = pq.ParquetFile(source)
     columns = file.schema_arrow.names
     _check_columns(path, columns)
-    features = (
-        Features.from_arrow_schema(file.schema_arrow) if b"huggingface" in (file.schema_arrow.metadata or {}) else {}
-    )
+    try:
+        noted = b"huggingface" in (file.schema_arrow.metadata or {})
+        features = Features.from_arrow_schema(file.schema_arrow) if noted else {}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise FinetuneError(
+            f"Expected features that `datasets` knows in {str(path)!r}, but reading them gave: {type(error).__name__}. "
+            "Update `datasets`, or save the file without them."
+        ) from error
     inner = {name: feature.feature if isinstance(feature, List) else feature for name, feature in features.items()}
     class_names = {name: feature.names for name, feature in inner.items() if isinstance(feature, ClassLabel)}
 

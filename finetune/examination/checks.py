@@ -11,7 +11,18 @@ from finetune.examination.findings import Finding
 from finetune.examination.near_duplicates import SIMILAR, find_near_duplicates
 from finetune.metrics import REGRESSION, SINGLE_LABEL
 
-__all__ = ["CHECKS", "show_rows"]
+__all__ = [
+    "CHECKS",
+    "check_duplicates",
+    "check_groups",
+    "check_label_leaks",
+    "check_labels_of_splits",
+    "check_lengths",
+    "check_near_duplicates",
+    "check_order",
+    "check_texts",
+    "show_rows",
+]
 
 NUM_EXAMPLES = 3
 SHOWN_CHARACTERS = 100
@@ -75,8 +86,8 @@ def check_labels_of_splits(splits: Sequence[Facts], task: Task) -> Iterator[Find
         named = ", ".join(f"{task.label_names[number]} ({counts[number]})" for number in rare[:10])
         yield Finding(
             "classes_with_fewer_rows_than_splits", "warning", ("train",), len(rows),
-            f"classes of train with fewer than {NUM_SPLITS} rows, so that some split would lack them: {len(rare)}, "
-            f"{named}{', …' if len(rare) > 10 else ''}",
+            f"train has fewer than {NUM_SPLITS} rows of {len(rare)} of its {num_labels} classes: {named}"
+            f"{', …' if len(rare) > 10 else ''}",
             "Carved splits leave them whole in train: nothing is known of how well they are found. Add rows, or join "
             "classes.",
             show_rows(train, rows, task),
@@ -172,15 +183,14 @@ def check_near_duplicates(splits: Sequence[Facts], task: Task) -> Iterator[Findi
             continue
         names = (splits[first].name, splits[second].name)
         examples = show_rows(splits[first], [rows[0][0]], task) + show_rows(splits[second], [rows[0][1]], task)
-        others = {other for _, other in rows}
         yield Finding(
             "near_duplicates_across_splits" if across else "near_duplicates",
             "warning" if across else "note",
             names if across else names[:1],
-            len(others),
-            f"{len(others):,} texts of {names[1]} share at least {SIMILAR:.0%} of their runs of {SHINGLE} words (of "
-            f"letters in short ones) with another text of {names[0]}",
-            "Figures on them flatter; remove them, or give --group_column so that they stay together."
+            len(rows),
+            f"{len(rows):,} texts of {names[1]} share at least {SIMILAR:.0%} of their runs of {SHINGLE} words "
+            f"(letters in short ones) with {'a' if across else 'another'} text of {names[0]}",
+            "Figures on them flatter. Remove them from one of the splits."
             if across else "A carved split may divide a pair; --group_column keeps rows together.",
             examples,
         )  # fmt: skip
@@ -248,10 +258,11 @@ def check_groups(splits: Sequence[Facts], task: Task) -> Iterator[Finding]:
 def check_lengths(splits: Sequence[Facts], task: Task) -> Iterator[Finding]:
     """Describe the lengths in words."""
     for facts in splits:
-        half, most, longest = np.quantile(facts.num_words, [0.5, 0.95, 1.0]).round().astype(int)
+        median, most, longest = np.quantile(facts.num_words, [0.5, 0.95, 1.0]).round().astype(int)
         yield Finding(
             "lengths", "note", (facts.name,), len(facts.keys),
-            f"{facts.name}: a text has {half:,} words in the median, 95 % at most {most:,}, the longest {longest:,}", "",
+            f"{facts.name}: a text has {median:,} words in the median, 95 % at most {most:,}, the longest {longest:,}",
+            "",
         )  # fmt: skip
 
 

@@ -60,8 +60,9 @@ def main(argv: Sequence[str]) -> int:
         raise FinetuneError("Expected one of --train_file and --dataset_name. Pass one of them.")
     if data.max_length < 3:
         raise FinetuneError(f"Expected --max_length of at least 3, but got {data.max_length}.")
-    if doctor.output_json and not Path(doctor.output_json).absolute().parent.is_dir():
-        raise FinetuneError(f"Expected --output_json in a folder that exists, but got {doctor.output_json!r}.")
+    output = Path(doctor.output_json).absolute() if doctor.output_json else None
+    if output and (output.is_dir() or not output.parent.is_dir()):
+        raise FinetuneError(f"Expected --output_json to be a file in a folder that exists, but got {str(output)!r}.")
     quiet_program()
     splits = load_given_splits(data)
     tokenizer = load_pretrained_tokenizer(doctor.model_name_or_path) if doctor.model_name_or_path else None
@@ -69,6 +70,6 @@ def main(argv: Sequence[str]) -> int:
     for split in splits.values():
         print(f"{len(split):,} rows: {split.info.description}")
     print(describe_findings(findings))
-    if doctor.output_json:
-        write_json(Path(doctor.output_json), to_json(findings))
+    if output:
+        write_json(output, to_json(findings))
     return int(has_errors(findings))

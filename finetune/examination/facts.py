@@ -15,7 +15,7 @@ from finetune.models.tfidf import UNSPACED
 __all__ = ["NUM_HASHES", "SHINGLE", "Facts", "collect_facts", "find_words", "hash_shingles"]
 
 SHINGLE = 5  # words
-NUM_HASHES = 32
+NUM_HASHES = 30
 NO_SHINGLES = 2**32 - 1  # in every place of the sketch of a text that has none
 NULL_WORDS = {"nan", "null", "none", "na", "n/a", "#n/a", "<na>"}
 WORD = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+")
@@ -25,19 +25,21 @@ def _mojibake_pattern() -> re.Pattern[str]:
     """Describe what UTF-8 looks like when it was read as Latin-1 or Windows-1252: two to four signs for each one.
 
     The second sign of such a pair may be a dash, quote or space, which also stands behind correct words in capitals
-    (AMANHÃ”, ĐÃ…, HÂLÂ »). So these count only if no capital stands before, or a letter behind (AÃ‘O for AÑO).
+    (AMANHÃ”, ĐÃ…, HÂLÂ »). So these count only if no capital stands before, or one behind (AÃ‘O for AÑO).
     """
     signs = bytes(range(0x80, 0xC0)).decode("cp1252", "ignore") + "".join(map(chr, range(0x80, 0xA0)))
     unclear = "‘’“”‹›«»•–—…°\xa0"
     clear = "".join(sign for sign in signs if sign not in unclear)
+    capital = "A-ZÀ-ÞĐ"
     patterns = (
         rf"[ÂÃ][{re.escape(clear)}]",
-        rf"(?<![A-ZÀ-ÞĐ])[ÂÃ][{unclear}]",
-        r"Ã[‘“–](?=[A-ZÀ-Þ])",
-        r"â€|â‚¬|â„¢|â[\x80-\x9f]",  # dashes, quotes, euro, trade mark
+        rf"(?<![{capital}])[ÂÃ][{unclear}]",
+        rf"Ã[‘’“”‹›•–](?=[{capital}])",
+        r"Å[“\x93](?=[a-z])",  # œ
+        r"â€|â‚¬|â„¢|â[\x80-\x9f]",  # dashes and quotes, the euro, the trade mark
         r"ðŸ|ð\x9f",  # emoji
-        rf"(?:[Ã-ß][{re.escape(signs)}]){{2}}",  # two Greek, Cyrillic, Hebrew or Arabic letters
-        rf"(?:[à-ï][{re.escape(signs)}]{{2}}){{2}}",  # two Chinese, Japanese, Korean, Thai or Hindi ones
+        rf"(?:[Ã-ß][{re.escape(signs)}]){{3}}",  # Greek, Cyrillic, Hebrew, Arabic
+        rf"(?:[à-ï][{re.escape(signs)}]{{2}}){{2}}",  # Chinese, Japanese, Korean, Thai, Hindi
         "\ufffd|锟斤拷",  # what can't be decoded, and its UTF-8 read as Chinese
     )
     return re.compile("|".join(patterns))
@@ -145,6 +147,6 @@ _FACTORS = _GENERATOR.integers(1, 2**63, NUM_HASHES, dtype=np.uint64) | np.uint6
 
 
 def _sketch(shingles: np.ndarray) -> np.ndarray:
-    """Take the least of each of 32 hash functions (Broder 1997): two texts agree in as many as their shingles do."""
+    """Take the least of each of 30 hash functions (Broder 1997): two texts agree in as many as their shingles do."""
     mixed = shingles[:, None] * _FACTORS[None, :]
     return (mixed >> np.uint64(32)).min(axis=0).astype(np.uint32)
