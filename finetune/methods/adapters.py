@@ -17,6 +17,7 @@ __all__ = ["HEADS", "add_adapter", "read_peft_config"]
 
 # Heads that a fine-tuned checkpoint brings along; PEFT trains and saves `classifier` and `score` in full by itself.
 HEADS = ["classifier", "score"]
+UNPLANNED = 10**9  # AdaLoRA wants to know the steps of the training, which are set when it begins
 
 
 def read_peft_config(path: str) -> dict[str, Any]:
@@ -34,9 +35,7 @@ def read_peft_config(path: str) -> dict[str, Any]:
     return content
 
 
-def add_adapter(
-    model: PreTrainedModel, method: str, settings: dict[str, Any], new_modules: list[str], num_steps: int
-) -> PeftModel:
+def add_adapter(model: PreTrainedModel, method: str, settings: dict[str, Any], new_modules: list[str]) -> PeftModel:
     """Wrap a model so that an adapter trains, and every newly initialised module.
 
     A module that the checkpoint lacked is trained in full and saved with the adapter: left frozen, it would be drawn
@@ -47,7 +46,6 @@ def add_adapter(
         method: A name of the catalogue; with "peft" `settings` holds the `peft_type`.
         settings: Fields of PEFT's config class on top of the preset's.
         new_modules: Names of the modules that the checkpoint lacked.
-        num_steps: Steps of the training, which AdaLoRA plans by.
 
     Raises:
         FinetuneError: If there is no such PEFT method or field, or it does not fit the model.
@@ -69,7 +67,7 @@ def add_adapter(
     if "modules_to_save" in known:
         fields.setdefault("modules_to_save", new_modules or None)
     if "total_step" in known:
-        fields.setdefault("total_step", num_steps)
+        fields.setdefault("total_step", UNPLANNED)
     try:
         config = config_class(task_type=TaskType.SEQ_CLS, **fields)
         wrapped = get_peft_model(model, config)

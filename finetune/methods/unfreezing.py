@@ -32,10 +32,8 @@ class GradualUnfreezing:
         num_stages = count_layers(model) + 1
         if period * num_stages >= num_steps:
             raise FinetuneError(
-                f"Expected an unfreezing schedule shorter than training, but {num_stages} stages of {period} steps end "
-                f"after its {num_steps} steps. Lower --unfreeze_every below {{}}.".replace(
-                    "{}", "training's epochs / " + str(num_stages + 1)
-                )
+                f"Expected an unfreezing schedule shorter than training, but {num_stages} stages of {period} steps "
+                f"don't end within its {num_steps} steps. Pass --unfreeze_every below the epochs / {num_stages + 1}."
             )
         depths = parameter_depths(model)
         # A layer of depth d trains from stage d + 1 on; what stands above the top layer with it, the head from the start.
