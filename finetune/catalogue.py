@@ -22,6 +22,7 @@ class Method:
         peft_type: PEFT's name of it; None for what is done without PEFT.
         peft_config: Fields of PEFT's config class.
         merges: Whether the adapter can be merged into the weights; None without an adapter.
+        trainable_share: Of the embedded encoder's parameters with a head for two classes; None where it has no meaning.
     """
 
     what: str
@@ -30,6 +31,7 @@ class Method:
     peft_type: str | None = None
     peft_config: dict[str, Any] = field(default_factory=dict)
     merges: bool | None = None
+    trainable_share: float | None = None
 
 
 LORA: dict[str, Any] = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}

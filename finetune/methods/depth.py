@@ -1,4 +1,4 @@
-"""How deep a parameter lies under the head: the top layer has depth 0, each layer below one more, embeddings the most."""
+"""How deep a parameter lies under the head: the top layer has depth 0, each layer below one more."""
 
 from torch import nn
 from transformers import PreTrainedModel

@@ -1,4 +1,4 @@
-"""How fast each parameter learns: layer-wise decay, a rate of its own for the head, LoRA+; and weight decay under them."""
+"""How fast each parameter learns: layer-wise decay, a rate of its own for the head, LoRA+; and its weight decay."""
 
 from collections import defaultdict
 from collections.abc import Collection

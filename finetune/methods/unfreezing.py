@@ -36,7 +36,7 @@ class GradualUnfreezing:
                 f"don't end within its {num_steps} steps. Pass --unfreeze_every below the epochs / {num_stages + 1}."
             )
         depths = parameter_depths(model)
-        # A layer of depth d trains from stage d + 1 on; what stands above the top layer with it, the head from the start.
+        # A layer of depth d trains from stage d + 1 on, what stands above the top layer with it.
         self.stages = {
             name: 0 if any(name.startswith(f"{module}.") for module in new_modules) else depth + 1
             for name, depth in depths.items()

@@ -88,6 +88,8 @@ def load_tokenizer(arguments: ModelArguments, method: str, train: Dataset, max_l
             (text or "" for text in iterate_texts(train)), arguments.textcnn_vocabulary_size, max_length
         )
     tokenizer = load_pretrained_tokenizer(arguments.model_name_or_path, arguments.model_revision)
+    if tokenizer.pad_token is None and tokenizer.eos_token is not None:
+        tokenizer.pad_token = tokenizer.eos_token  # decoders such as GPT-2: it stands behind a text, as padding does
     if tokenizer.pad_token is None:
         raise FinetuneError(
             f"Expected a tokenizer with a padding token, but that of {arguments.model_name_or_path} has none. "

@@ -250,8 +250,8 @@ class FineTuningTrainer(Trainer):
         """Build the schedule that `TrainingArguments` or `--lr_schedule` names, and the one of unfreezing."""
         if self.tuning.unfreeze_every is not None:
             model: Any = self.model
-            steps_per_epoch = num_training_steps / self.args.num_train_epochs
-            period = max(1, round(self.tuning.unfreeze_every * steps_per_epoch))
+            sampler: Any = self.get_train_dataloader().batch_sampler
+            period = max(1, round(self.tuning.unfreeze_every * sampler.num_steps))
             unfreezing = GradualUnfreezing(model, new_modules_of(model), period, num_training_steps)
             self.add_callback(_Unfreezing(unfreezing))
         if self.tuning.lr_schedule is None or self.lr_scheduler is not None:
