@@ -8,6 +8,7 @@ import difflib
 import json
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -625,6 +626,21 @@ def _check_tuning(arguments: Arguments) -> None:
             f"Expected --peft_config with --method peft or an adapter, but got --method {method.method} "
             f"{'with' if method.peft_config else 'without'} it. Give both, or neither."
         )
+    usual = CATALOGUE[method.method].defaults.get("learning_rate")
+    if "learning_rate" in arguments.given and usual is not None:
+        adapter = CATALOGUE[method.method].peft_type is not None
+        if adapter and training.learning_rate <= usual / 8:
+            warnings.warn(
+                f"--learning_rate {training.learning_rate:g} is one for full fine-tuning; --method {method.method} "
+                f"usually needs about {usual:g}, else it hardly moves",
+                stacklevel=2,
+            )
+        elif not adapter and training.learning_rate >= usual * 8:
+            warnings.warn(
+                f"--learning_rate {training.learning_rate:g} is far above the {usual:g} that --method {method.method} "
+                "usually takes; adapters take such rates",
+                stacklevel=2,
+            )
     if tuning.unfreeze_every is not None and method.method != "full":
         raise FinetuneError(
             f"Expected --unfreeze_every with --method full, but got --method {method.method}, which freezes for good."

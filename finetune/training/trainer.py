@@ -44,6 +44,7 @@ from finetune.models.inference import compute_logits
 from finetune.training.adalora import AdaLoraAllocation, has_adalora, orthogonality_penalty
 from finetune.training.loss import ExampleLoss
 from finetune.training.progress import CostMeter, progress_bar
+from finetune.training.watch import Watch, warn_if_collapsed
 
 __all__ = ["FineTuningTrainer"]
 
@@ -100,6 +101,7 @@ class FineTuningTrainer(Trainer):
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
         self.add_callback(CostMeter)
+        self.add_callback(Watch)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; where the encoder is frozen, on its features, computed once."""
@@ -298,6 +300,9 @@ class FineTuningTrainer(Trainer):
                 self.example_loss.window_pooling,
                 on_batch=advance,
             )
+        config: Any = self.model.config  # type: ignore[union-attr]
+        if self.args.process_index == 0:
+            warn_if_collapsed(logits, self.example_loss.problem_type, config.id2label)
         labels = dataset.with_format("numpy")["labels"][:]
         metrics = self.metrics_of(EvalPrediction(predictions=logits, label_ids=labels))
         self.costs.evaluation_seconds += time.perf_counter() - start
