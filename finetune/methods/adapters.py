@@ -72,7 +72,7 @@ def add_adapter(model: PreTrainedModel, method: str, settings: dict[str, Any], n
         config = config_class(task_type=TaskType.SEQ_CLS, **fields)
         wrapped = get_peft_model(model, config)
     except (ValueError, TypeError, KeyError, NotImplementedError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0].rstrip(".")
         raise FinetuneError(
             f"Expected a {peft_type} adapter that fits {type(model).__name__}, but PEFT says: {reason}. "
             "Other fields go into --peft_config."

@@ -50,7 +50,7 @@ class Watch(TrainerCallback):
     ) -> None:
         if state.is_world_process_zero and len(self.values) > 1 and len(set(self.values)) == 1:
             warnings.warn(
-                f"the validation metric was {self.values[0]:.4f} at each of {len(self.values)} evaluations: nothing was "
+                f"the validation metric was {self.values[0]:.4f} at all {len(self.values)} evaluations: nothing was "
                 "learnt. Raise --learning_rate, as prompt tuning and IA3 need, or train longer",
                 stacklevel=2,
             )
