@@ -35,7 +35,8 @@ ARCHITECTURES = {
     "deberta-v2": {**SMALL, "relative_attention": True, "pos_att_type": ["p2c", "c2p"]},
     "albert": {**SMALL, "embedding_size": 16, **SPECIAL},
     "modernbert": {**SMALL, **SPECIAL, "cls_token_id": 2, "sep_token_id": 3},
-    "gpt2": {"vocab_size": 30, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 2, "pad_token_id": 0, **SPECIAL},
+    "gpt2": {"vocab_size": 30, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 2, "pad_token_id": 0,
+             **SPECIAL},
     "qwen3": {**SMALL, **SPECIAL, "num_key_value_heads": 1, "head_dim": 16},
 }  # fmt: skip
 METHODS = [name for name in CATALOGUE if name not in ("peft", "qlora", "textcnn", "tfidf")]
@@ -66,7 +67,10 @@ for path in sorted(folder.iterdir()):
             stranger = AutoModelForSequenceClassification.from_pretrained(path)
         result["stranger"] = stranger.eval()(input_ids=tokens).logits.tolist()
         if adapter and json.loads(sys.argv[4])[path.name]:
-            result["merged"] = stranger.merge_and_unload()(input_ids=tokens).logits.tolist()
+            try:
+                result["merged"] = stranger.merge_and_unload()(input_ids=tokens).logits.tolist()
+            except (AttributeError, TypeError, ValueError) as error:
+                result["merge_error"] = str(error)
 print(json.dumps(results))
 """
 
