@@ -7,6 +7,7 @@ only transformers and PEFT. `docs/methods.md` shows the table that `python tests
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -131,3 +132,44 @@ def test_every_method_reloads(model_type, tmp_path, tiny_bert):
         assert result["names"] == NAMES
         if "merged" in result:
             torch.testing.assert_close(torch.tensor(result["merged"]), logits, atol=1e-5, rtol=0, msg=method)
+
+
+def describe(model_type: str, workplace: Path, tokenizer: str) -> tuple[list[str], list[str]]:
+    """Give a row of the table, and notes on what was refused."""
+    expected, found, refused = run_architecture(model_type, workplace, tokenizer)
+    cells, notes = [], []
+    for method in METHODS:
+        if method in refused:
+            cells.append("refused")
+            notes.append(f"{method} on {model_type}: {refused[method]}")
+        elif "merge_error" in found[method]:
+            cells.append("reloads")
+            notes.append(f"merging {method} on {model_type}: {found[method]['merge_error']}")
+        else:
+            logits = torch.tensor(expected[method]["logits"])
+            ways = [name for name in ("finetune", "stranger", "merged") if name in found[method]]
+            worst = max(float((torch.tensor(found[method][way]) - logits).abs().max()) for way in ways)
+            cells.append(("merges" if "merged" in ways else "reloads") + f" ({worst:.0e})")
+    return cells, notes
+
+
+def main() -> None:
+    """Print the table of `docs/methods.md`."""
+    from conftest import write_tiny_bert
+
+    table, notes = {}, []
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = write_tiny_bert(Path(folder) / "tokenizer")
+        for model_type in ARCHITECTURES:
+            (Path(folder) / model_type).mkdir()
+            table[model_type], more = describe(model_type, Path(folder) / model_type, tokenizer)
+            notes += more
+    print("| method | " + " | ".join(table) + " |")
+    print("|---" * (len(table) + 1) + "|")
+    for number, method in enumerate(METHODS):
+        print(f"| `{method}` | " + " | ".join(cells[number] for cells in table.values()) + " |")
+    print("\n" + "\n".join(f"- {note}" for note in notes))
+
+
+if __name__ == "__main__":
+    main()

@@ -11,12 +11,11 @@ from transformers import PreTrainedModel
 
 from finetune.catalogue import CATALOGUE
 from finetune.errors import FinetuneError
+from finetune.models.load import HEADS
 from finetune.models.precision import keep_activations_in_bf16
 
-__all__ = ["HEADS", "add_adapter", "read_peft_config"]
+__all__ = ["add_adapter", "read_peft_config"]
 
-# Heads that a fine-tuned checkpoint brings along; PEFT trains and saves `classifier` and `score` in full by itself.
-HEADS = ["classifier", "score"]
 UNPLANNED = 10**9  # AdaLoRA wants to know the steps of the training, which are set when it begins
 
 
