@@ -3,7 +3,7 @@
     python benchmarks/truncation.py --output_json benchmarks/results/truncation.json
 
 Fine-tunes the embedded encoder on 3,000 reviews with each strategy, one run a seed, through the recipe itself, and
-measures each saved model, reloaded, on the same 2,500 test reviews. Windows share a quarter of their tokens. The
+measures each saved model, reloaded, on the same 1,500 test reviews. Windows share a quarter of their tokens. The
 intervals are Student's, over seeds, of the mean and of the paired difference from the head.
 """
 
@@ -33,6 +33,7 @@ def measure(name: str, seed: int, options: Any) -> dict[str, float]:
         words = {
             "max_length": options.max_length,
             "max_train_samples": options.max_train_samples,
+            "max_eval_samples": options.max_eval_samples,
             "num_train_epochs": options.num_train_epochs,
             "num_threads": options.num_threads,
             "seed": seed,
@@ -62,7 +63,8 @@ def main() -> None:
     parser = build_parser(__doc__)
     parser.add_argument("--max_length", type=int, default=128)
     parser.add_argument("--max_train_samples", type=int, default=3_000)
-    parser.add_argument("--num_train_epochs", type=float, default=2)
+    parser.add_argument("--max_eval_samples", type=int, default=1_500)
+    parser.add_argument("--num_train_epochs", type=float, default=1)
     options = parser.parse_args()
     if options.measure:
         print(json.dumps(measure(options.measure[0], int(options.measure[1]), options)))

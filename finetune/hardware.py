@@ -17,6 +17,7 @@ __all__ = [
     "fastest_precision",
     "peak_memory_bytes",
     "processor_name",
+    "release_memory",
     "supports_bf16",
     "use_processor",
 ]
@@ -47,6 +48,15 @@ def use_processor(num_threads: int) -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def release_memory() -> None:
+    """Give the system back what torch has freed and `use_processor` keeps.
+
+    Micro-batches differ in shape, so that the holes between what is in use grow over hundreds of steps.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def supports_bf16() -> bool:

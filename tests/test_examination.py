@@ -706,6 +706,15 @@ def as_tuples(values):
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
+def test_the_command_names_flags_that_it_does_not_use(tmp_path, capsys):
+    argv = [*as_argv(write(tmp_path, **three_splits())), "--truncation=tail", "--max_train_samples", "9"]
+    status, printed = run(argv, capsys)
+    assert status == 0
+    assert printed.err == (
+        "warning: finetune doctor examines the data as it lies and has no use for: --truncation, --max_train_samples\n"
+    )
+
+
 def test_the_command_ends_with_1_if_there_are_errors(tmp_path, capsys):
     path = tmp_path / "one.csv"
     with path.open("w", newline="") as file:

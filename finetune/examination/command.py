@@ -1,5 +1,6 @@
 """`finetune doctor`: the data flags of the recipes, and what to look for."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,18 @@ from finetune.models.save import write_json
 from finetune.quiet import quiet_program
 
 __all__ = ["DoctorArguments", "main"]
+
+# Data flags that act after the examination, on what was found to be good.
+UNUSED = (
+    "remove_leakage",
+    "truncation",
+    "window_stride",
+    "window_pooling",
+    "max_train_windows",
+    "max_train_samples",
+    "max_eval_samples",
+    "split_seed",
+)
 
 
 @dataclass
@@ -64,6 +77,10 @@ def main(argv: Sequence[str]) -> int:
     if output and (output.is_dir() or not output.parent.is_dir()):
         raise FinetuneError(f"Expected --output_json to be a file in a folder that exists, but got {str(output)!r}.")
     quiet_program()
+    unused = [f"--{name}" for name in UNUSED if any(word.split("=")[0] == f"--{name}" for word in argv)]
+    if unused:
+        names = ", ".join(unused)
+        warnings.warn(f"finetune doctor examines the data as it lies and has no use for: {names}", stacklevel=2)
     splits = load_given_splits(data)
     tokenizer = load_pretrained_tokenizer(doctor.model_name_or_path) if doctor.model_name_or_path else None
     findings = examine(splits, tokenizer, data.max_length, doctor.check_labels)
