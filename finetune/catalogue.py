@@ -43,18 +43,27 @@ CATALOGUE: dict[str, Method] = {
         "Devlin et al. 2019",
         # Its appendix A.3 searched 2e-5 to 5e-5; the upper end suits small encoders and short training.
         {"learning_rate": 5e-5},
+        trainable_share=1.0,
     ),
     "head": Method(
         "the classification head alone, on the features of the frozen encoder",
         "Peters et al. 2019",
-        {"learning_rate": 1e-2},  # only a linear layer moves, so large steps are safe
+        # Only a linear layer moves, so large steps are safe.
+        {"learning_rate": 1e-2},
+        trainable_share=3.4e-05,
     ),
     "last_layers": Method(
         "the head and the last --num_layers layers of the encoder",
         "Lee et al. 2019",
         {"learning_rate": 5e-5},
+        trainable_share=0.1628,
     ),
-    "bitfit": Method("the biases and the head", "Ben Zaken et al. 2022", {"learning_rate": 1e-3}),
+    "bitfit": Method(
+        "the biases and the head",
+        "Ben Zaken et al. 2022",
+        {"learning_rate": 1e-3},
+        trainable_share=0.00118,
+    ),
     "lora": Method(
         "low-rank updates of all linear layers",
         "Hu et al. 2022",
@@ -62,6 +71,7 @@ CATALOGUE: dict[str, Method] = {
         "LORA",
         LORA,
         merges=True,
+        trainable_share=0.0289,
     ),
     "rslora": Method(
         "LoRA scaled by 1 / √r instead of 1 / r, for high ranks",
@@ -70,6 +80,7 @@ CATALOGUE: dict[str, Method] = {
         "LORA",
         {**LORA, "r": 64, "lora_alpha": 16, "use_rslora": True},
         merges=True,
+        trainable_share=0.1064,
     ),
     "dora": Method(
         "LoRA of the direction of each weight column, and its length apart",
@@ -78,6 +89,7 @@ CATALOGUE: dict[str, Method] = {
         "LORA",
         {**LORA, "use_dora": True},
         merges=True,
+        trainable_share=0.0298,
     ),
     "pissa": Method(
         "LoRA that starts from the principal singular vectors of the weights",
@@ -86,6 +98,7 @@ CATALOGUE: dict[str, Method] = {
         "LORA",
         {**LORA, "lora_alpha": 16, "init_lora_weights": "pissa"},
         merges=True,
+        trainable_share=0.0289,
     ),
     "lora_plus": Method(
         "LoRA whose B matrices learn 16 times as fast as its A matrices",
@@ -94,6 +107,7 @@ CATALOGUE: dict[str, Method] = {
         "LORA",
         LORA,
         merges=True,
+        trainable_share=0.0289,
     ),
     "adalora": Method(
         "LoRA that moves its rank to the layers that need it",
@@ -102,6 +116,7 @@ CATALOGUE: dict[str, Method] = {
         "ADALORA",
         {"init_r": 12, "target_r": 8, "lora_alpha": 32, "target_modules": "all-linear"},
         merges=True,
+        trainable_share=0.0219,
     ),
     "ia3": Method(
         "a factor on each key, value and feed-forward feature",
@@ -110,6 +125,7 @@ CATALOGUE: dict[str, Method] = {
         "IA3",
         {"target_modules": "all-linear", "feedforward_modules": []},
         merges=True,
+        trainable_share=0.00096,
     ),
     "prefix": Method(
         "keys and values of virtual tokens before the text, in every layer",
@@ -118,6 +134,7 @@ CATALOGUE: dict[str, Method] = {
         "PREFIX_TUNING",
         {"num_virtual_tokens": VIRTUAL_TOKENS},
         merges=False,
+        trainable_share=0.0041,
     ),
     "prompt": Method(
         "the embeddings of virtual tokens before the text",
@@ -126,6 +143,7 @@ CATALOGUE: dict[str, Method] = {
         "PROMPT_TUNING",
         {"num_virtual_tokens": VIRTUAL_TOKENS},
         merges=False,
+        trainable_share=0.00037,
     ),
     "p_tuning": Method(
         "virtual tokens before the text, from a small network",
@@ -134,6 +152,7 @@ CATALOGUE: dict[str, Method] = {
         "P_TUNING",
         {"num_virtual_tokens": VIRTUAL_TOKENS, "encoder_hidden_size": 128},
         merges=False,
+        trainable_share=0.0054,
     ),
     "vera": Method(
         "factors on shared random low-rank matrices",
@@ -142,6 +161,7 @@ CATALOGUE: dict[str, Method] = {
         "VERA",
         {"r": 256, "target_modules": "all-linear"},
         merges=True,
+        trainable_share=0.00138,
     ),
     "oft": Method(
         "rotations of blocks of each layer's inputs",
@@ -150,14 +170,16 @@ CATALOGUE: dict[str, Method] = {
         "OFT",
         {"oft_block_size": 32, "target_modules": "all-linear"},
         merges=True,
+        trainable_share=0.0142,
     ),
     "qlora": Method(
-        "LoRA on weights held in four bits; needs a GPU and bitsandbytes",
+        "LoRA on weights held in four bits; needs bitsandbytes",
         "Dettmers et al. 2023",
         {"learning_rate": 2e-4},
         "LORA",
         LORA,
         merges=True,
+        trainable_share=0.0289,
     ),
     "peft": Method(
         "what --peft_config says, with any of PEFT's methods",

@@ -69,6 +69,8 @@ def run_methods(arguments: argparse.Namespace) -> None:
     for name, method in CATALOGUE.items():
         rate = f"{method.defaults['learning_rate']:g}" if "learning_rate" in method.defaults else ""
         share = "" if method.trainable_share is None else f"{method.trainable_share:.2%}"
+        if share == "0.00%":
+            share = f"{method.trainable_share:.3%}"
         merges = {None: "", True: "yes", False: "no"}[method.merges]
         print(f"{name:<12} {rate:>7} {share:>8}  {merges:<6}  {method.what} ({method.paper})")
 

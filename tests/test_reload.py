@@ -14,13 +14,16 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
+import finetune
 from finetune.arguments import MethodArguments, ModelArguments
 from finetune.catalogue import CATALOGUE
+from finetune.data.embedded import find_embedded_model
 from finetune.data.labels import Task
 from finetune.errors import FinetuneError
 from finetune.methods import apply_method
 from finetune.metrics import SINGLE_LABEL
 from finetune.models.load import load_model
+from finetune.models.quantization import is_four_bit
 from finetune.models.save import write_model
 
 SMALL = {"vocab_size": 30, "max_position_embeddings": 64, "pad_token_id": 0, "hidden_size": 32, "num_hidden_layers": 2,
@@ -91,7 +94,8 @@ def train_and_save(folder: Path, base: str, method: str) -> dict:
         optimizer.step()
     for name, parameter in model.named_parameters():
         if name in frozen:
-            assert torch.equal(parameter, frozen[name]), f"{name} is frozen and moved"
+            same = frozen[name].to(parameter.dtype)  # four-bit layers hold their biases in the format they compute in
+            assert torch.equal(parameter, same), f"{name} is frozen and moved"
     moved = {name for name, p in model.named_parameters() if name in start and not torch.equal(p, start[name])}
     with torch.no_grad():
         logits = model.eval()(input_ids=tokens).logits.tolist()
@@ -132,6 +136,17 @@ def test_every_method_reloads(model_type, tmp_path, tiny_bert):
         assert result["names"] == NAMES
         if "merged" in result:
             torch.testing.assert_close(torch.tensor(result["merged"]), logits, atol=1e-5, rtol=0, msg=method)
+
+
+def test_qlora_reloads_in_four_bits(tmp_path):
+    expected = train_and_save(tmp_path, str(find_embedded_model()), "qlora")  # a width that four bits divide
+    assert expected["still"] == []
+    model, _ = finetune.load(tmp_path / "qlora")
+    assert is_four_bit(model.get_base_model())
+    assert model.get_base_model().bert.encoder.layer[0].attention.self.query.weight.dtype == torch.uint8
+    with torch.no_grad():
+        found = model(input_ids=torch.tensor(TOKENS)).logits
+    torch.testing.assert_close(found, torch.tensor(expected["logits"]), atol=1e-6, rtol=0)
 
 
 def describe(model_type: str, workplace: Path, tokenizer: str) -> tuple[list[str], list[str]]:

@@ -22,7 +22,9 @@ def four_bit_settings(full_modules: Collection[str]) -> dict[str, Any]:
         FinetuneError: If bitsandbytes is not installed.
     """
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise FinetuneError("Expected bitsandbytes for --method qlora, but it is not installed. Install it with pip.")
+        raise FinetuneError(
+            "Expected bitsandbytes for --method qlora, but it is not installed. Install it: pip install bitsandbytes."
+        )
     config = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
