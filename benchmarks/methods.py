@@ -2,9 +2,10 @@
 
     python benchmarks/methods.py --train_file rt-polarity.all --output_json benchmarks/results/methods.json
 
-Each method runs through `recipes/classify.py` with its own default settings, once a seed, on the same splits: 2,500 test
-sentences and a stratified sample of the rest to train on. The intervals are Student's, over seeds: of the mean, and of the
-paired difference from full fine-tuning. They hold what another seed would change, not what other test sentences would.
+Each method runs through `recipes/classify.py` with its own default settings, once a seed, on the same splits: 2,500
+test sentences and a stratified sample of the rest to train on. The intervals are Student's, over seeds: of the mean,
+and of the paired difference from full fine-tuning. They hold what another seed would change, not what other test
+sentences would.
 """
 
 import csv
@@ -22,8 +23,8 @@ from turns import build_parser, take_turns, write_results
 
 from finetune.data.split import carve_splits, drop_duplicates
 
-METHODS = ["full", "last_layers", "head", "bitfit", "lora", "dora", "pissa", "adalora", "ia3", "prompt", "prefix", "textcnn",
-           "tfidf"]  # fmt: skip
+METHODS = ["full", "last_layers", "head", "bitfit", "lora", "dora", "pissa", "adalora", "ia3", "prompt", "prefix",
+           "textcnn", "tfidf"]  # fmt: skip
 TEST_SIZE = 2_500
 RECIPE = Path(__file__).parent.parent / "recipes/classify.py"
 
@@ -56,7 +57,7 @@ def measure(name: str, seed: int, options: Any) -> dict[str, float]:
             words["num_train_epochs"] = options.num_train_epochs
         flags = [word for setting, value in words.items() for word in (f"--{setting}", str(value))]
         command = [sys.executable, str(RECIPE), *flags, "--no_floor"]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             sys.exit(done.stderr)
         record = json.loads(Path(f"{folder}/run/run.json").read_text(encoding="utf-8"))

@@ -28,7 +28,7 @@ def apply_method(model: PreTrainedModel, arguments: MethodArguments) -> PreTrain
         FinetuneError: If the method does not fit the model.
     """
     new_modules = newly_initialised_modules(model)
-    model.new_modules = new_modules
+    model.new_modules = new_modules  # type: ignore[assignment]
     if arguments.reinit_layers:
         reinitialise_layers(model, arguments.reinit_layers)
     match arguments.method:

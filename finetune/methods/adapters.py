@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from peft import PeftModel, PeftType, TaskType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
@@ -70,7 +71,8 @@ def add_adapter(model: PreTrainedModel, method: str, settings: dict[str, Any], n
     try:
         config = config_class(task_type=TaskType.SEQ_CLS, **fields)
         wrapped = get_peft_model(model, config)
-    except (ValueError, TypeError, KeyError, NotImplementedError, ImportError) as error:
+        _try(wrapped)
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise FinetuneError(
             f"Expected a {peft_type} adapter that fits {type(model).__name__}, but PEFT says: {reason}. "
@@ -78,3 +80,11 @@ def add_adapter(model: PreTrainedModel, method: str, settings: dict[str, Any], n
         ) from error
     keep_activations_in_bf16(wrapped)
     return wrapped
+
+
+@torch.no_grad()
+def _try(model: PeftModel) -> None:
+    """Run a few tokens through, since PEFT notices some misfits only then."""
+    tokens = torch.ones((1, 4), dtype=torch.long, device=model.device)
+    model.eval()(input_ids=tokens, attention_mask=torch.ones_like(tokens))
+    model.train()

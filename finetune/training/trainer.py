@@ -222,8 +222,9 @@ class FineTuningTrainer(Trainer):
         labels = inputs["labels"]
         outputs = model(**{name: tensor for name, tensor in inputs.items() if name not in ("labels", "num_windows")})
         total = self.example_loss(outputs["logits"].float(), labels, inputs.get("num_windows")).sum()
-        if has_adalora(self.model):
-            total = total + len(labels) * orthogonality_penalty(self.model)
+        trained: Any = self.model
+        if has_adalora(trained):
+            total = total + len(labels) * orthogonality_penalty(trained)
         if num_items_in_batch is None:
             loss = total / len(labels)
         else:

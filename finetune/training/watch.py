@@ -7,7 +7,7 @@ import numpy as np
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from finetune.metrics import SINGLE_LABEL, predict_labels
+from finetune.metrics import MULTI_LABEL, REGRESSION, predict_labels
 
 __all__ = ["Watch", "warn_if_collapsed"]
 
@@ -57,8 +57,16 @@ class Watch(TrainerCallback):
 
 
 def warn_if_collapsed(logits: np.ndarray, problem_type: str, label_names: dict[int, str]) -> None:
-    """Warn if every text gets the same class."""
-    if problem_type != SINGLE_LABEL or len(logits) < 10:
+    """Warn if every text gets the same class, or with several labels no text gets any."""
+    if problem_type == REGRESSION or len(logits) < 10:
+        return
+    if problem_type == MULTI_LABEL:
+        if not predict_labels(logits, problem_type).any():
+            warnings.warn(
+                f"none of {len(logits):,} validation texts is predicted to have any label. If that lasts: raise "
+                "--learning_rate, train longer, or pass --class_weights balanced",
+                stacklevel=2,
+            )
         return
     predicted = np.unique(predict_labels(logits, problem_type))
     if len(predicted) == 1:
