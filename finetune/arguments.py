@@ -626,6 +626,11 @@ def _check_tuning(arguments: Arguments) -> None:
             f"Expected --peft_config with --method peft or an adapter, but got --method {method.method} "
             f"{'with' if method.peft_config else 'without'} it. Give both, or neither."
         )
+    if method.method == "qlora" and training.use_cpu:
+        raise FinetuneError(
+            "Expected a GPU for --method qlora: on a CPU bitsandbytes packs the weights at the first evaluation, and "
+            "they can't be trained further. Take --method lora."
+        )
     usual = CATALOGUE[method.method].defaults.get("learning_rate")
     if "learning_rate" in arguments.given and usual is not None:
         adapter = CATALOGUE[method.method].peft_type is not None

@@ -173,7 +173,7 @@ CATALOGUE: dict[str, Method] = {
         trainable_share=0.0142,
     ),
     "qlora": Method(
-        "LoRA on weights held in four bits; needs bitsandbytes",
+        "LoRA on weights held in four bits; needs a GPU and bitsandbytes",
         "Dettmers et al. 2023",
         {"learning_rate": 2e-4},
         "LORA",

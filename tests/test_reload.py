@@ -128,6 +128,7 @@ def run_architecture(model_type: str, workplace: Path, tokenizer: str) -> tuple[
 def test_every_method_reloads(model_type, tmp_path, tiny_bert):
     expected, found, refused = run_architecture(model_type, tmp_path, tiny_bert)
     assert expected.keys() == found.keys()
+    assert {method: result["still"] for method, result in expected.items() if result["still"]} == {}
     assert len(expected) >= 10, refused
     for method, result in found.items():
         logits = torch.tensor(expected[method]["logits"])

@@ -247,6 +247,7 @@ def test_any_peft_method_by_its_config(tmp_path):
         (["--lr_schedule", "triangular", "--lr_scheduler_type", "cosine"], "--lr_schedule or --lr_scheduler_type"),
         (["--layer_decay", "1.5"], r"--layer_decay in \(0, 1\]"),
         (["--method", "peft"], "--peft_config with --method peft"),
+        (["--method", "qlora"], "a GPU for --method qlora"),
     ],
 )
 def test_settings_that_contradict(imdb, flags, words, tmp_path, message):

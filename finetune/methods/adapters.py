@@ -86,5 +86,8 @@ def add_adapter(model: PreTrainedModel, method: str, settings: dict[str, Any], n
 def _try(model: PeftModel) -> None:
     """Run a few tokens through, since PEFT notices some misfits only then."""
     tokens = torch.ones((1, 4), dtype=torch.long, device=model.device)
-    model.eval()(input_ids=tokens, attention_mask=torch.ones_like(tokens))
-    model.train()
+    before = model.training
+    model.train()  # in evaluation bitsandbytes would pack its weights for good
+    with torch.random.fork_rng():  # dropout must not draw from the run's own stream
+        model(input_ids=tokens, attention_mask=torch.ones_like(tokens))
+    model.train(before)
