@@ -21,7 +21,8 @@ from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from turns import build_parser, take_turns, write_results
 
-from finetune.arguments import METHOD_DEFAULTS, ModelArguments
+from finetune.arguments import ModelArguments
+from finetune.catalogue import METHOD_DEFAULTS
 from finetune.data.labels import task_of
 from finetune.data.split import carve_splits, drop_duplicates
 from finetune.data.tokenize import TextConfig, tokenize_splits

@@ -26,7 +26,8 @@ from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from turns import build_parser, take_turns, write_results
 
-from finetune.arguments import METHOD_DEFAULTS, DataArguments, ModelArguments
+from finetune.arguments import DataArguments, ModelArguments
+from finetune.catalogue import METHOD_DEFAULTS
 from finetune.data.embedded import load_embedded_reviews
 from finetune.data.labels import task_of
 from finetune.data.load import complete_splits, load_given_splits

@@ -25,7 +25,8 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.trainer_callback import PrinterCallback
 from turns import build_parser, take_turns, write_results
 
-from finetune.arguments import METHOD_DEFAULTS, DataArguments, ModelArguments
+from finetune.arguments import DataArguments, ModelArguments
+from finetune.catalogue import METHOD_DEFAULTS
 from finetune.data.labels import task_of
 from finetune.data.load import load_splits
 from finetune.data.tokenize import TextConfig, tokenize_dataset

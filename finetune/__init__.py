@@ -4,10 +4,14 @@
 transformers are imported by the function that needs them.
 """
 
+import logging
 from typing import Any
 
 __all__ = ["__version__", "load"]
 __version__ = "0.1.0"
+
+# Where bitsandbytes is installed, PEFT imports it too, and it reports on kernels that nobody asked for.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def load(path: str) -> tuple[Any, Any]:

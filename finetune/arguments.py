@@ -8,6 +8,7 @@ import difflib
 import json
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.utils import is_torch_tf32_available
 
+from finetune.catalogue import CATALOGUE, METHOD_DEFAULTS
 from finetune.errors import FinetuneError
 from finetune.hardware import default_num_threads, fastest_precision
 from finetune.metrics import (
@@ -31,33 +33,14 @@ from finetune.metrics import (
 )
 
 __all__ = [
-    "METHOD_DEFAULTS",
     "Arguments",
     "DataArguments",
     "MethodArguments",
     "ModelArguments",
     "RunArguments",
+    "TuningArguments",
     "parse_arguments",
 ]
-
-# What each method needs to train well, where that differs from the recipe. The user's YAML and flags win over it.
-METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
-    # Devlin et al. 2019, appendix A.3, searched 2e-5 to 5e-5; the upper end suits small encoders and short training.
-    "full": {"learning_rate": 5e-5},
-    # About ten times full fine-tuning (Schulman et al. 2025, "LoRA Without Regret").
-    "lora": {"learning_rate": 5e-4},
-    # Only a linear layer on frozen features moves, so large steps are safe.
-    "head": {"learning_rate": 1e-2},
-    # From scratch: more passes and the usual rate of Adam (Kingma and Ba 2015); no warm-up to protect pretraining.
-    "textcnn": {
-        "learning_rate": 1e-3,
-        "num_train_epochs": 5,
-        "per_device_train_batch_size": 50,
-        "warmup_steps": 0,
-        "max_tokens_per_micro_batch": 32_768,
-    },
-    "tfidf": {},
-}
 
 # Flags of `TrainingArguments` that would be taken and then have no effect here.
 REFUSED = {
@@ -215,10 +198,19 @@ class MethodArguments:
     method: str = field(
         default="full",
         metadata={
-            "choices": list(METHOD_DEFAULTS),
-            "help": "full: all parameters; lora: low-rank adapters; head: the classification head alone; "
-            "textcnn: a convolutional network from scratch; tfidf: TF-IDF and logistic regression.",
+            "choices": list(CATALOGUE),
+            "help": "What moves, and how: `finetune methods` describes each.",
         },
+    )
+    peft_config: str | None = field(
+        default=None,
+        metadata={
+            "help": "A YAML file of fields for PEFT's config class; --method peft takes its peft_type from there."
+        },
+    )
+    num_layers: int = field(default=2, metadata={"help": "How many layers --method last_layers trains, from the top."})
+    reinit_layers: int = field(
+        default=0, metadata={"help": "Draw this many of the top layers anew before training (Zhang et al. 2021)."}
     )
     class_weights: str = field(
         default="none",
@@ -235,9 +227,49 @@ class MethodArguments:
     oversample: bool = field(
         default=False, metadata={"help": "Repeat training rows of rarer classes until all classes have as many."}
     )
-    lora_r: int = field(default=16, metadata={"help": "Rank of the LoRA matrices."})
-    lora_alpha: int = field(default=32, metadata={"help": "LoRA's scale: the update is multiplied by alpha / r."})
-    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout on the input of the LoRA matrices."})
+    lora_r: int | None = field(
+        default=None, metadata={"help": "Rank of the adapter's matrices. Default: the method's."}
+    )
+    lora_alpha: int | None = field(
+        default=None, metadata={"help": "Scale: the update is multiplied by alpha / r. Default: the method's."}
+    )
+    lora_dropout: float | None = field(
+        default=None, metadata={"help": "Dropout on the input of the adapter's matrices. Default: the method's."}
+    )
+
+
+@dataclass
+class TuningArguments:
+    """How fast each parameter moves, and when."""
+
+    _argument_group_name = "tuning"
+
+    layer_decay: float = field(
+        default=1.0,
+        metadata={"help": "Factor on the learning rate for each layer further down (Sun et al. 2019: 0.95)."},
+    )
+    head_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the classification head. Default: --learning_rate."}
+    )
+    lora_plus_ratio: float = field(
+        default=1.0, metadata={"help": "How many times as fast LoRA's B matrices learn as A (Hayou et al. 2024: 16)."}
+    )
+    unfreeze_every: float | None = field(
+        default=None,
+        metadata={
+            "help": "Unfreeze gradually (Howard and Ruder 2018): the head first, after each of this many epochs one "
+            "layer more from the top, the embeddings last."
+        },
+    )
+    lr_schedule: str | None = field(
+        default=None,
+        metadata={
+            "choices": ["slanted_triangular", "triangular", "triangular2", "exp_range"],
+            "help": "A schedule that --lr_scheduler_type does not have: a slanted triangle (Howard and Ruder 2018) or "
+            "cycles (Smith 2017). Without warm-up.",
+        },
+    )
+    num_cycles: float = field(default=2.0, metadata={"help": "Cycles of --lr_schedule over the training."})
 
 
 @dataclass
@@ -279,6 +311,7 @@ class Arguments:
     data: DataArguments
     model: ModelArguments
     method: MethodArguments
+    tuning: TuningArguments
     run: RunArguments
     training: TrainingArguments
     given: frozenset[str]
@@ -340,7 +373,7 @@ class Arguments:
 
     def to_dict(self) -> dict[str, Any]:
         """Give every setting by part and name, without tokens, for `run.json`."""
-        parts = {part: vars(getattr(self, part)).copy() for part in ("data", "model", "method", "run")}
+        parts = {part: vars(getattr(self, part)).copy() for part in ("data", "model", "method", "tuning", "run")}
         training = {name: value for name, value in self.training.to_dict().items() if not name.endswith("_token")}
         return {**parts, "training": training}
 
@@ -367,7 +400,7 @@ def parse_arguments(description: str | None, defaults: dict[str, Any], argv: Seq
         FinetuneError: If a setting is unknown, has the wrong type, or is outside its range.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parts: Any = [DataArguments, ModelArguments, MethodArguments, RunArguments, TrainingArguments]
+    parts: Any = [DataArguments, ModelArguments, MethodArguments, TuningArguments, RunArguments, TrainingArguments]
     parser = _Parser(
         parts, usage="%(prog)s [--config FILE.yaml] [--name value ...]", description=description, allow_abbrev=False
     )
@@ -381,7 +414,7 @@ def parse_arguments(description: str | None, defaults: dict[str, Any], argv: Seq
     parser.set_defaults(**{**_machine_defaults(given), **defaults, **METHOD_DEFAULTS.get(method, {})})
     words = [word for name, value in config.items() for word in _to_flag(name, value)] + argv
     try:
-        data, model, method_arguments, run, training, unknown = parser.parse_args_into_dataclasses(
+        data, model, method_arguments, tuning, run, training, unknown = parser.parse_args_into_dataclasses(
             words, return_remaining_strings=True, look_for_args_file=False
         )
     except FinetuneError:
@@ -391,7 +424,7 @@ def parse_arguments(description: str | None, defaults: dict[str, Any], argv: Seq
     if unknown:
         raise FinetuneError(_unknown_setting(unknown[0].lstrip("-").split("=")[0], known, "on the command line"))
 
-    arguments = Arguments(data, model, method_arguments, run, training, given)
+    arguments = Arguments(data, model, method_arguments, tuning, run, training, given)
     _fill_in(arguments)
     _check(arguments)
     return arguments
@@ -528,6 +561,10 @@ def _check(arguments: Arguments) -> None:
         ("max_train_windows", data.max_train_windows, 1),
         ("focal_gamma", arguments.method.focal_gamma, 0),
         ("lora_r", arguments.method.lora_r, 1),
+        ("reinit_layers", arguments.method.reinit_layers, 0),
+        ("num_cycles", arguments.tuning.num_cycles, 0.5),
+        ("head_learning_rate", arguments.tuning.head_learning_rate, 0),
+        ("lora_plus_ratio", arguments.tuning.lora_plus_ratio, 0),
         ("textcnn_embedding_dim", arguments.model.textcnn_embedding_dim, 1),
         ("textcnn_vocabulary_size", arguments.model.textcnn_vocabulary_size, 3),
         ("per_device_train_batch_size", training.per_device_train_batch_size, 1),
@@ -541,6 +578,7 @@ def _check(arguments: Arguments) -> None:
             raise FinetuneError(f"Expected --{name} to be at least {least}, but got {value}.")
     if training.max_steps <= 0 and not training.num_train_epochs > 0:
         raise FinetuneError(f"Expected --num_train_epochs above 0, but got {training.num_train_epochs}.")
+    _check_tuning(arguments)
     if data.truncation == "window" and (data.window_stride or 0) > data.max_length - 3:
         raise FinetuneError(
             f"Expected --window_stride below --max_length {data.max_length}, but got {data.window_stride}. "
@@ -564,7 +602,7 @@ def _check(arguments: Arguments) -> None:
     for name, share in (
         ("attention_dropout", arguments.model.attention_dropout),
         ("textcnn_dropout", arguments.model.textcnn_dropout),
-        ("lora_dropout", arguments.method.lora_dropout),
+        ("lora_dropout", arguments.method.lora_dropout or 0.0),
     ):
         if not 0 <= share < 1:
             raise FinetuneError(f"Expected --{name} in [0, 1), but got {share}.")
@@ -576,3 +614,46 @@ def _check(arguments: Arguments) -> None:
         path = getattr(data, name)
         if path is not None and not Path(path).exists():
             raise FinetuneError(f"Expected --{name} to be a file or folder, but {path!r} does not exist.")
+
+
+def _check_tuning(arguments: Arguments) -> None:
+    """Refuse settings of the method that contradict one another."""
+    method, tuning, training = arguments.method, arguments.tuning, arguments.training
+    if not 0 < tuning.layer_decay <= 1:
+        raise FinetuneError(f"Expected --layer_decay in (0, 1], but got {tuning.layer_decay}. 0.95 is usual.")
+    if (method.method == "peft") != (method.peft_config is not None) and CATALOGUE[method.method].peft_type is None:
+        raise FinetuneError(
+            f"Expected --peft_config with --method peft or an adapter, but got --method {method.method} "
+            f"{'with' if method.peft_config else 'without'} it. Give both, or neither."
+        )
+    if method.method == "qlora" and training.use_cpu:
+        raise FinetuneError(
+            "Expected a GPU for --method qlora: on a CPU bitsandbytes packs the weights at the first evaluation, and "
+            "they can't be trained further. Take --method lora."
+        )
+    usual = CATALOGUE[method.method].defaults.get("learning_rate")
+    if "learning_rate" in arguments.given and usual is not None:
+        adapter = CATALOGUE[method.method].peft_type is not None
+        if adapter and training.learning_rate <= usual / 8:
+            warnings.warn(
+                f"--learning_rate {training.learning_rate:g} is one for full fine-tuning; --method {method.method} "
+                f"usually needs about {usual:g}, else it hardly moves",
+                stacklevel=2,
+            )
+        elif not adapter and training.learning_rate >= usual * 8:
+            warnings.warn(
+                f"--learning_rate {training.learning_rate:g} is far above the {usual:g} that --method {method.method} "
+                "usually takes; adapters take such rates",
+                stacklevel=2,
+            )
+    if tuning.unfreeze_every is not None and method.method != "full":
+        raise FinetuneError(
+            f"Expected --unfreeze_every with --method full, but got --method {method.method}, which freezes for good."
+        )
+    if tuning.unfreeze_every is not None and not tuning.unfreeze_every > 0:
+        raise FinetuneError(f"Expected --unfreeze_every above 0 epochs, but got {tuning.unfreeze_every}.")
+    if tuning.lr_schedule is not None:
+        for name in ("lr_scheduler_type", "warmup_steps"):
+            if name in arguments.given:
+                raise FinetuneError(f"Expected --lr_schedule or --{name}, but got both. Drop one of them.")
+        training.warmup_steps = 0

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from finetune import __version__
 from finetune.errors import FinetuneError, exit_on_error
 
-__all__ = ["build_parser", "main", "run_doctor", "run_evaluate", "run_predict"]
+__all__ = ["build_parser", "main", "run_doctor", "run_evaluate", "run_methods", "run_predict"]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -28,6 +28,9 @@ def build_parser() -> argparse.ArgumentParser:
         "doctor", help="examine labelled texts before they are trusted", allow_abbrev=False, add_help=False
     )
     doctor.set_defaults(run=run_doctor)
+
+    methods = commands.add_parser("methods", help="list the ways to fit a classifier", allow_abbrev=False)
+    methods.set_defaults(run=run_methods)
 
     predict = commands.add_parser("predict", help="label texts with a trained model", allow_abbrev=False)
     predict.add_argument("path", metavar="PATH", help="a run directory or a model folder")
@@ -56,6 +59,20 @@ def run_doctor(argv: Sequence[str]) -> None:
     from finetune.examination.command import main as examine_data
 
     sys.exit(examine_data(argv))
+
+
+def run_methods(arguments: argparse.Namespace) -> None:
+    """Print what each method moves, its paper, its learning rate, the share that trains, and whether it merges."""
+    from finetune.catalogue import CATALOGUE
+
+    print(f"{'method':<12} {'rate':>7} {'trains':>8}  {'merges':<6}  what moves (paper)")
+    for name, method in CATALOGUE.items():
+        rate = f"{method.defaults['learning_rate']:g}" if "learning_rate" in method.defaults else ""
+        share = "" if method.trainable_share is None else f"{method.trainable_share:.2%}"
+        if share == "0.00%":
+            share = f"{method.trainable_share:.3%}"
+        merges = {None: "", True: "yes", False: "no"}[method.merges]
+        print(f"{name:<12} {rate:>7} {share:>8}  {merges:<6}  {method.what} ({method.paper})")
 
 
 def run_predict(arguments: argparse.Namespace) -> None:

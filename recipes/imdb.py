@@ -78,6 +78,7 @@ def main(argv=None):
                 compute_metrics=lambda prediction: compute_metrics(*prediction, task.problem_type),
                 max_tokens_per_micro_batch=arguments.run.max_tokens_per_micro_batch,
                 example_loss=run.build_loss(tokenized["train"]),
+                tuning=arguments.tuning,
                 callbacks=run.callbacks(),
             )
             run.train(trainer)

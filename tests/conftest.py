@@ -24,10 +24,8 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="session")
-def tiny_bert(tmp_path_factory) -> str:
-    """A folder with a random `BertModel` (no classification head) and its tokenizer."""
-    folder = tmp_path_factory.mktemp("tiny-bert")
+def write_tiny_bert(folder: Path) -> str:
+    """Write a random `BertModel` (no classification head) and its tokenizer."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *GOOD, *BAD, *OTHER]
     tokenizer = BertTokenizerFast(vocab={word: number for number, word in enumerate(words)}, model_max_length=32)
     config = BertConfig(
@@ -42,6 +40,12 @@ def tiny_bert(tmp_path_factory) -> str:
     BertModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory) -> str:
+    """A folder with a random `BertModel` (no classification head) and its tokenizer."""
+    return write_tiny_bert(tmp_path_factory.mktemp("tiny-bert"))
 
 
 def make_reviews(count: int, offset: int = 0) -> list[tuple[str, str]]:

@@ -33,7 +33,7 @@ def test_yaml_settings_below_a_method_are_for_it_alone(tmp_path):
     config.write_text("max_length: 64\nlora:\n  learning_rate: 3e-4\n  lora_r: 4\n")
     lora, full = (parse("--config", str(config), "--method", method) for method in ("lora", "full"))
     assert (lora.training.learning_rate, lora.method.lora_r, lora.data.max_length) == (3e-4, 4, 64)
-    assert (full.training.learning_rate, full.method.lora_r, full.data.max_length) == (5e-5, 16, 64)
+    assert (full.training.learning_rate, full.method.lora_r, full.data.max_length) == (5e-5, None, 64)
 
 
 def test_learning_rate_depends_on_the_method_unless_given():
@@ -63,7 +63,7 @@ def test_threads_are_shared_among_the_processes_of_the_host(monkeypatch):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--method", "fulll"], r"invalid choice: 'fulll' \(choose from .*'full', 'lora'"),
+        (["--method", "fulll"], r"invalid choice: 'fulll' \(choose from 'full', 'head', .*'lora'"),
         (["--learning_rat", "1"], "found 'learning_rat' on the command line. Did you mean 'learning_rate'"),
         (["--max_length", "many"], "invalid int value: 'many'"),
         (["--label_smoothing_factor", "1"], r"in \[0, 1\), but got 1.0"),

@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 from transformers import TrainingArguments
 
-from finetune.arguments import DataArguments, MethodArguments, ModelArguments, RunArguments
+from finetune.arguments import DataArguments, MethodArguments, ModelArguments, RunArguments, TuningArguments
 from finetune.cli import build_parser, main
 
 
@@ -42,12 +42,12 @@ def test_every_command_is_in_the_readme():
     commands = build_parser()._subparsers._group_actions[0].choices
     assert commands
     for name in commands:
-        assert re.search(rf"^finetune {name} ", readme, re.MULTILINE), name
+        assert re.search(rf"^finetune {name}\b", readme, re.MULTILINE), name
 
 
 def test_flags_that_the_readme_names_exist():
     readme = (ROOT / "README.md").read_text()
-    parts = (DataArguments, ModelArguments, MethodArguments, RunArguments, TrainingArguments)
+    parts = (DataArguments, ModelArguments, MethodArguments, TuningArguments, RunArguments, TrainingArguments)
     known = {field.name for part in parts for field in dataclasses.fields(part)}
     known |= {"config_file", "quiet"}  # accelerate's
     known |= {"help", "no_floor", "turns", "pairs", "output_json", "check_labels"}  # of commands and benchmarks

@@ -46,7 +46,7 @@ def test_micro_batches_equal_the_plain_step(tmp_path, tiny_bert, tokenizer, toke
     np.testing.assert_allclose(results[1], results[0], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("method", ["full", "head", "lora", "textcnn"])
+@pytest.mark.parametrize("method", ["full", "head", "lora", "qlora", "textcnn"])
 def test_a_run_ends_and_reloads(imdb, flags, tmp_path, method):
     position = flags.index("--bf16")  # the machine's own format instead of float32
     words = flags[:position] + flags[position + 2 :]

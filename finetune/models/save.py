@@ -10,6 +10,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune.data.tokenize import TextConfig
+from finetune.models.quantization import is_four_bit
 from finetune.models.tfidf import LABEL_NAMES_FILE, TfidfClassifier
 
 __all__ = ["FINETUNE_CONFIG_FILE", "write_json", "write_model"]
@@ -41,7 +42,10 @@ def write_model(
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     problem_type = base.problem_type if isinstance(base, TfidfClassifier) else base.config.problem_type
     text = None if text_config is None else text_config.to_dict()
-    write_json(aside / FINETUNE_CONFIG_FILE, {"problem_type": problem_type, "text": text})
+    content = {"problem_type": problem_type, "text": text}
+    if isinstance(base, PreTrainedModel) and is_four_bit(base):
+        content["four_bit"] = True
+    write_json(aside / FINETUNE_CONFIG_FILE, content)
     shutil.rmtree(folder, ignore_errors=True)
     aside.rename(folder)
 

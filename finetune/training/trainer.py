@@ -25,9 +25,11 @@ from transformers.trainer_callback import (
 )
 from transformers.trainer_utils import EvalLoopOutput
 
+from finetune.arguments import TuningArguments
 from finetune.data.batch import GlobalStepSampler, MicroBatchCollator, TrainDataLoader
 from finetune.errors import FinetuneError
 from finetune.hardware import release_memory
+from finetune.methods import new_modules_of
 from finetune.methods.features import (
     FeatureCollator,
     compute_features,
@@ -35,10 +37,15 @@ from finetune.methods.features import (
     find_feature_reader,
     has_frozen_encoder,
 )
+from finetune.methods.rates import Rates, build_parameter_groups
+from finetune.methods.schedules import build_schedule
+from finetune.methods.unfreezing import GradualUnfreezing
 from finetune.metrics import SINGLE_LABEL
 from finetune.models.inference import compute_logits
+from finetune.training.adalora import AdaLoraAllocation, has_adalora, orthogonality_penalty
 from finetune.training.loss import ExampleLoss
 from finetune.training.progress import CostMeter, progress_bar
+from finetune.training.watch import Watch, warn_if_collapsed
 
 __all__ = ["FineTuningTrainer"]
 
@@ -58,6 +65,7 @@ class FineTuningTrainer(Trainer):
         max_tokens_per_micro_batch: Most tokens that are computed at once, padding included.
         example_loss: The loss of each example; by default that of the model's `problem_type`, smoothed by
             `args.label_smoothing_factor`.
+        tuning: Relations of the learning rates, their schedule, gradual unfreezing.
         callbacks: Added to the `Trainer`'s own, whose progress bar and printed dictionaries are left out.
     """
 
@@ -71,6 +79,7 @@ class FineTuningTrainer(Trainer):
         compute_metrics: Callable[[EvalPrediction], dict[str, float]],
         max_tokens_per_micro_batch: int,
         example_loss: ExampleLoss | None = None,
+        tuning: TuningArguments | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ):
         args._n_gpu = min(args.n_gpu, 1)  # several GPUs take several processes, never nn.DataParallel
@@ -89,9 +98,13 @@ class FineTuningTrainer(Trainer):
         self.metrics_of = compute_metrics
         problem_type = model.config.problem_type or SINGLE_LABEL
         self.example_loss = example_loss or ExampleLoss(problem_type, args.label_smoothing_factor)
+        self.tuning = tuning or TuningArguments()
+        if has_adalora(model):
+            self.add_callback(AdaLoraAllocation)
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
         self.add_callback(CostMeter)
+        self.add_callback(Watch)
         self.add_callback(_ReleaseMemory)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -209,11 +222,52 @@ class FineTuningTrainer(Trainer):
         labels = inputs["labels"]
         outputs = model(**{name: tensor for name, tensor in inputs.items() if name not in ("labels", "num_windows")})
         total = self.example_loss(outputs["logits"].float(), labels, inputs.get("num_windows")).sum()
+        trained: Any = self.model
+        if has_adalora(trained):
+            total = total + len(labels) * orthogonality_penalty(trained)
         if num_items_in_batch is None:
             loss = total / len(labels)
         else:
             loss = total * (self.args.world_size / num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Group the parameters by learning rate and weight decay."""
+        if self.optimizer is None:
+            trained: Any = self.model if model is None else model
+            optimizer_class, settings = self.get_optimizer_cls_and_kwargs(self.args, trained)
+            rates = Rates(self.tuning.layer_decay, self.tuning.head_learning_rate, self.tuning.lora_plus_ratio)
+            decay_parameters = self.get_decay_parameter_names(trained)
+            groups = build_parameter_groups(
+                trained,
+                rates,
+                new_modules_of(trained),
+                decay_parameters,
+                self.args.learning_rate,
+                self.args.weight_decay,
+            )
+            for group in groups:
+                del group["names"]
+            self.optimizer_cls_and_kwargs = optimizer_class, {**settings, "params": groups}
+        return super().create_optimizer(model)
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """Build the schedule that `TrainingArguments` or `--lr_schedule` names, and the one of unfreezing."""
+        if self.tuning.unfreeze_every is not None:
+            model: Any = self.model
+            sampler: Any = self.get_train_dataloader().batch_sampler
+            period = max(1, round(self.tuning.unfreeze_every * sampler.num_steps))
+            unfreezing = GradualUnfreezing(model, new_modules_of(model), period, num_training_steps)
+            self.add_callback(_Unfreezing(unfreezing))
+        if self.tuning.lr_schedule is None or self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        wrapped: Any = self.optimizer if optimizer is None else optimizer
+        schedule = build_schedule(wrapped, self.tuning.lr_schedule, num_training_steps, self.tuning.num_cycles)
+        self.lr_scheduler = schedule
+        self._created_lr_scheduler = True
+        return schedule
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Estimate the operations of a batch as 6 x parameters x tokens, padding included."""
@@ -251,6 +305,9 @@ class FineTuningTrainer(Trainer):
                 self.example_loss.window_pooling,
                 on_batch=advance,
             )
+        config: Any = self.model.config  # type: ignore[union-attr]
+        if self.args.process_index == 0:
+            warn_if_collapsed(logits, self.example_loss.problem_type, config.id2label)
         labels = dataset.with_format("numpy")["labels"][:]
         metrics = self.metrics_of(EvalPrediction(predictions=logits, label_ids=labels))
         self.costs.evaluation_seconds += time.perf_counter() - start
@@ -266,6 +323,18 @@ class FineTuningTrainer(Trainer):
             metrics={f"{metric_key_prefix}_{name}": value for name, value in metrics.items()},
             num_samples=len(dataset),
         )
+
+
+class _Unfreezing(TrainerCallback):
+    """Freezes and unfreezes before each step, by the step's number alone."""
+
+    def __init__(self, unfreezing: GradualUnfreezing):
+        self.unfreezing = unfreezing
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.unfreezing.apply(kwargs["model"], state.global_step)
 
 
 class _ReleaseMemory(TrainerCallback):

@@ -1,0 +1,204 @@
+"""The methods by name: what moves, who proposed it, and the settings it trains well with. Data only.
+
+A method that PEFT knows is its `peft_type` and the fields of PEFT's own config class; `--peft_config` adds to these or
+replaces them. Learning rates are those that the papers and PEFT's examples use for classification with small encoders,
+checked on sentences in `docs/methods.md`; `--learning_rate` overrides them.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["CATALOGUE", "METHOD_DEFAULTS", "Method"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to fit a classifier.
+
+    Attributes:
+        what: What moves, in one line.
+        paper: Where it is from.
+        defaults: Settings by flag name that it needs where they differ from the recipe's.
+        peft_type: PEFT's name of it; None for what is done without PEFT.
+        peft_config: Fields of PEFT's config class.
+        merges: Whether the adapter can be merged into the weights; None without an adapter.
+        trainable_share: Of the embedded encoder's parameters with a head for two classes; None where it has no meaning.
+    """
+
+    what: str
+    paper: str
+    defaults: dict[str, Any] = field(default_factory=dict)
+    peft_type: str | None = None
+    peft_config: dict[str, Any] = field(default_factory=dict)
+    merges: bool | None = None
+    trainable_share: float | None = None
+
+
+LORA: dict[str, Any] = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
+VIRTUAL_TOKENS = 20
+
+CATALOGUE: dict[str, Method] = {
+    "full": Method(
+        "every parameter",
+        "Devlin et al. 2019",
+        # Its appendix A.3 searched 2e-5 to 5e-5; the upper end suits small encoders and short training.
+        {"learning_rate": 5e-5},
+        trainable_share=1.0,
+    ),
+    "head": Method(
+        "the classification head alone, on the features of the frozen encoder",
+        "Peters et al. 2019",
+        # Only a linear layer moves, so large steps are safe.
+        {"learning_rate": 1e-2},
+        trainable_share=3.4e-05,
+    ),
+    "last_layers": Method(
+        "the head and the last --num_layers layers of the encoder",
+        "Lee et al. 2019",
+        {"learning_rate": 5e-5},
+        trainable_share=0.1628,
+    ),
+    "bitfit": Method(
+        "the biases and the head",
+        "Ben Zaken et al. 2022",
+        {"learning_rate": 1e-3},
+        trainable_share=0.00118,
+    ),
+    "lora": Method(
+        "low-rank updates of all linear layers",
+        "Hu et al. 2022",
+        {"learning_rate": 5e-4},  # about ten times that of full fine-tuning (Schulman et al. 2025)
+        "LORA",
+        LORA,
+        merges=True,
+        trainable_share=0.0289,
+    ),
+    "rslora": Method(
+        "LoRA scaled by 1 / √r instead of 1 / r, for high ranks",
+        "Kalajdzievski 2023",
+        {"learning_rate": 2e-4},
+        "LORA",
+        {**LORA, "r": 64, "lora_alpha": 16, "use_rslora": True},
+        merges=True,
+        trainable_share=0.1064,
+    ),
+    "dora": Method(
+        "LoRA of the direction of each weight column, and its length apart",
+        "Liu et al. 2024",
+        {"learning_rate": 5e-4},
+        "LORA",
+        {**LORA, "use_dora": True},
+        merges=True,
+        trainable_share=0.0298,
+    ),
+    "pissa": Method(
+        "LoRA that starts from the principal singular vectors of the weights",
+        "Meng et al. 2024",
+        {"learning_rate": 2e-4},
+        "LORA",
+        {**LORA, "lora_alpha": 16, "init_lora_weights": "pissa"},
+        merges=True,
+        trainable_share=0.0289,
+    ),
+    "lora_plus": Method(
+        "LoRA whose B matrices learn 16 times as fast as its A matrices",
+        "Hayou et al. 2024",
+        {"learning_rate": 1e-4, "lora_plus_ratio": 16.0},
+        "LORA",
+        LORA,
+        merges=True,
+        trainable_share=0.0289,
+    ),
+    "adalora": Method(
+        "LoRA that moves its rank to the layers that need it",
+        "Zhang et al. 2023",
+        {"learning_rate": 2e-3},
+        "ADALORA",
+        {"init_r": 12, "target_r": 8, "lora_alpha": 32, "target_modules": "all-linear"},
+        merges=True,
+        trainable_share=0.0219,
+    ),
+    "ia3": Method(
+        "a factor on each key, value and feed-forward feature",
+        "Liu et al. 2022",
+        {"learning_rate": 1e-2},
+        "IA3",
+        {"target_modules": "all-linear", "feedforward_modules": []},
+        merges=True,
+        trainable_share=0.00096,
+    ),
+    "prefix": Method(
+        "keys and values of virtual tokens before the text, in every layer",
+        "Li and Liang 2021",
+        {"learning_rate": 1e-2},
+        "PREFIX_TUNING",
+        {"num_virtual_tokens": VIRTUAL_TOKENS},
+        merges=False,
+        trainable_share=0.0041,
+    ),
+    "prompt": Method(
+        "the embeddings of virtual tokens before the text",
+        "Lester et al. 2021",
+        {"learning_rate": 3e-2},
+        "PROMPT_TUNING",
+        {"num_virtual_tokens": VIRTUAL_TOKENS},
+        merges=False,
+        trainable_share=0.00037,
+    ),
+    "p_tuning": Method(
+        "virtual tokens before the text, from a small network",
+        "Liu et al. 2021",
+        {"learning_rate": 3e-3},
+        "P_TUNING",
+        {"num_virtual_tokens": VIRTUAL_TOKENS, "encoder_hidden_size": 128},
+        merges=False,
+        trainable_share=0.0054,
+    ),
+    "vera": Method(
+        "factors on shared random low-rank matrices",
+        "Kopiczko et al. 2024",
+        {"learning_rate": 1e-2},
+        "VERA",
+        {"r": 256, "target_modules": "all-linear"},
+        merges=True,
+        trainable_share=0.00138,
+    ),
+    "oft": Method(
+        "rotations of blocks of each layer's inputs",
+        "Qiu et al. 2023",
+        {"learning_rate": 1e-3},
+        "OFT",
+        {"oft_block_size": 32, "target_modules": "all-linear"},
+        merges=True,
+        trainable_share=0.0142,
+    ),
+    "qlora": Method(
+        "LoRA on weights held in four bits; needs a GPU and bitsandbytes",
+        "Dettmers et al. 2023",
+        {"learning_rate": 2e-4},
+        "LORA",
+        LORA,
+        merges=True,
+        trainable_share=0.0289,
+    ),
+    "peft": Method(
+        "what --peft_config says, with any of PEFT's methods",
+        "Mangrulkar et al. 2022",
+        {"learning_rate": 1e-3},
+    ),
+    "textcnn": Method(
+        "a convolutional network from scratch",
+        "Kim 2014",
+        # From scratch: more passes and the usual rate of Adam (Kingma and Ba 2015); no warm-up to protect pretraining.
+        {
+            "learning_rate": 1e-3,
+            "num_train_epochs": 5,
+            "per_device_train_batch_size": 50,
+            "warmup_steps": 0,
+            "max_tokens_per_micro_batch": 32_768,
+        },
+    ),
+    "tfidf": Method("TF-IDF of words and word pairs, and a linear model: the floor", "Wang and Manning 2012"),
+}
+
+METHOD_DEFAULTS: dict[str, dict[str, Any]] = {name: method.defaults for name, method in CATALOGUE.items()}

@@ -1,0 +1,191 @@
+"""Every preset on every architecture: what trained is saved, and reloads to the same logits in a fresh process.
+
+One process reloads all methods of an architecture, through `finetune.load` and through what a stranger types who has
+only transformers and PEFT. `docs/methods.md` shows the table that `python tests/test_reload.py` prints.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+import finetune
+from finetune.arguments import MethodArguments, ModelArguments
+from finetune.catalogue import CATALOGUE
+from finetune.data.embedded import find_embedded_model
+from finetune.data.labels import Task
+from finetune.errors import FinetuneError
+from finetune.methods import apply_method
+from finetune.metrics import SINGLE_LABEL
+from finetune.models.load import load_model
+from finetune.models.quantization import is_four_bit
+from finetune.models.save import write_model
+
+SMALL = {"vocab_size": 30, "max_position_embeddings": 64, "pad_token_id": 0, "hidden_size": 32, "num_hidden_layers": 2,
+         "num_attention_heads": 2, "intermediate_size": 64}  # fmt: skip
+SPECIAL = {"bos_token_id": 2, "eos_token_id": 3}
+ARCHITECTURES = {
+    "bert": SMALL,
+    "distilbert": {"vocab_size": 30, "max_position_embeddings": 64, "pad_token_id": 0, "dim": 32, "hidden_dim": 64,
+                   "n_layers": 2, "n_heads": 2},
+    "roberta": {**SMALL, **SPECIAL},
+    "xlm-roberta": {**SMALL, **SPECIAL},
+    "electra": {**SMALL, "embedding_size": 32},
+    "deberta-v2": {**SMALL, "relative_attention": True, "pos_att_type": ["p2c", "c2p"]},
+    "albert": {**SMALL, "embedding_size": 16, **SPECIAL},
+    "modernbert": {**SMALL, **SPECIAL, "cls_token_id": 2, "sep_token_id": 3},
+    "gpt2": {"vocab_size": 30, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 2, "pad_token_id": 0,
+             **SPECIAL},
+    "qwen3": {**SMALL, **SPECIAL, "num_key_value_heads": 1, "head_dim": 16},
+}  # fmt: skip
+METHODS = [name for name in CATALOGUE if name not in ("peft", "qlora", "textcnn", "tfidf")]
+NAMES = ["a", "b", "c"]
+TOKENS = [[2, 5, 6, 7, 3], [2, 9, 8, 12, 3]]
+
+RELOAD = """
+import json, sys
+import torch
+from pathlib import Path
+from peft import AutoPeftModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification
+import finetune
+
+folder, names, tokens = Path(sys.argv[1]), json.loads(sys.argv[2]), torch.tensor(json.loads(sys.argv[3]))
+labels = {"id2label": dict(enumerate(names)), "label2id": {name: n for n, name in enumerate(names)}}
+results = {}
+for path in sorted(folder.iterdir()):
+    result = results[path.name] = {}
+    adapter = (path / "adapter_config.json").exists()
+    with torch.no_grad():
+        ours, _ = finetune.load(path)
+        result["finetune"] = ours(input_ids=tokens).logits.tolist()
+        result["names"] = [ours.config.id2label[n] for n in range(len(names))]
+        if adapter:
+            stranger = AutoPeftModelForSequenceClassification.from_pretrained(path, **labels)
+        else:
+            stranger = AutoModelForSequenceClassification.from_pretrained(path)
+        result["stranger"] = stranger.eval()(input_ids=tokens).logits.tolist()
+        if adapter and json.loads(sys.argv[4])[path.name]:
+            try:
+                result["merged"] = stranger.merge_and_unload()(input_ids=tokens).logits.tolist()
+            except (AttributeError, TypeError, ValueError) as error:
+                result["merge_error"] = str(error)
+print(json.dumps(results))
+"""
+
+
+def train_and_save(folder: Path, base: str, method: str) -> dict:
+    """Train three steps so that everything trainable has moved, save, and tell what to expect of a reload."""
+    model = load_model(ModelArguments(model_name_or_path=base), method, None, Task(SINGLE_LABEL, NAMES), seed=0)
+    model = apply_method(model, MethodArguments(method, num_layers=1))
+    frozen = {name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad}
+    start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    tokens, labels = torch.tensor(TOKENS), torch.tensor([0, 2])
+    model.train()
+    for _ in range(3):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(input_ids=tokens).logits, labels).backward()
+        optimizer.step()
+    for name, parameter in model.named_parameters():
+        if name in frozen:
+            same = frozen[name].to(parameter.dtype)  # four-bit layers hold their biases in the format they compute in
+            assert torch.equal(parameter, same), f"{name} is frozen and moved"
+    moved = {name for name, p in model.named_parameters() if name in start and not torch.equal(p, start[name])}
+    with torch.no_grad():
+        logits = model.eval()(input_ids=tokens).logits.tolist()
+    write_model(folder / method, model, AutoTokenizer.from_pretrained(base))
+    return {"logits": logits, "still": sorted(start.keys() - moved)}
+
+
+def run_architecture(model_type: str, workplace: Path, tokenizer: str) -> tuple[dict, dict, dict]:
+    """Give what was expected of each method, what a fresh process found, and what PEFT refused."""
+    base = workplace / "base"
+    torch.manual_seed(0)
+    AutoModel.from_config(AutoConfig.for_model(model_type, **ARCHITECTURES[model_type])).save_pretrained(base)
+    AutoTokenizer.from_pretrained(tokenizer).save_pretrained(base)
+    saved = workplace / "saved"
+    saved.mkdir()
+    expected, refused = {}, {}
+    for method in METHODS:
+        try:
+            expected[method] = train_and_save(saved, str(base), method)
+        except FinetuneError as error:
+            refused[method] = str(error)
+    merges = json.dumps({method: bool(CATALOGUE[method].merges) for method in METHODS})
+    command = [sys.executable, "-c", RELOAD, str(saved), json.dumps(NAMES), json.dumps(TOKENS), merges]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return expected, json.loads(done.stdout.splitlines()[-1]), refused
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_every_method_reloads(model_type, tmp_path, tiny_bert):
+    expected, found, refused = run_architecture(model_type, tmp_path, tiny_bert)
+    assert expected.keys() == found.keys()
+    assert {method: result["still"] for method, result in expected.items() if result["still"]} == {}
+    assert len(expected) >= 10, refused
+    for method, result in found.items():
+        logits = torch.tensor(expected[method]["logits"])
+        torch.testing.assert_close(torch.tensor(result["finetune"]), logits, atol=1e-6, rtol=0, msg=method)
+        torch.testing.assert_close(torch.tensor(result["stranger"]), logits, atol=1e-6, rtol=0, msg=method)
+        assert result["names"] == NAMES
+        if "merged" in result:
+            torch.testing.assert_close(torch.tensor(result["merged"]), logits, atol=1e-5, rtol=0, msg=method)
+
+
+def test_qlora_reloads_in_four_bits(tmp_path):
+    expected = train_and_save(tmp_path, str(find_embedded_model()), "qlora")  # a width that four bits divide
+    assert expected["still"] == []
+    model, _ = finetune.load(tmp_path / "qlora")
+    assert is_four_bit(model.get_base_model())
+    assert model.get_base_model().bert.encoder.layer[0].attention.self.query.weight.dtype == torch.uint8
+    with torch.no_grad():
+        found = model(input_ids=torch.tensor(TOKENS)).logits
+    torch.testing.assert_close(found, torch.tensor(expected["logits"]), atol=1e-6, rtol=0)
+
+
+def describe(model_type: str, workplace: Path, tokenizer: str) -> tuple[list[str], list[str]]:
+    """Give a row of the table, and notes on what was refused."""
+    expected, found, refused = run_architecture(model_type, workplace, tokenizer)
+    cells, notes = [], []
+    for method in METHODS:
+        if method in refused:
+            cells.append("refused")
+            notes.append(f"{method} on {model_type}: {refused[method]}")
+        elif "merge_error" in found[method]:
+            cells.append("reloads")
+            notes.append(f"merging {method} on {model_type}: {found[method]['merge_error']}")
+        else:
+            logits = torch.tensor(expected[method]["logits"])
+            ways = [name for name in ("finetune", "stranger", "merged") if name in found[method]]
+            worst = max(float((torch.tensor(found[method][way]) - logits).abs().max()) for way in ways)
+            cells.append(("merges" if "merged" in ways else "reloads") + f" ({worst:.0e})")
+    return cells, notes
+
+
+def main() -> None:
+    """Print the table of `docs/methods.md`."""
+    from conftest import write_tiny_bert
+
+    table, notes = {}, []
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = write_tiny_bert(Path(folder) / "tokenizer")
+        for model_type in ARCHITECTURES:
+            (Path(folder) / model_type).mkdir()
+            table[model_type], more = describe(model_type, Path(folder) / model_type, tokenizer)
+            notes += more
+    print("| method | " + " | ".join(table) + " |")
+    print("|---" * (len(table) + 1) + "|")
+    for number, method in enumerate(METHODS):
+        print(f"| `{method}` | " + " | ".join(cells[number] for cells in table.values()) + " |")
+    print("\n" + "\n".join(f"- {note}" for note in notes))
+
+
+if __name__ == "__main__":
+    main()
