@@ -3,6 +3,7 @@
 import datasets
 import numpy as np
 import pytest
+import tokenizers
 import torch
 from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertTokenizerFast
@@ -38,6 +39,20 @@ def test_what_is_kept_of_a_long_text(tokenizer, truncation, kept):
     assert tokens == [[CLS, *kept, SEP], [CLS, "a", "b", SEP]]
     assert encoded["length"] == [10, 4]
     assert encoded["is_truncated"] == [True, False]
+
+
+@pytest.mark.parametrize("truncation", ["head", "tail", "head+tail", "window"])
+def test_a_tokenizer_that_was_saved_with_padding_and_truncation_cuts_the_same(tokenizer, tmp_path, truncation):
+    """The tokenizer.json of all-MiniLM-L6-v2 asks for 128 tokens, no fewer; not even the first call must heed it."""
+    tokenizer.save_pretrained(tmp_path)
+    expected = encode_texts([" ".join(LETTERS), "a b"], tokenizer, TextConfig(10, truncation, 2))
+    backend = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    backend.enable_padding(length=12)
+    backend.enable_truncation(max_length=12)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    saved = AutoTokenizer.from_pretrained(tmp_path)
+    assert saved.backend_tokenizer.padding["length"] == 12
+    assert encode_texts([" ".join(LETTERS), "a b"], saved, TextConfig(10, truncation, 2)) == expected
 
 
 def test_head_and_tail_of_512_tokens_are_128_and_382(tokenizer):

@@ -107,11 +107,14 @@ def _window_starts(length: int, budget: int, step: int) -> range:
 
 
 def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """Find what the tokenizer puts before and after a text."""
-    encoding = tokenizer.backend_tokenizer.encode("a")
-    first = encoding.special_tokens_mask.index(0)
-    last = len(encoding.ids) - encoding.special_tokens_mask[::-1].index(0)
-    return encoding.ids[:first], encoding.ids[last:]
+    """Find what the tokenizer puts before and after a text.
+
+    Asked through transformers, since a tokenizer.json may ask for padding, as that of all-MiniLM-L6-v2 does to 128.
+    """
+    encoded = tokenizer("a", return_special_tokens_mask=True, verbose=False)
+    ids, mask = encoded["input_ids"], encoded["special_tokens_mask"]
+    last = len(ids) - mask[::-1].index(0)
+    return ids[: mask.index(0)], ids[last:]
 
 
 def tokenize_splits(splits: DatasetDict, tokenizer: PreTrainedTokenizerBase, config: TextConfig) -> DatasetDict:
