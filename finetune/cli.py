@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from finetune import __version__
 from finetune.errors import FinetuneError, exit_on_error
 
-__all__ = ["build_parser", "main", "run_doctor", "run_evaluate", "run_predict"]
+__all__ = ["build_parser", "main", "run_doctor", "run_evaluate", "run_predict", "run_report"]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -47,6 +47,21 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--output_json", help="also write the metrics to this file")
     evaluate.add_argument("--num_threads", type=int, help="threads (default: the physical cores)")
     evaluate.set_defaults(run=run_evaluate)
+
+    report = commands.add_parser("report", help="compare finished runs: quality, cost, verdict", allow_abbrev=False)
+    report.add_argument("runs", metavar="RUNS", nargs="+", help="run directories, or folders that contain them")
+    report.add_argument("--output_dir", default="report", help="where the report is written (default: report)")
+    report.add_argument("--metric", help="what the verdict goes by (default: accuracy, micro_f1 or mae, by the task)")
+    report.add_argument(
+        "--margin", type=float, default=1.0, help="the loss that doesn't matter, in points (default: 1)"
+    )
+    report.add_argument(
+        "--cost",
+        default="train_seconds",
+        choices=["train_seconds", "latency_seconds", "bytes", "peak_memory_bytes"],
+        help="what the verdict calls cheap (default: train_seconds)",
+    )
+    report.set_defaults(run=run_report)
     return parser
 
 
@@ -94,6 +109,13 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         from pathlib import Path
 
         write_json(Path(arguments.output_json), metrics)
+
+
+def run_report(arguments: argparse.Namespace) -> None:
+    """Write the report of the runs, and print its verdict and table."""
+    from finetune.comparison.command import report_runs
+
+    report_runs(arguments.runs, arguments.output_dir, arguments.metric, arguments.margin, arguments.cost)
 
 
 def _prepare(arguments: argparse.Namespace) -> None:
