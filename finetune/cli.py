@@ -8,7 +8,16 @@ from collections.abc import Sequence
 from finetune import __version__
 from finetune.errors import FinetuneError, exit_on_error
 
-__all__ = ["build_parser", "main", "run_doctor", "run_evaluate", "run_methods", "run_predict"]
+__all__ = [
+    "build_parser",
+    "main",
+    "run_compare",
+    "run_doctor",
+    "run_evaluate",
+    "run_methods",
+    "run_predict",
+    "run_report",
+]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -50,7 +59,37 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--output_json", help="also write the metrics to this file")
     evaluate.add_argument("--num_threads", type=int, help="threads (default: the physical cores)")
     evaluate.set_defaults(run=run_evaluate)
+
+    compare = commands.add_parser(
+        "compare", help="run methods x seeds through a recipe, and report", allow_abbrev=False
+    )
+    compare.add_argument("recipe", metavar="RECIPE", help="a script such as recipes/imdb.py; its flags come after --")
+    compare.add_argument("--methods", required=True, help="names of `finetune methods`, with commas between them")
+    compare.add_argument("--seeds", default="0,1,2", help="training seeds, with commas between them (default: 0,1,2)")
+    compare.add_argument("--output_dir", required=True, help="gets a run directory for each run, and report/")
+    compare.add_argument("--accelerate_config", help="a YAML file for `accelerate launch`")
+    _add_verdict_flags(compare)
+    compare.set_defaults(run=run_compare)
+
+    report = commands.add_parser("report", help="compare finished runs: quality, cost, verdict", allow_abbrev=False)
+    report.add_argument("runs", metavar="RUNS", nargs="+", help="run directories, or folders that contain them")
+    report.add_argument("--output_dir", default="report", help="where the report is written (default: report)")
+    _add_verdict_flags(report)
+    report.set_defaults(run=run_report)
     return parser
+
+
+def _add_verdict_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--metric", help="what the verdict goes by (default: accuracy, micro_f1 or mae, by the task)")
+    parser.add_argument(
+        "--margin", type=float, default=1.0, help="the loss that doesn't matter, in points (default: 1)"
+    )
+    parser.add_argument(
+        "--cost",
+        default="train_seconds",
+        choices=["train_seconds", "latency_seconds", "bytes", "peak_memory_bytes"],
+        help="what the verdict calls cheap (default: train_seconds)",
+    )
 
 
 def run_doctor(argv: Sequence[str]) -> None:
@@ -113,6 +152,51 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         write_json(Path(arguments.output_json), metrics)
 
 
+def run_compare(arguments: argparse.Namespace) -> None:
+    """Run what is not finished yet, then write the report of all; failed runs end it with status 1."""
+    from pathlib import Path
+
+    from finetune.comparison.command import report_runs
+    from finetune.comparison.compare import Plan, run_plan
+
+    config = None if arguments.accelerate_config is None else Path(arguments.accelerate_config)
+    plan = Plan(
+        Path(arguments.recipe),
+        _split(arguments.methods),
+        _to_seeds(arguments.seeds),
+        Path(arguments.output_dir),
+        arguments.recipe_flags,
+        config,
+    )
+    failures = run_plan(plan)
+    finished = [str(run.directory) for run in plan.runs if run.is_finished()]
+    if finished:
+        output = str(plan.output_directory / "report")
+        report_runs(finished, output, arguments.metric, arguments.margin, arguments.cost)
+    for failure in failures:
+        print(failure, file=sys.stderr)
+    if failures:
+        sys.exit(1)
+
+
+def _split(words: str) -> list[str]:
+    return [word.strip() for word in words.split(",") if word.strip()]
+
+
+def _to_seeds(words: str) -> list[int]:
+    try:
+        return [int(word) for word in _split(words)]
+    except ValueError:
+        raise FinetuneError(f"Expected --seeds to be numbers such as 0,1,2, but got {words!r}.") from None
+
+
+def run_report(arguments: argparse.Namespace) -> None:
+    """Write the report of the runs, and print its verdict and table."""
+    from finetune.comparison.command import report_runs
+
+    report_runs(arguments.runs, arguments.output_dir, arguments.metric, arguments.margin, arguments.cost)
+
+
 def _prepare(arguments: argparse.Namespace) -> None:
     """Set the threads and keep the libraries quiet."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -132,7 +216,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     with exit_on_error():
         if words[:1] == ["doctor"]:  # its flags are those of the recipes, which are slow to import
             run_doctor(words[1:])
-        arguments = build_parser().parse_args(words)
+        ours, recipe_flags = words, []
+        if words[:1] == ["compare"] and "--" in words:
+            ours, recipe_flags = words[: words.index("--")], words[words.index("--") + 1 :]
+        arguments = build_parser().parse_args(ours)
+        arguments.recipe_flags = recipe_flags
         arguments.run(arguments)
 
 

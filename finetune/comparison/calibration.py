@@ -1,0 +1,115 @@
+"""How far probabilities can be believed: calibration error, its bins, and the temperature that mends the scale.
+
+For one class of several. Of several labels each is a task of its own: call these with the two logits `[0, logit]` of
+one label and its 0 and 1. The temperature is fitted on the validation split and applied to the test split.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy.special import log_softmax, softmax
+
+__all__ = [
+    "ReliabilityBins",
+    "compute_probabilities",
+    "expected_calibration_error",
+    "fit_temperature",
+    "reliability_bins",
+]
+
+# A temperature outside would say that the logits are noise, or that every validation example is right.
+TEMPERATURES = (0.01, 100.0)
+
+
+class ReliabilityBins(NamedTuple):
+    """Examples grouped by confidence, the probability of the class that is predicted.
+
+    Attributes:
+        low: Lower bound of each bin's confidence, not in it, `(num_bins,)`; 0 is in the first.
+        high: Upper bound, in it, `(num_bins,)`.
+        num_examples: Examples in each bin, `(num_bins,)`.
+        confidence: Their mean confidence, `(num_bins,)`; NaN where there is none.
+        accuracy: The share of them that is right, `(num_bins,)`; NaN where there is none.
+    """
+
+    low: np.ndarray
+    high: np.ndarray
+    num_examples: np.ndarray
+    confidence: np.ndarray
+    accuracy: np.ndarray
+
+
+def compute_probabilities(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """Compute the softmax of logits over a temperature in float64, shape `(num_examples, num_labels)`."""
+    return softmax(logits.astype(np.float64) / temperature, axis=-1)
+
+
+def reliability_bins(probabilities: np.ndarray, labels: np.ndarray, num_bins: int = 15) -> ReliabilityBins:
+    """Group examples into bins of equal width by confidence.
+
+    Args:
+        probabilities: Shape `(num_examples, num_labels)`, rows that sum to 1.
+        labels: Class numbers, shape `(num_examples,)`.
+        num_bins: Bins between 0 and 1. With two classes no confidence lies below one half.
+
+    Returns:
+        What a reliability diagram draws (Guo et al. 2017, section 2).
+    """
+    predictions = probabilities.argmax(axis=-1)
+    confidences = probabilities.max(axis=-1)
+    edges = np.linspace(0.0, 1.0, num_bins + 1)
+    bins = np.searchsorted(edges[1:-1], confidences, side="left")
+    counts = np.bincount(bins, minlength=num_bins)
+    with np.errstate(invalid="ignore"):
+        confidence = np.bincount(bins, confidences, num_bins) / counts
+        accuracy = np.bincount(bins, predictions == labels, num_bins) / counts
+    return ReliabilityBins(edges[:-1], edges[1:], counts, confidence, accuracy)
+
+
+def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, num_bins: int = 15) -> float:
+    """Compute the mean distance between confidence and accuracy over bins, weighted by their examples.
+
+    ECE, equation 3 of Guo et al. 2017, "On Calibration of Modern Neural Networks". It is never below 0, so noise raises
+    it: of a model that is perfectly calibrated, 1,000 examples in 15 bins show 0.02 to 0.04.
+
+    Args:
+        probabilities: Shape `(num_examples, num_labels)`, rows that sum to 1.
+        labels: Class numbers, shape `(num_examples,)`.
+        num_bins: Bins of equal width between 0 and 1.
+
+    Returns:
+        A value in [0, 1].
+
+    Example:
+        >>> probabilities = np.array([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6]])
+        >>> round(expected_calibration_error(probabilities, np.array([0, 1, 1]), num_bins=2), 3)  # |2/3 - 0.8|
+        0.133
+    """
+    bins = reliability_bins(probabilities, labels, num_bins)
+    gaps = np.nan_to_num(np.abs(bins.accuracy - bins.confidence))
+    return float(gaps @ bins.num_examples / len(labels))
+
+
+def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Find the temperature that minimises the cross-entropy of `logits / temperature`.
+
+    Temperature scaling, section 4.2 of Guo et al. 2017. It changes no prediction. The cross-entropy is convex in the
+    inverse of the temperature, so the minimum is the only one.
+
+    Args:
+        logits: Of the validation split, shape `(num_examples, num_labels)`; never of the test split.
+        labels: Class numbers, shape `(num_examples,)`.
+
+    Returns:
+        Above 1 where the model is too confident, below 1 where it is not confident enough; between 0.01 and 100.
+    """
+    from scipy.optimize import minimize_scalar
+
+    logits = logits.astype(np.float64)
+    rows = np.arange(len(labels))
+
+    def cross_entropy(log_temperature: float) -> float:
+        return -float(log_softmax(logits / np.exp(log_temperature), axis=-1)[rows, labels].mean())
+
+    found = minimize_scalar(cross_entropy, bounds=np.log(TEMPERATURES), method="bounded", options={"xatol": 1e-6})
+    return float(np.exp(found.x))

@@ -1,0 +1,94 @@
+"""`finetune report`: run directories to a page, Markdown, JSON, and a table on the terminal."""
+
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from finetune.comparison.drawings import draw_report
+from finetune.comparison.page import build_page
+from finetune.comparison.report import build_report, to_json
+from finetune.comparison.text import describe_report, to_markdown, without_control_characters
+from finetune.errors import FinetuneError
+
+__all__ = ["report_runs"]
+
+FILES = ("report.html", "report.md", "report.json")
+
+
+def report_runs(
+    paths: Sequence[str], output_dir: str, metric: str | None = None, margin: float = 1.0, cost: str = "train_seconds"
+) -> None:
+    """Write `report.html`, `report.md`, `report.json` and `figures/` into a folder; print the verdict and the table.
+
+    Files of an earlier report there are replaced; everything is worked out before the first is written.
+
+    Args:
+        paths: Run directories, or folders that contain them.
+        output_dir: The folder; it is made if need be.
+        metric: See `finetune.comparison.report.build_report`.
+        margin: In points.
+        cost: What the verdict calls cheap.
+
+    Raises:
+        FinetuneError: If there is nothing to report, or the folder is not one, or holds files of others.
+    """
+    folder = Path(output_dir)
+    _refuse_other_files(folder)
+    report = build_report(paths, metric, margin, cost)
+    drawings = draw_report(report)
+    contents = {
+        "report.html": build_page(report, drawings),
+        "report.md": to_markdown(report, drawings),
+        "report.json": json.dumps(to_json(report), indent=2, ensure_ascii=False, allow_nan=False) + "\n",
+    }
+    for line in report.left_out:
+        print(without_control_characters(f"left out: {line}"), file=sys.stderr)
+    for line in report.warnings:
+        print(without_control_characters(f"warning: {line}"), file=sys.stderr)
+    print(describe_report(report))
+
+    contents |= {f"figures/{drawing.name}.svg": drawing.svg for drawing in drawings}
+    try:
+        _write(folder, contents)
+    except OSError as error:
+        raise FinetuneError(
+            f"Expected to write into {output_dir!r}, but it failed: {error}. Pass another one."
+        ) from None
+    print(f"\nwritten: {folder / 'report.html'} (opens in a browser), report.md, report.json, figures/")
+
+
+def _write(folder: Path, contents: Mapping[str, str]) -> None:
+    """Write each file aside and rename it; figures of an earlier report that this one has not are removed."""
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    for name in _list_figures(folder) - contents.keys():
+        (folder / name).unlink(missing_ok=True)
+    for name, content in contents.items():
+        aside = folder / f"{name}.partial"
+        aside.write_bytes(content.encode("utf-8", "replace"))  # a lone surrogate in a label has no encoding
+        aside.replace(folder / name)
+
+
+def _list_figures(folder: Path) -> set[str]:
+    """List the figures that an earlier report names."""
+    try:
+        return set(re.findall(r"\]\((figures/[\w-]+\.svg)\)", (folder / "report.md").read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return set()
+
+
+def _refuse_other_files(folder: Path) -> None:
+    """Refuse to replace what no report has written."""
+    if folder.exists() and not folder.is_dir():
+        raise FinetuneError(f"Expected --output_dir to be a folder, but {str(folder)!r} is a file. Pass another one.")
+    found = [name for name in FILES if (folder / name).exists()]
+    try:
+        earlier = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        earlier = None
+    if found and not (isinstance(earlier, dict) and {"finetune", "groups"} <= earlier.keys()):
+        raise FinetuneError(
+            f"Expected --output_dir without files of others, but {str(folder / found[0])!r} is from no report. "
+            "Pass another folder."
+        )

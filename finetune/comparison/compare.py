@@ -1,0 +1,254 @@
+"""Methods × seeds through one recipe: each its own `accelerate launch`, so that time and memory are its own.
+
+Seeds go round the methods, so that every method has been seen once before any is seen twice. What is finished is kept;
+what was cut off resumes, since a recipe does so by itself; what failed is said, and doesn't stop the rest.
+"""
+
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from finetune.catalogue import CATALOGUE
+from finetune.errors import FinetuneError
+from finetune.models.save import write_json
+
+__all__ = ["Plan", "Planned", "estimate_time_left", "run_plan"]
+
+PLAN_FILE = "comparison.json"
+# The plan sets these itself, for each run.
+OWN_FLAGS = ("method", "seed", "output_dir", "restart")
+DETERMINISTIC = ("tfidf",)  # another seed changes nothing
+GRACE_SECONDS = 120  # for a run to end its step and write a checkpoint after a signal
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run of a comparison."""
+
+    method: str
+    seed: int
+    directory: Path
+
+    @property
+    def name(self) -> str:
+        return self.directory.name
+
+    def read_record(self) -> dict[str, Any]:
+        """Read `run.json`; nothing if there is none yet."""
+        try:
+            record = json.loads((self.directory / "run.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return record if isinstance(record, dict) else {}
+
+    def is_finished(self) -> bool:
+        return self.read_record().get("status") == "complete"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a comparison consists of.
+
+    Attributes:
+        recipe: The script.
+        methods: Names of the catalogue.
+        seeds: Training seeds. A method without chance in it runs with the first alone.
+        output_directory: Gets a run directory for each run, `comparison.json`, and `logs/`.
+        flags: Of the recipe, for every run.
+        accelerate_config: A YAML file for `accelerate launch`.
+
+    Raises:
+        FinetuneError: If there is no such recipe, method or file, or a flag is one that the plan sets.
+    """
+
+    recipe: Path
+    methods: Sequence[str]
+    seeds: Sequence[int]
+    output_directory: Path
+    flags: Sequence[str] = ()
+    accelerate_config: Path | None = None
+    runs: list[Planned] = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not self.recipe.is_file():
+            raise FinetuneError(f"Expected a recipe, but {str(self.recipe)!r} does not exist. Try recipes/imdb.py.")
+        if self.accelerate_config is not None and not self.accelerate_config.is_file():
+            raise FinetuneError(
+                f"Expected --accelerate_config to be a file, but {str(self.accelerate_config)!r} does not exist."
+            )
+        for given in (self.methods, self.seeds):
+            if not given or len(set(given)) < len(given):
+                raise FinetuneError(f"Expected each method and seed once, but got {list(given)}.")
+        unknown = [name for name in self.methods if name not in CATALOGUE]
+        if unknown:
+            raise FinetuneError(f"Expected --methods from {', '.join(CATALOGUE)}, but got {', '.join(unknown)}.")
+        for name in OWN_FLAGS:
+            if any(flag.split("=")[0] == f"--{name}" for flag in self.flags):
+                raise FinetuneError(f"Expected no --{name} after --: every run gets its own. Leave it out.")
+        planned = [
+            Planned(method, seed, self.output_directory / f"{method}-seed{seed}")
+            for seed in self.seeds
+            for method in self.methods
+            if seed == self.seeds[0] or method not in DETERMINISTIC
+        ]
+        object.__setattr__(self, "runs", planned)
+
+    def command(self, run: Planned) -> list[str]:
+        """Give the command line of a run."""
+        config = [] if self.accelerate_config is None else ["--config_file", str(self.accelerate_config)]
+        floor = ["--no_floor"] if "tfidf" in self.methods and "--no_floor" not in self.flags else []
+        return [
+            *(sys.executable, "-m", "accelerate.commands.launch", *config, str(self.recipe), *self.flags, *floor),
+            *("--method", run.method, "--seed", str(run.seed), "--output_dir", str(run.directory)),
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give what must not change between the runs of one comparison."""
+        return {"recipe": self.recipe.name, "flags": list(self.flags)}
+
+
+def run_plan(plan: Plan) -> list[str]:
+    """Run what is not finished yet, and say how it goes.
+
+    Returns:
+        A line for each run that failed.
+
+    Raises:
+        FinetuneError: If the folder holds a comparison with another recipe or other flags.
+        KeyboardInterrupt: On Ctrl-C, after the run at work has written its checkpoint.
+    """
+    _open(plan)
+    failures: list[str] = []
+    seconds: dict[str, list[float]] = {}
+    for number, run in enumerate(plan.runs, start=1):
+        where = f"[{number}/{len(plan.runs)}] {run.name}"
+        if run.is_finished():
+            seconds.setdefault(run.method, []).append(_wall_seconds(run.read_record()))
+            print(f"{where}: finished before, {_result(run)}", flush=True)
+            continue
+        print(f"{where}: started, {estimate_time_left(plan.runs[number - 1 :], seconds)}", flush=True)
+        start = time.monotonic()
+        log = plan.output_directory / "logs" / f"{run.name}.log"
+        status = _launch(plan.command(run), log)
+        took = time.monotonic() - start
+        if status == 0 and run.is_finished():
+            seconds.setdefault(run.method, []).append(took)
+            print(f"{where}: {_result(run)}, {_duration(took)}", flush=True)
+        else:
+            failures.append(f"{run.name} failed (status {status}): {_last_error(log)}. See {log}.")
+            print(f"{where}: failed: {_last_error(log)}", file=sys.stderr, flush=True)
+    return failures
+
+
+def _open(plan: Plan) -> None:
+    """Make the folder, or check that it holds the same comparison."""
+    path = plan.output_directory / PLAN_FILE
+    now = plan.to_dict()
+    if path.is_file():
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            before = None
+        if before != now:
+            raise FinetuneError(
+                f"Expected the comparison that {str(plan.output_directory)!r} holds ({before}), but got {now}. "
+                "Use the same recipe and flags, or another --output_dir."
+            )
+    elif plan.output_directory.exists() and (
+        not plan.output_directory.is_dir() or any(plan.output_directory.iterdir())
+    ):
+        raise FinetuneError(
+            f"Expected --output_dir to be new or an earlier comparison, but {str(plan.output_directory)!r} holds other "
+            "files. Pass another folder."
+        )
+    try:
+        (plan.output_directory / "logs").mkdir(parents=True, exist_ok=True)
+        write_json(path, now)
+    except OSError as error:
+        raise FinetuneError(f"Expected --output_dir to be writable, but got: {error}. Pass another folder.") from error
+
+
+def _launch(command: Sequence[str], log: Path) -> int:
+    """Run a command with its output in a log, and hand on what interrupts this process.
+
+    It gets a process group of its own: a signal to this program reaches each of its processes exactly once.
+    """
+    caught: list[int] = []
+    with log.open("a", encoding="utf-8") as file:
+        file.write(f"$ {' '.join(command)}\n")
+        file.flush()
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        process = subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, env=environment
+        )
+
+        def hand_on(number: int, frame: object) -> None:
+            caught.append(number)
+            os.killpg(process.pid, signal.SIGKILL if len(caught) > 1 else number)
+
+        before = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            status = _wait(process, caught)
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    if caught:
+        raise KeyboardInterrupt
+    return status
+
+
+def _wait(process: subprocess.Popen[bytes], caught: Sequence[int]) -> int:
+    """Wait for the end; after a signal not for ever."""
+    deadline = None
+    while True:
+        try:
+            return process.wait(timeout=1)
+        except subprocess.TimeoutExpired:
+            if caught and deadline is None:
+                deadline = time.monotonic() + GRACE_SECONDS
+            if deadline is not None and time.monotonic() > deadline:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def estimate_time_left(runs: Sequence[Planned], seconds: dict[str, list[float]]) -> str:
+    """Estimate from the same method's finished runs; a method that has none is left out of it and named."""
+    known = sum(statistics.median(seconds[run.method]) for run in runs if run.method in seconds)
+    unknown = list(dict.fromkeys(run.method for run in runs if run.method not in seconds))
+    if not unknown:
+        return f"about {_duration(known)} left"
+    more = f"that of {', '.join(unknown)} not known yet"
+    return f"at least {_duration(known)} left, {more}" if known else f"time left: {more}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _wall_seconds(record: dict[str, Any]) -> float:
+    costs = record.get("costs", {})
+    return sum(costs.get(name) or 0.0 for name in ("train_seconds", "train_evaluation_seconds"))
+
+
+def _result(run: Planned) -> str:
+    metrics = run.read_record().get("metrics", {}).get("test", {})
+    for name in ("accuracy", "micro_f1", "mae"):
+        if metrics.get(name) is not None:
+            return f"test {name} {metrics[name]:.4f}"
+    return "no figure on test"
+
+
+def _last_error(log: Path) -> str:
+    """Find the line that says what went wrong: the recipe's own, else the last one."""
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    own = [line for line in lines if line.startswith("error: ")]
+    return (own or lines or ["no output"])[-1].rstrip(".")

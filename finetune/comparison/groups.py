@@ -1,0 +1,178 @@
+"""Runs put together that differ in their seed alone, and kept apart where anything else would mix the figures."""
+
+from collections import defaultdict
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from finetune.comparison.runs import SPLITS, StoredRun
+from finetune.errors import FinetuneError
+
+__all__ = ["Group", "describe_machines", "describe_settings", "group_runs", "refuse_different_splits"]
+
+# Settings of `run` and `training` that say what is shown, kept or where: they don't change what comes out.
+FREE_SETTINGS = {
+    "config", "restart", "num_threads", "floor", "no_store_text", "seed", "data_seed", "output_dir", "run_name",
+    "project", "report_to", "logging_steps", "logging_strategy", "logging_first_step", "logging_nan_inf_filter",
+    "log_level",
+    "log_level_replica", "log_on_each_node", "disable_tqdm", "save_total_limit", "push_to_hub", "hub_model_id",
+    "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision", "trackio_space_id", "local_rank",
+    "ddp_timeout",
+}  # fmt: skip
+# Of the data's settings only these matter once the splits are the same, bit by bit.
+TEXT_SETTINGS = {"max_length", "truncation", "window_stride", "window_pooling", "max_train_windows"}
+LONGEST_SETTINGS = 45  # characters of a group's name
+# What a machine is, as far as seconds and bytes depend on it.
+MACHINE = {
+    "processor": "processor",
+    "gpus": "GPUs",
+    "num_processes": "processes",
+    "num_threads": "threads per process",
+}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one method with the same settings, one a seed.
+
+    Attributes:
+        name: The method, and the settings by which it differs from other groups of the method; a number instead if
+            they are long.
+        method: As in `run.json`.
+        settings: These settings by name.
+        runs: In the order of their seeds.
+    """
+
+    name: str
+    method: str
+    settings: dict[str, Any]
+    runs: tuple[StoredRun, ...]
+
+    @property
+    def seeds(self) -> list[int]:
+        return [run.seed for run in self.runs]
+
+    def mean_cost(self, name: str) -> float | None:
+        """Give the mean of a cost over the runs; None if a run has no such cost."""
+        known = [value for run in self.runs if (value := run.cost(name)) is not None]
+        return float(np.mean(known)) if len(known) == len(self.runs) else None
+
+
+def refuse_different_splits(runs: Sequence[StoredRun]) -> None:
+    """Refuse runs whose figures don't stand side by side: other rows to train, tune or test on.
+
+    Raises:
+        FinetuneError: Naming the split, and the runs on each side.
+    """
+    _refuse_different(runs, "task", [(run.problem_type, *run.label_names) for run in runs])
+    for split in reversed(SPLITS):
+        _refuse_different(runs, f"{split} split", [run.record["data"]["splits"][split]["sha256"] for run in runs])
+    # Pairs of scores go by the order of the rows, which the hash of the split doesn't prove of the predictions.
+    first = runs[0].test
+    _refuse_different(runs, "ids in test.parquet", [run.test.ids.equals(first.ids) for run in runs])
+    _refuse_different(runs, "labels in test.parquet", [np.array_equal(run.test.labels, first.labels) for run in runs])
+
+
+def _refuse_different(runs: Sequence[StoredRun], what: str, keys: Sequence[Hashable]) -> None:
+    sides = defaultdict(list)
+    for run, key in zip(runs, keys, strict=True):
+        sides[key].append(str(run.directory))
+    if len(sides) > 1:
+        shown = "; ".join(_list_some(names) for names in sides.values())
+        raise FinetuneError(
+            f"Expected runs with the same {what} in one report, but found {len(sides)} of them: {shown}. "
+            "Report each side on its own."
+        )
+
+
+def _list_some(names: Sequence[str], most: int = 6) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def group_runs(runs: Sequence[StoredRun]) -> tuple[list[Group], list[str]]:
+    """Put together the runs of a method that differ in nothing but the seed.
+
+    Args:
+        runs: On the same splits.
+
+    Returns:
+        The groups in the order in which their methods were found, and one line for each run that is left out because
+        its group has its seed already: counted twice, it would pass for another seed.
+    """
+    by_method = defaultdict(list)
+    for run in runs:
+        by_method[run.method].append(run)
+    groups, left_out = [], []
+    for method, same_method in by_method.items():
+        settings = {run: _settings(run) for run in same_method}
+        varying = _varying(list(settings.values()))
+        by_settings = defaultdict(list)
+        for run in same_method:
+            by_settings[tuple(repr(settings[run].get(name)) for name in varying)].append(run)
+        own = [{name: settings[some[0]].get(name) for name in varying} for some in by_settings.values()]
+        for name, chosen, same_settings in zip(_name_groups(method, own), own, by_settings.values(), strict=True):
+            kept: dict[int, StoredRun] = {}
+            for run in same_settings:
+                if run.seed in kept:
+                    left_out.append(
+                        f"{run.directory}: it has the method, settings and seed of {kept[run.seed].directory}, and a "
+                        "seed counts once"
+                    )
+                else:
+                    kept[run.seed] = run
+            groups.append(Group(name, method, chosen, tuple(kept[seed] for seed in sorted(kept))))
+    return groups, left_out
+
+
+def _name_groups(method: str, settings: Sequence[dict[str, Any]]) -> list[str]:
+    """Name the groups of a method by the settings that differ; by numbers where that gets too long."""
+    described = [describe_settings(one) for one in settings]
+    if len(described) == 1:
+        return [method]
+    if max(map(len, described)) > LONGEST_SETTINGS:
+        return [f"{method} {number}" for number in range(1, len(described) + 1)]
+    return [f"{method} ({one})" for one in described]
+
+
+def describe_settings(settings: Mapping[str, Any]) -> str:
+    """Write the settings of a group in a line."""
+    return ", ".join(f"{name} {_show(value)}" for name, value in settings.items())
+
+
+def _settings(run: StoredRun) -> dict[str, Any]:
+    """Give the settings that may change what a run's method does; see `finetune.arguments.Arguments.unused`."""
+    arguments = run.record["arguments"]
+    if run.method == "tfidf":
+        return {}
+    chosen = {name: value for name, value in arguments["data"].items() if name in TEXT_SETTINGS}
+    for part in ("model", "method", "run", "training"):
+        chosen |= {name: value for name, value in arguments[part].items() if name not in FREE_SETTINGS}
+    others = tuple(f"{method}_" for method in ("lora", "textcnn") if method != run.method)
+    return {name: value for name, value in chosen.items() if not name.startswith(others)}
+
+
+def _varying(settings: Sequence[dict[str, Any]]) -> list[str]:
+    names = list(dict.fromkeys(name for one in settings for name in one))
+    return [name for name in names if len({repr(one.get(name)) for one in settings}) > 1]
+
+
+def _show(value: Any) -> str:
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def describe_machines(runs: Sequence[StoredRun]) -> list[str]:
+    """Say in one line each what of the machine differs between runs, so that their costs don't compare."""
+    lines = []
+    for field, name in MACHINE.items():
+        sides = defaultdict(list)
+        for run in runs:
+            found = run.record["environment"].get(field)
+            shown = ", ".join(map(str, found)) or "none" if isinstance(found, list) else str(found)
+            sides[shown].append(str(run.directory))
+        if len(sides) > 1:
+            described = "; ".join(f"{side} ({_list_some(names, 3)})" for side, names in sides.items())
+            lines.append(f"The runs were made with different {name}, so their costs don't compare: {described}.")
+    return lines

@@ -1,0 +1,329 @@
+"""The report as one HTML page that needs nothing else: no network, no framework, figures and styles inside.
+
+Texts, labels, paths and settings come from elsewhere; Jinja escapes them all, and the page's own policy lets no script
+run but the one whose hash it names.
+"""
+
+import base64
+import hashlib
+import shlex
+from collections.abc import Iterator, Sequence
+from importlib.resources import files
+from typing import Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+
+from finetune import __version__
+from finetune.comparison.differences import Example, find_confusions
+from finetune.comparison.drawings import Drawing
+from finetune.comparison.figures import COLOURS
+from finetune.comparison.report import Report
+from finetune.comparison.runs import SPLITS, StoredRun
+from finetune.comparison.table import (
+    COSTS,
+    METRIC_NAMES,
+    Row,
+    format_cost,
+    format_interval,
+    format_metric,
+)
+from finetune.comparison.text import count_groups, describe_subject, describe_verdict
+from finetune.metrics import GREATER_IS_BETTER, MULTI_LABEL, REGRESSION
+
+__all__ = ["build_page"]
+
+BEGINNING, MOST = 220, 20_000  # characters of a text: those that are shown, and those that can be unfolded
+MORE_IS_BETTER = ("tokens_per_second", "texts_per_second")
+
+
+def build_page(report: Report, drawings: Sequence[Drawing]) -> str:
+    """Write the report as HTML."""
+    folder = files("finetune.comparison")
+    template, style, script = (folder.joinpath(f"page.{kind}").read_text("utf-8") for kind in ("html", "css", "js"))
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    sections = {drawing.section for drawing in drawings}
+    shown = {
+        "verdict": "Verdict",
+        "table": "Quality and cost",
+        "errors": "Where they err",
+        "calibration": "Calibration",
+        "training": "Training",
+        "differences": "Where they differ",
+        "provenance": "Provenance",
+    }
+    for name in ("calibration", "training"):
+        if name not in sections:
+            del shown[name]
+    names = [group.name for group in report.groups]
+    return environment.from_string(template).render(
+        title=f"Comparison of {count_groups(report)}" if len(names) > 1 else f"Report on {names[0]}",
+        subject=describe_subject(report),
+        sections=shown.items(),
+        style=Markup(style),
+        script=Markup(script),
+        script_hash=Markup(base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()),
+        drawings=drawings,
+        warnings=report.warnings,
+        left_out=report.left_out,
+        **_verdict(report),
+        **_table(report),
+        has_confusion="confusion" in sections,
+        confusion_heading="Predictions and labels"
+        if report.problem_type == REGRESSION
+        else "What each class is taken for",
+        confusions=_confusions(report),
+        per_class=list(_per_class(report)),
+        has_calibration="calibration" in sections,
+        calibration_note=_describe_calibration(report),
+        has_training="training" in sections,
+        training_note=_describe_training(report),
+        differences_note=_describe_texts(report),
+        examples=list(_examples(report)),
+        splits=[{"name": name, **_split(report.runs[0], name)} for name in SPLITS],
+        findings=report.findings,
+        runs=[_run(run, position) for position, group in enumerate(report.groups) for run in group.runs],
+        created=report.created,
+        version=__version__,
+    )
+
+
+def _colour(position: int) -> int:
+    return position % len(COLOURS)
+
+
+def _verdict(report: Report) -> dict[str, Any]:
+    verdict = report.verdict
+    metric, cost = METRIC_NAMES[report.metric], COSTS[report.cost]
+    state = "none" if verdict is None else "decided" if verdict.decided else "open"
+    margin = f"{report.margin:.4g}"
+    if GREATER_IS_BETTER[report.metric]:
+        margin = f"{100 * report.margin:g} {'point' if 100 * report.margin == 1 else 'points'}"
+    return {
+        "state": state,
+        "sentences": describe_verdict(report),
+        "basis": f"Judged by {metric} on the test split; a loss of {margin} doesn't matter; cheap means {cost}.",
+        "assumptions": [] if verdict is None else verdict.assumptions,
+    }
+
+
+def _table(report: Report) -> dict[str, Any]:
+    metrics = list(report.rows[0].quality)
+    columns = [{"heading": "method", "kind": "", "sort": "none"}]
+    for name in metrics:
+        kind = "more" if GREATER_IS_BETTER[name] else "less"
+        sort = ("descending" if kind == "more" else "ascending") if name == report.metric else "none"
+        columns.append({"heading": METRIC_NAMES[name], "kind": kind, "sort": sort})
+    for name, heading in COSTS.items():
+        columns.append({"heading": heading, "kind": "more" if name in MORE_IS_BETTER else "less", "sort": "none"})
+    best = {name: _best(report.rows, name) for name in (*metrics, *COSTS)}
+    rows = []
+    for position, row in enumerate(report.rows):
+        cells = []
+        for name in metrics:
+            interval = row.quality[name]
+            text, _, bounds = format_interval(name, interval).partition(" (")
+            value = interval.estimate if np.isfinite(interval.estimate) else ""
+            cells.append({"value": value, "text": text, "more": bounds.removesuffix(")"), "best": value == best[name]})
+        for name in COSTS:
+            cost = row.costs[name]
+            value = "" if cost is None else cost
+            cells.append({"value": value, "text": format_cost(name, cost), "more": "", "best": value == best[name]})
+        chosen = ""
+        if report.verdict is not None and row.name == report.verdict.chosen:
+            chosen = "take this" if report.verdict.decided else "safe choice"
+        seeds = "" if row.is_floor else f"{len(row.seeds)} {'seed' if len(row.seeds) == 1 else 'seeds'}"
+        rows.append(
+            {
+                "name": row.name,
+                "seeds": seeds,
+                "colour": _colour(position),
+                "cells": cells,
+                "is_floor": row.is_floor,
+                "is_chosen": chosen,
+            }
+        )
+    note = (
+        "Means over seeds on the test split; below them 95 % intervals, which hold the choice of test examples and of "
+        "seeds. In bold the best of a column. A method with one seed has an interval for its test examples alone."
+    )
+    note += " Tokens/s is of training; latency is from one text to its answer, and texts/s is in bulk."
+    if any(row.is_floor for row in report.rows):
+        note += (
+            " The floor was fitted beside the runs on the same rows; its predictions are not kept, so no test has it."
+        )
+    settings = [(row.name, row.settings) for row in report.rows if row.settings]
+    cost_note = (
+        "Filled marks lie on the Pareto front, the dashed line: no method is both better and cheaper. Hollow ones are "
+        "beaten in both."
+    )
+    return {"columns": columns, "rows": rows, "settings": settings, "table_note": note, "cost_note": cost_note}
+
+
+def _best(rows: Sequence[Row], name: str) -> float | None:
+    values = [
+        row.quality[name].estimate if name in row.quality else row.costs[name] for row in rows if not row.is_floor
+    ]
+    known = [value for value in values if value is not None and np.isfinite(value)]
+    if len(set(known)) < 2 or name == "trainable_parameters":
+        return None
+    more = name in MORE_IS_BETTER or GREATER_IS_BETTER.get(name, False)
+    return max(known) if more else min(known)
+
+
+def _confusions(report: Report) -> list[dict[str, Any]]:
+    if report.confusion is None or len(report.label_names) < 3:
+        return []
+    return [
+        {
+            "name": name,
+            "colour": _colour(position),
+            "found": [
+                {
+                    "label": one.label,
+                    "prediction": one.prediction,
+                    "count": f"{one.num_examples:g}",
+                    "share": f"{one.share:.0%}",
+                }
+                for one in find_confusions(counts, report.label_names)
+            ],
+        }
+        for position, (name, counts) in enumerate(report.confusion.items())
+    ]
+
+
+def _per_class(report: Report) -> Iterator[dict[str, Any]]:
+    for label in report.label_names if report.per_class else ():
+        for method, table in report.per_class.items():
+            values = [table[label][name] for name in ("precision", "recall", "f1")]
+            figures = [{"value": value, "text": f"{value:.3f}"} for value in values]
+            count = table[label]["num_examples"]
+            yield {"label": label, "method": method, "figures": [*figures, {"value": count, "text": f"{count:,.0f}"}]}
+
+
+def _describe_calibration(report: Report) -> str:
+    what = "of every label's yes or no" if report.problem_type == MULTI_LABEL else "of the class that is predicted"
+    return (
+        f"How often the answer is right by its probability, {what}: on the dotted line one can take the probability "
+        "at its word. Large circles are many test examples. ECE is the mean distance from the line (Guo et al. 2017) "
+        "over 15 bins, mean over seeds; scaled means with the temperature that fits the validation split, which "
+        "changes no answer."
+    )
+
+
+def _describe_training(report: Report) -> str:
+    without = [group.name for group in report.groups if not any(run.history for run in group.runs)]
+    note = "Losses compare between methods only where their label smoothing and weights are the same."
+    return f"{note} Without a curve: {', '.join(without)}." if without else note
+
+
+def _describe_texts(report: Report) -> str:
+    parts = ["Probabilities are the mean over a method's seeds, scaled by temperature as above."]
+    if report.problem_type == REGRESSION:
+        parts = ["Numbers are the mean over a method's seeds."]
+    if report.texts is None:
+        parts.append("The runs were made with --no_store_text, so examples are named by their ids alone.")
+    return " ".join(parts)
+
+
+def _examples(report: Report) -> Iterator[dict[str, Any]]:
+    differences, names = report.differences, [group.name for group in report.groups]
+    regression = report.problem_type == REGRESSION
+
+    def by_method(examples: dict[str, list[Example]], words: Any) -> list[dict[str, Any]]:
+        return [
+            {
+                "colour": _colour(names.index(name)),
+                "heading": words(name),
+                "examples": [_example(report, one) for one in found],
+            }
+            for name, found in examples.items()
+            if found
+        ]
+
+    if len(names) > 1:
+        parts = by_method(
+            differences.only_right,
+            lambda name: (
+                name if regression else f"{name}: {differences.num_only_right[name]:,} of {report.num_examples:,}"
+            ),
+        )
+        if regression:
+            heading, note = "Where one is far better", "Its error is the smallest, by the widest distance."
+        else:
+            heading, note = "Only one is right", "All its seeds are right, and all seeds of all other methods wrong."
+        yield {"heading": heading, "note": note if parts else "There are no such examples.", "methods": parts}
+    parts = by_method(differences.mistakes, lambda name: name)
+    yield {
+        "heading": "Largest errors" if regression else "Surest mistakes",
+        "note": "" if parts else "There are none.",
+        "methods": parts,
+    }
+    if differences.suspects is not None:
+        found = [_example(report, one) for one in differences.suspects]
+        heading = f"the surest {len(found)} of {differences.num_suspects:,}"
+        note = "All seeds of all methods give one answer, each method with a probability of at least 80 %, and the "
+        yield {
+            "heading": "Labels that are likely wrong",
+            "note": note + ("label says something else." if found else "label never says something else."),
+            "methods": [{"colour": None, "heading": heading, "examples": found}] if found else [],
+        }
+
+
+def _example(report: Report, example: Example) -> dict[str, Any]:
+    return {
+        "id": report.runs[0].test.ids[example.row].as_py(),
+        "label": example.label,
+        "answers": [
+            {"method": method, "text": answer.text, "right": answer.is_right, "colour": _colour(position)}
+            for position, (method, answer) in enumerate(example.answers.items())
+        ],
+        "texts": [] if report.texts is None else [_cut(text) for text in report.texts.get(example.row) if text],
+    }
+
+
+def _cut(text: str) -> dict[str, str]:
+    """Part a text where its beginning ends, at a space if there is one near."""
+    if len(text) <= BEGINNING * 1.2:
+        return {"begin": text, "rest": "", "cut": ""}
+    end = text.rfind(" ", BEGINNING // 2, BEGINNING)
+    end = BEGINNING if end < 0 else end
+    cut = f"{len(text) - MOST:,} more characters are in predictions/test.parquet." if len(text) > MOST else ""
+    return {"begin": text[:end], "rest": text[end:MOST], "cut": cut}
+
+
+def _split(run: StoredRun, name: str) -> dict[str, Any]:
+    split = run.record["data"]["splits"][name]
+    return {"rows": f"{split['rows']:,}", "sha256": split["sha256"], "origin": split["origin"]}
+
+
+def _run(run: StoredRun, position: int) -> dict[str, Any]:
+    record, environment = run.record, run.record["environment"]
+    gpus = environment.get("gpus")
+    memory = environment.get("memory_bytes")
+    primary = "accuracy" if "accuracy" in run.metrics else "mae"
+    facts = {
+        "model": f"{record['model'].get('architecture')}, {record['model'].get('name') or 'no pretrained model'}",
+        "parameters": f"{record['model']['trainable_parameters']:,} trained of {record['model']['total_parameters']:,}",
+        "started, finished": f"{record.get('started')}, {record.get('finished')}",
+        "processor": f"{environment.get('processor')}, {environment.get('physical_cores')} cores, "
+        f"{format_cost('bytes', memory) if isinstance(memory, int) else 'unknown'} memory",
+        "GPUs": ", ".join(map(str, gpus)) if isinstance(gpus, list) and gpus else "none",
+        "threads": f"{environment.get('num_processes')} process(es) of {environment.get('num_threads')}",
+        "precision": f"{environment.get('precision')}, predictions {environment.get('prediction_precision')}",
+        "commit": str(environment.get("git_commit")),
+        "platform": str(environment.get("platform")),
+        "versions": f"Python {environment.get('python')}, "
+        + ", ".join(f"{name} {version}" for name, version in environment["packages"].items() if version),
+    }
+    return {
+        "directory": str(run.directory),
+        "colour": _colour(position),
+        "brief": f"seed {run.seed}, {METRIC_NAMES[primary]} {format_metric(primary, run.metrics[primary])}, "
+        f"{format_cost('train_seconds', run.cost('train_seconds'))}",
+        "command": shlex.join(map(str, record["command"])),
+        "facts": facts.items(),
+    }

@@ -1,0 +1,392 @@
+"""Everything that a report says, as numbers and words: built from run directories alone, written as `report.json`.
+
+`finetune.comparison.drawings` draws it, `.text` writes it for the terminal and as Markdown, `.page` as HTML.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finetune import __version__
+from finetune.comparison.calibration import (
+    ReliabilityBins,
+    compute_probabilities,
+    expected_calibration_error,
+    fit_temperature,
+    reliability_bins,
+)
+from finetune.comparison.differences import Differences, find_differences
+from finetune.comparison.groups import Group, describe_machines, group_runs, refuse_different_splits
+from finetune.comparison.runs import SPLITS, Predictions, StoredRun, Texts, load_findings, load_runs, load_texts
+from finetune.comparison.table import (
+    METRIC_NAMES,
+    QUALITY_METRICS,
+    TABLE_METRICS,
+    Row,
+    build_floor_row,
+    build_rows,
+    compute_scores,
+)
+from finetune.comparison.verdict import Verdict, decide
+from finetune.errors import FinetuneError
+from finetune.examination.findings import Finding
+from finetune.metrics import GREATER_IS_BETTER, MULTI_LABEL, REGRESSION, SINGLE_LABEL, compute_per_class, predict_labels
+
+__all__ = ["REPORT_SCHEMA_VERSION", "VERDICT_COSTS", "Calibration", "Lengths", "Report", "build_report", "to_json"]
+
+REPORT_SCHEMA_VERSION = 1
+VERDICT_COSTS = ("train_seconds", "latency_seconds", "bytes", "peak_memory_bytes")
+# Runs of these are all alike, whatever their seed.
+DETERMINISTIC_METHODS = ("tfidf",)
+NUM_LENGTH_BINS = 5
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How far a group's probabilities can be believed, on the test split.
+
+    Attributes:
+        temperatures: Fitted on the validation split, one a seed.
+        before: Expected calibration error of the probabilities as they are, mean over seeds.
+        after: The same of the probabilities scaled by the temperatures.
+        bins_before: Of all seeds together.
+        bins_after: Of all seeds together.
+    """
+
+    temperatures: list[float]
+    before: float
+    after: float
+    bins_before: ReliabilityBins
+    bins_after: ReliabilityBins
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Quality by text length.
+
+    Attributes:
+        unit: What a length counts.
+        edges: Bounds of the bins, which hold about as many test texts each, `(num_bins + 1,)`.
+        num_examples: In each bin, `(num_bins,)`.
+        metric: Accuracy, or the mean absolute error.
+        quality: For each group, its mean in each bin, `(num_bins,)`.
+    """
+
+    unit: str
+    edges: np.ndarray
+    num_examples: np.ndarray
+    metric: str
+    quality: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What is known of some runs. Groups stand from best to worst, and everything by group in their order.
+
+    Attributes:
+        groups: Runs that differ in their seed alone.
+        rows: Of the table, one a group, and last the floor if no group is one.
+        metric: That of the verdict.
+        margin: In the metric's unit.
+        cost: That of the verdict, one of `VERDICT_COSTS`.
+        verdict: None with a single group.
+        calibration: None for regression.
+        per_class: Precision, recall and F1 of each class, mean over seeds; empty for regression.
+        confusion: Examples by label and prediction, mean over seeds; for one class of several.
+        lengths: Quality by text length.
+        differences: Examples worth reading.
+        texts: Of the test examples; None if no run stored them.
+        findings: What the data doctor found in the splits.
+        warnings: What the reader has to know before the figures.
+        left_out: One line for each run directory that is not in the report.
+        created: UTC, ISO 8601.
+    """
+
+    groups: list[Group]
+    rows: list[Row]
+    metric: str
+    margin: float
+    cost: str
+    verdict: Verdict | None
+    calibration: dict[str, Calibration] | None
+    per_class: dict[str, dict[str, dict[str, float]]]
+    confusion: dict[str, np.ndarray] | None
+    lengths: Lengths | None
+    differences: Differences
+    texts: Texts | None
+    findings: list[Finding]
+    warnings: list[str]
+    left_out: list[str]
+    created: str
+
+    @property
+    def runs(self) -> list[StoredRun]:
+        return [run for group in self.groups for run in group.runs]
+
+    @property
+    def problem_type(self) -> str:
+        return self.groups[0].runs[0].problem_type
+
+    @property
+    def label_names(self) -> list[str]:
+        return self.groups[0].runs[0].label_names
+
+    @property
+    def num_examples(self) -> int:
+        """Count the test examples."""
+        return len(self.groups[0].runs[0].test.labels)
+
+
+def build_report(
+    paths: Sequence[str | Path], metric: str | None = None, margin: float = 1.0, cost: str = "train_seconds"
+) -> Report:
+    """Read run directories and work out everything that a report says.
+
+    Args:
+        paths: Run directories, or folders that contain them.
+        metric: That of the verdict, one of `QUALITY_METRICS` of the task; its first if None.
+        margin: The loss that doesn't matter, in points: hundredths of a metric in [0, 1], or of the standard deviation
+            (for `mse` the variance) of the numbers to predict.
+        cost: That of the verdict, one of `VERDICT_COSTS`.
+
+    Raises:
+        FinetuneError: If no run is left, runs don't have the same splits, or an argument doesn't fit the task.
+    """
+    if not (margin > 0 and math.isfinite(margin)):
+        raise FinetuneError(f"Expected --margin above 0, in points, but got {margin:g}. 1 is usual.")
+    runs, left_out = load_runs(paths)
+    refuse_different_splits(runs)
+    groups, doubled = group_runs(runs)
+    problem_type = runs[0].problem_type
+    known = QUALITY_METRICS[problem_type]
+    metric = metric or TABLE_METRICS[problem_type][0]
+    if metric not in known:
+        raise FinetuneError(f"Expected --metric for this task to be one of {', '.join(known)}, but got {metric!r}.")
+    sign = 1 if GREATER_IS_BETTER[metric] else -1
+    groups.sort(key=lambda group: -sign * float(np.mean([run.metrics[metric] for run in group.runs])))
+    unit = {"mae": 1.0, "mse": 2.0}.get(metric, 0.0)
+    margin = margin / 100 * float(runs[0].test.labels.astype(np.float64).std()) ** unit
+
+    metrics = list(dict.fromkeys([metric, *TABLE_METRICS[problem_type]]))
+    rows = build_rows(groups, metrics)
+    verdict = None
+    if len(groups) > 1:
+        verdict = decide(
+            scores={group.name: compute_scores(group, metric) for group in groups},
+            costs={row.name: row.costs[cost] or 0.0 for row in rows},
+            margin=margin,
+            greater_is_better=GREATER_IS_BETTER[metric],
+            metric=METRIC_NAMES[metric],
+            deterministic={group.name for group in groups if group.method in DETERMINISTIC_METHODS},
+        )
+    floor = build_floor_row(groups, metrics)
+    calibration = None if problem_type == REGRESSION else {group.name: _calibrate(group) for group in groups}
+    temperatures = {group.name: [1.0] * len(group.runs) for group in groups}
+    if calibration:
+        temperatures = {name: one.temperatures for name, one in calibration.items()}
+    texts = load_texts(runs)
+    return Report(
+        groups=groups,
+        rows=[*rows, *([floor] if floor else [])],
+        metric=metric,
+        margin=margin,
+        cost=cost,
+        verdict=verdict,
+        calibration=calibration,
+        per_class={} if problem_type == REGRESSION else {group.name: _per_class(group) for group in groups},
+        confusion={group.name: _confusion(group) for group in groups} if problem_type == SINGLE_LABEL else None,
+        lengths=_by_length(groups, texts),
+        differences=find_differences(groups, temperatures),
+        texts=texts,
+        findings=load_findings(runs),
+        warnings=_warn(groups, floor),
+        left_out=left_out + doubled,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _warn(groups: Sequence[Group], floor: Row | None) -> list[str]:
+    runs = [run for group in groups for run in group.runs]
+    lines = describe_machines(runs)
+    for package in ("finetune", "torch", "transformers", "scikit-learn"):
+        found = sorted({str(run.record["environment"]["packages"].get(package)) for run in runs})
+        if len(found) > 1:
+            lines.append(f"The runs were made with different versions of {package}: {', '.join(found)}.")
+    if floor is None and all(group.method not in DETERMINISTIC_METHODS for group in groups):
+        lines.append(
+            "No run measured a floor: run the recipe with --method tfidf to see what the simplest method gives."
+        )
+    return lines
+
+
+def _calibrate(group: Group) -> Calibration:
+    several = group.runs[0].problem_type == MULTI_LABEL
+    temperatures, before, after = [], [], []
+    labels = _decisions(group.runs[0].test, several)[1]
+    for run in group.runs:
+        temperatures.append(fit_temperature(*_decisions(run.validation, several)))
+        logits = _decisions(run.test, several)[0]
+        before.append(compute_probabilities(logits))
+        after.append(compute_probabilities(logits, temperatures[-1]))
+    pooled = np.tile(labels, len(group.runs))
+    return Calibration(
+        temperatures=temperatures,
+        before=float(np.mean([expected_calibration_error(table, labels) for table in before])),
+        after=float(np.mean([expected_calibration_error(table, labels) for table in after])),
+        bins_before=reliability_bins(np.concatenate(before), pooled),
+        bins_after=reliability_bins(np.concatenate(after), pooled),
+    )
+
+
+def _decisions(predictions: Predictions, several: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Give logits and class numbers; of several labels each is a decision of its own between no and yes."""
+    if not several:
+        return predictions.logits, predictions.labels
+    flat = predictions.logits.reshape(-1)
+    return np.column_stack([np.zeros_like(flat), flat]), predictions.labels.reshape(-1).astype(np.int64)
+
+
+def _per_class(group: Group) -> dict[str, dict[str, float]]:
+    tables = [
+        compute_per_class(run.test.logits, run.test.labels, run.label_names, run.problem_type) for run in group.runs
+    ]
+    return {
+        label: {name: float(np.mean([table[label][name] for table in tables])) for name in tables[0][label]}
+        for label in tables[0]
+    }
+
+
+def _confusion(group: Group) -> np.ndarray:
+    num_labels, labels = len(group.runs[0].label_names), group.runs[0].test.labels
+    counts = [
+        np.bincount(labels * num_labels + predict_labels(run.test.logits, SINGLE_LABEL), minlength=num_labels**2)
+        for run in group.runs
+    ]
+    return np.mean(counts, axis=0).reshape(num_labels, num_labels)
+
+
+def _by_length(groups: Sequence[Group], texts: Texts | None) -> Lengths | None:
+    runs = [run for group in groups for run in group.runs]
+    if texts is not None:
+        unit, lengths = "characters", texts.num_characters()
+    else:  # the run that cut least
+        run = max(runs, key=lambda run: int(run.test.num_tokens.sum()))
+        unit, lengths = f"tokens of {run.method}", run.test.num_tokens
+    edges = np.unique(np.quantile(lengths, np.linspace(0, 1, NUM_LENGTH_BINS + 1), method="inverted_cdf"))
+    if len(edges) < 3:
+        return None
+    bins = np.clip(np.searchsorted(edges, lengths, side="left") - 1, 0, len(edges) - 2)
+    metric = "mae" if runs[0].problem_type == REGRESSION else "accuracy"
+    counts = np.bincount(bins, minlength=len(edges) - 1)
+    quality = {}
+    for group in groups:
+        quality[group.name] = np.bincount(bins, compute_scores(group, metric).mean(axis=0), len(edges) - 1) / counts
+    return Lengths(unit, edges, counts, metric, quality)
+
+
+def to_json(report: Report) -> dict[str, Any]:
+    """Give a report as JSON has it; `docs/report.md` describes the fields. What is not a number is null."""
+    first = report.runs[0]
+    groups = []
+    for group, row in zip(report.groups, report.rows, strict=False):
+        calibration = report.calibration[group.name] if report.calibration else None
+        groups.append(
+            {
+                "name": group.name,
+                "method": group.method,
+                "settings": group.settings,
+                "seeds": group.seeds,
+                "runs": [str(run.directory) for run in group.runs],
+                "quality": {
+                    name: {**interval._asdict(), "by_seed": [run.metrics[name] for run in group.runs]}
+                    for name, interval in row.quality.items()
+                },
+                "costs": {
+                    name: {"mean": value, "by_seed": [run.cost(name) for run in group.runs]}
+                    for name, value in row.costs.items()
+                },
+                "calibration": None
+                if calibration is None
+                else {
+                    "temperatures": calibration.temperatures,
+                    "ece": calibration.before,
+                    "ece_scaled": calibration.after,
+                },
+                "per_class": report.per_class.get(group.name),
+                "confusion": report.confusion and report.confusion[group.name].tolist(),
+                "by_length": report.lengths and report.lengths.quality[group.name].tolist(),
+            }
+        )
+    floor = next((row for row in report.rows if row.is_floor), None)
+    content = {
+        "schema_version": REPORT_SCHEMA_VERSION,
+        "created": report.created,
+        "finetune": __version__,
+        "metric": report.metric,
+        "margin": report.margin,
+        "cost": report.cost,
+        "warnings": report.warnings,
+        "left_out": report.left_out,
+        "verdict": report.verdict and _verdict_to_json(report.verdict),
+        "groups": groups,
+        "floor": floor
+        and {"quality": {name: one._asdict() for name, one in floor.quality.items()}, "costs": floor.costs},
+        "data": {
+            "problem_type": report.problem_type,
+            "label_names": report.label_names,
+            "splits": {split: first.record["data"]["splits"][split] for split in SPLITS},
+        },
+        "by_length": report.lengths
+        and {
+            "unit": report.lengths.unit,
+            "metric": report.lengths.metric,
+            "edges": report.lengths.edges.tolist(),
+            "num_examples": report.lengths.num_examples.tolist(),
+        },
+        "differences": _differences_to_json(report.differences, first),
+        "runs": [
+            {
+                "directory": str(run.directory),
+                "metrics": run.metrics,
+                **{name: run.record.get(name) for name in ("method", "seed", "command", "started", "finished")},
+                **{name: run.record[name] for name in ("model", "costs", "environment", "arguments")},
+            }
+            for run in report.runs
+        ],
+    }
+    return _without_nan(content)
+
+
+def _verdict_to_json(verdict: Verdict) -> dict[str, Any]:
+    content = asdict(verdict)
+    for comparison in content["comparisons"].values():
+        comparison["difference"] = comparison["difference"]._asdict()
+    return content
+
+
+def _differences_to_json(differences: Differences, run: StoredRun) -> dict[str, Any]:
+    def show(examples: Any) -> Any:
+        if isinstance(examples, dict):
+            return {name: show(some) for name, some in examples.items()}
+        return examples and [{"id": run.test.ids[one.row].as_py(), **asdict(one)} for one in examples]
+
+    return {
+        "num_only_right": differences.num_only_right,
+        "only_right": show(differences.only_right),
+        "mistakes": show(differences.mistakes),
+        "num_suspects": differences.num_suspects,
+        "suspects": show(differences.suspects),
+    }
+
+
+def _without_nan(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {str(name): _without_nan(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_without_nan(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content

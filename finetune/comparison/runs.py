@@ -1,0 +1,374 @@
+"""Run directories in, as `docs/run.md` describes them: what each run was, what it cost, its predictions.
+
+A run directory may have been cut short, copied in part, or edited. What a report would repeat is checked here, the
+metrics by computing them again from the stored predictions; a directory that fails is named in one line and left out.
+"""
+
+import json
+import math
+import os
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from finetune.errors import FinetuneError
+from finetune.examination.findings import Finding, from_json
+from finetune.metrics import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, compute_metrics
+
+__all__ = ["SCHEMA_VERSION", "SPLITS", "Predictions", "StoredRun", "Texts", "find_run_directories", "load_findings",
+           "load_run", "load_runs", "load_texts"]  # fmt: skip
+
+SCHEMA_VERSION = 1  # of run.json; see docs/run.md
+SPLITS = ("train", "validation", "test")
+# Any of these makes a folder a run directory, whole or not.
+MARKS = ("run.json", "predictions", "history.jsonl", "checkpoints")
+# A metric computed again by another version of scikit-learn may differ in its last digits.
+METRIC_TOLERANCE = 1e-6
+NUMBER = (int, float)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A split's examples in their order, without their texts.
+
+    Attributes:
+        ids: Of the examples, `(num_examples,)`.
+        num_tokens: Tokens of each text after cutting, words for TF-IDF, `(num_examples,)`.
+        labels: Class numbers or numbers to predict, `(num_examples,)`; for several labels 0 and 1,
+            `(num_examples, num_labels)`.
+        logits: float32, `(num_examples, num_labels)`.
+    """
+
+    ids: pa.Array
+    num_tokens: np.ndarray
+    labels: np.ndarray
+    logits: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class StoredRun:
+    """A complete run whose `run.json` agrees with its predictions.
+
+    Attributes:
+        directory: As it was given or found.
+        record: The content of `run.json`.
+        validation: Predictions on the validation split.
+        test: Predictions on the test split.
+        metrics: Every metric of the test split, computed from `test`.
+        history: What was logged, a dictionary a line; empty for a method without steps.
+    """
+
+    directory: Path
+    record: dict[str, Any] = field(repr=False)
+    validation: Predictions = field(repr=False)
+    test: Predictions = field(repr=False)
+    metrics: dict[str, float] = field(repr=False)
+    history: list[dict[str, Any]] = field(repr=False)
+
+    @property
+    def method(self) -> str:
+        return self.record["method"]
+
+    @property
+    def seed(self) -> int:
+        return self.record["seed"]
+
+    @property
+    def problem_type(self) -> str:
+        return self.record["data"]["problem_type"]
+
+    @property
+    def label_names(self) -> list[str]:
+        return self.record["data"]["label_names"]
+
+    def cost(self, name: str) -> float | None:
+        """Give one of `costs`, or of `model` (`bytes`, `trainable_parameters`); None if the method has no such cost."""
+        return self.record["costs"].get(name, self.record["model"].get(name))
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The test examples' texts, and second texts if they are pairs, `(num_examples,)` each."""
+
+    first: pa.ChunkedArray
+    second: pa.ChunkedArray | None
+
+    def get(self, row: int) -> tuple[str, str]:
+        """Give the texts of an example, the second "" if it is no pair."""
+        second = None if self.second is None else self.second[row].as_py()
+        return self.first[row].as_py() or "", second or ""
+
+    def num_characters(self) -> np.ndarray:
+        """Count the characters of each example, both texts of a pair together."""
+        counts = pc.fill_null(pc.utf8_length(self.first), 0).to_numpy()
+        return counts if self.second is None else counts + pc.fill_null(pc.utf8_length(self.second), 0).to_numpy()
+
+
+def find_run_directories(paths: Sequence[str | Path]) -> Iterator[Path]:
+    """Find the run directories among `paths` and in the folders that they are, each once, in natural reading order."""
+    seen = set()
+    for path in map(Path, paths):
+        for directory in _find_in(path):
+            if directory.resolve() not in seen:
+                seen.add(directory.resolve())
+                yield directory
+
+
+def _find_in(path: Path) -> Iterator[Path]:
+    if any((path / mark).exists() for mark in MARKS):
+        yield path
+    else:
+        for folder in sorted(
+            child for child in path.iterdir() if child.is_dir() and os.access(child, os.R_OK | os.X_OK)
+        ):
+            yield from _find_in(folder)
+
+
+def load_runs(paths: Sequence[str | Path]) -> tuple[list[StoredRun], list[str]]:
+    """Load every run directory that is whole.
+
+    Args:
+        paths: Run directories, or folders that contain them at any depth.
+
+    Returns:
+        The runs, and one line for each directory that is left out.
+
+    Raises:
+        FinetuneError: If none is left.
+    """
+    runs, left_out = [], []
+    for path in paths:
+        if not Path(path).is_dir():
+            left_out.append(f"{path}: there is no such folder")
+        elif not any(True for _ in find_run_directories([path])):
+            left_out.append(f"{path}: there is no run directory in it")
+    for directory in find_run_directories([path for path in paths if Path(path).is_dir()]):
+        try:
+            runs.append(load_run(directory))
+        except (FinetuneError, OSError) as error:
+            left_out.append(f"{directory}: {error}")
+    if not runs:
+        found = "; ".join(left_out[:5]) + (f"; and {len(left_out) - 5} more" if len(left_out) > 5 else "")
+        raise FinetuneError(f"Expected at least one complete run directory, but found none: {found}.")
+    return runs, left_out
+
+
+def load_run(directory: Path) -> StoredRun:
+    """Load and check one run directory.
+
+    Raises:
+        FinetuneError: If a file is missing, cut short, or does not agree with the others; in one line.
+    """
+    record = _read_record(directory / "run.json")
+    _check_record(record)
+    problem_type, num_labels = record["data"]["problem_type"], len(record["data"]["label_names"])
+    predictions, metrics = {}, {}
+    for split in ("validation", "test"):
+        path = directory / "predictions" / f"{split}.parquet"
+        predictions[split] = _read_predictions(path, problem_type, num_labels)
+        rows, found = record["data"]["splits"][split]["rows"], len(predictions[split].logits)
+        if found != rows:
+            raise FinetuneError(f"expected {rows} rows in {split}.parquet, as run.json says, but found {found}")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"sklearn\..*")  # of classes without examples, which have no ROC
+            metrics[split] = compute_metrics(predictions[split].logits, predictions[split].labels, problem_type)
+        _check_metrics(record["metrics"][split], metrics[split], split)
+    history = _read_history(directory / "history.jsonl")
+    return StoredRun(directory, record, predictions["validation"], predictions["test"], metrics["test"], history)
+
+
+def load_findings(runs: Sequence[StoredRun]) -> list[Finding]:
+    """Load what the data doctor found, from the first run whose `findings.json` can be read."""
+    for run in runs:
+        try:
+            return from_json(json.loads((run.directory / "findings.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            continue
+    return []
+
+
+def load_texts(runs: Sequence[StoredRun]) -> Texts | None:
+    """Load the test texts from the first run that stored them; None if `--no_store_text` kept them out of all."""
+    for run in runs:
+        path = run.directory / "predictions" / "test.parquet"
+        names = [column.name for column in pq.read_schema(path) if _is_text(column.type)]
+        if "text" in names:
+            table = pq.read_table(path, columns=[name for name in ("text", "text_pair") if name in names])
+            return Texts(table["text"], table["text_pair"] if "text_pair" in names else None)
+    return None
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FinetuneError("it has no run.json")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise FinetuneError(f"its run.json can't be read: {error}") from None
+    if not isinstance(record, dict):
+        raise FinetuneError("its run.json holds no record of a run")
+    version = record.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise FinetuneError(f"expected schema_version {SCHEMA_VERSION} in run.json, but found {version!r}")
+    if record.get("status") != "complete":
+        raise FinetuneError(f"the run is not complete, its status is {record.get('status')!r}")
+    return record
+
+
+def _check_record(record: dict[str, Any]) -> None:
+    """Refuse a record that lacks what a report reads, or holds something else in its place."""
+    if not re.fullmatch(r"[\w.+-]{1,40}", _expect(record, "method", str)):
+        raise FinetuneError(f"its run.json has {_short(record['method'])} as method")
+    _expect(record, "seed", int)
+    for name in ("data", "model", "method", "run", "training"):
+        _expect(record, f"arguments.{name}", dict)
+    for name, kind in {"command": list, "environment": dict, "environment.packages": dict}.items():
+        _expect(record, name, kind)
+    if _expect(record, "data.problem_type", str) not in PROBLEM_TYPES:
+        raise FinetuneError(f"expected data.problem_type to be one of {', '.join(PROBLEM_TYPES)} in run.json")
+    names = _expect(record, "data.label_names", list)
+    if not names or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        raise FinetuneError("expected data.label_names to be distinct names in run.json")
+    for split in SPLITS:
+        _expect(record, f"data.splits.{split}.sha256", str)
+        _expect(record, f"data.splits.{split}.origin", str)
+        _expect(record, f"data.splits.{split}.rows", int)
+    for name in ("train_seconds", "peak_memory_bytes", "latency_seconds", "texts_per_second"):
+        _expect_cost(record, f"costs.{name}")
+    for name in ("bytes", "trainable_parameters", "total_parameters"):
+        _expect_cost(record, f"model.{name}")
+    if record["costs"].get("tokens_per_second") is not None:
+        _expect_cost(record, "costs.tokens_per_second")
+    for split in ("validation", "test"):
+        if _expect(record, f"metrics.{split}", dict).get("labels_withheld"):
+            raise FinetuneError(f"the labels of its {split} split are withheld, so there is nothing to compare")
+
+
+def _expect(record: dict[str, Any], path: str, kind: type | tuple[type, ...]) -> Any:
+    value: Any = record
+    for name in path.split("."):
+        if not isinstance(value, dict) or name not in value:
+            raise FinetuneError(f"its run.json lacks {path}")
+        value = value[name]
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise FinetuneError(f"its run.json has {_short(value)} as {path}")
+    return value
+
+
+def _expect_cost(record: dict[str, Any], path: str) -> None:
+    value = _expect(record, path, NUMBER)
+    if not _is_number(value) or value < 0:
+        raise FinetuneError(f"its run.json has {_short(value)} as {path}")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _read_predictions(path: Path, problem_type: str, num_labels: int) -> Predictions:
+    if not path.is_file():
+        raise FinetuneError(f"it has no predictions/{path.name}")
+    try:
+        table = pq.read_table(path, columns=["id", "num_tokens", "label", "logits"])
+        missing = {"id", "num_tokens", "label", "logits"} - set(table.column_names)
+        if missing:
+            raise FinetuneError(f"its {path.name} lacks the column {sorted(missing)[0]}")
+        if table.num_rows == 0:
+            raise FinetuneError(f"its {path.name} has no rows")
+        logits = _to_matrix(table["logits"], num_labels)
+        labels = _to_labels(table["label"], problem_type, num_labels)
+        num_tokens = table["num_tokens"].combine_chunks().to_numpy(zero_copy_only=False)
+        ids = pc.cast(table["id"], pa.string()).combine_chunks()
+    except FinetuneError as error:
+        raise FinetuneError(f"{error} in {path.name}" if path.name not in str(error) else str(error)) from None
+    except (OSError, ValueError, TypeError, pa.ArrowException) as error:
+        raise FinetuneError(f"its {path.name} can't be read: {str(error).splitlines()[0]}") from None
+    if table["id"].null_count or not np.issubdtype(num_tokens.dtype, np.number) or np.isnan(num_tokens).any():
+        raise FinetuneError(f"its {path.name} has rows without an id or a number of tokens")
+    return Predictions(ids, num_tokens, labels, logits)
+
+
+def _to_matrix(column: pa.ChunkedArray, width: int) -> np.ndarray:
+    lists = column.combine_chunks()
+    lengths = pc.unique(pc.list_value_length(lists)).to_pylist()
+    if lengths != [width]:
+        raise FinetuneError(f"expected {width} logits a row, but found {', '.join(map(str, lengths[:5]))}")
+    logits = lists.flatten().to_numpy(zero_copy_only=False).astype(np.float32).reshape(-1, width)
+    if not np.isfinite(logits).all():
+        rows = int((~np.isfinite(logits)).any(axis=1).sum())
+        raise FinetuneError(f"expected numbers as logits, but found none in {rows} rows")
+    return logits
+
+
+def _to_labels(column: pa.ChunkedArray, problem_type: str, num_labels: int) -> np.ndarray:
+    if problem_type == MULTI_LABEL:
+        lists = column.combine_chunks()
+        numbers = lists.flatten().to_numpy(zero_copy_only=False)
+        labels = np.zeros((len(lists), num_labels), dtype=np.float32)
+        rows = np.repeat(np.arange(len(lists)), pc.fill_null(pc.list_value_length(lists), 0).to_numpy())
+    else:
+        numbers = column.combine_chunks().to_numpy(zero_copy_only=False)
+    if column.null_count or not np.issubdtype(numbers.dtype, np.number) or not np.isfinite(numbers).all():
+        raise FinetuneError("expected a label in every row, but some lack one")
+    if problem_type == REGRESSION:
+        return numbers.astype(np.float32)
+    if len(numbers) and not (numbers.min() >= 0 and numbers.max() < num_labels):
+        raise FinetuneError(f"expected labels from 0 to {num_labels - 1}, but found {numbers.min()} to {numbers.max()}")
+    if problem_type == MULTI_LABEL:
+        labels[rows, numbers.astype(np.int64)] = 1
+        return labels
+    return numbers.astype(np.int64)
+
+
+def _check_metrics(recorded: dict[str, Any], computed: dict[str, float], split: str) -> None:
+    """Refuse predictions that don't give the metrics of `run.json`; what is not a number is null there."""
+    for name, value in computed.items():
+        found = recorded.get(name)
+        if _is_number(found):
+            agrees = math.isclose(found, value, rel_tol=METRIC_TOLERANCE, abs_tol=METRIC_TOLERANCE)
+        else:
+            agrees = found is None and name in recorded and math.isnan(value)
+        if not agrees:
+            raise FinetuneError(
+                f"its predictions give a {split} {name} of {value:.6g}, but run.json says {_short(found)}; one of the "
+                "two was changed"
+            )
+
+
+def _read_history(path: Path) -> list[dict[str, Any]]:
+    """Read what was logged; lines that are not whole are passed over, since nothing but a curve depends on them."""
+    history = []
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(entry, dict):
+            numbers = {name: value for name, value in entry.items() if _is_number(value)}
+            if {"step", "epoch"} <= numbers.keys():
+                history.append(numbers)
+    return history
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    try:
+        return isinstance(value, NUMBER) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer of more digits than a float holds
+        return False

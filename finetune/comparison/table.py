@@ -1,0 +1,190 @@
+"""The table: for each group of runs its quality on the test split with intervals, and what it costs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from finetune.comparison.groups import Group, describe_settings
+from finetune.comparison.runs import StoredRun
+from finetune.comparison.statistics import INFLUENCE_METRICS, Interval, mean_interval, metric_influence
+from finetune.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL, predict_labels
+
+__all__ = [
+    "COSTS",
+    "METRIC_NAMES",
+    "QUALITY_METRICS",
+    "TABLE_METRICS",
+    "Row",
+    "build_floor_row",
+    "build_rows",
+    "compute_scores",
+    "format_cost",
+    "format_interval",
+    "format_metric",
+]
+
+# Metrics that are a mean over test examples, or as good as one, so that they have intervals and can be tested.
+QUALITY_METRICS = {**INFLUENCE_METRICS, REGRESSION: ("mae", "mse")}
+# The columns of the table, the first by default that of the verdict.
+TABLE_METRICS = {
+    SINGLE_LABEL: ("accuracy", "macro_f1", "mcc"),
+    MULTI_LABEL: ("micro_f1", "macro_f1", "accuracy"),
+    REGRESSION: ("mae", "mse", "r2", "spearman"),
+}
+METRIC_NAMES = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro-F1",
+    "micro_f1": "micro-F1",
+    "mcc": "MCC",
+    "mae": "mean absolute error",
+    "mse": "mean squared error",
+    "r2": "R²",
+    "spearman": "Spearman",
+}
+COSTS = {
+    "train_seconds": "training time",
+    "tokens_per_second": "tokens/s",
+    "peak_memory_bytes": "peak memory",
+    "trainable_parameters": "trained parameters",
+    "bytes": "stored model",
+    "latency_seconds": "latency",
+    "texts_per_second": "texts/s",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table.
+
+    Attributes:
+        name: Of the group.
+        settings: Of the group in words, if its name has none of them.
+        seeds: Of its runs.
+        quality: The mean over seeds of each metric of the table; bounds are NaN where a metric has no interval.
+        costs: The mean over seeds of each of `COSTS`; None where the method has no such cost.
+        is_floor: Measured beside other runs (`floor` in run.json), without predictions of its own.
+    """
+
+    name: str
+    settings: str
+    seeds: list[int]
+    quality: dict[str, Interval]
+    costs: dict[str, float | None]
+    is_floor: bool = False
+
+
+def build_rows(groups: Sequence[Group], metrics: Sequence[str]) -> list[Row]:
+    """Build a row for each group, in their order, with these metrics of `finetune.metrics.METRICS`."""
+    return [
+        Row(
+            name=group.name,
+            settings="" if "(" in group.name else describe_settings(group.settings),
+            seeds=group.seeds,
+            quality={name: _summarize(group, name) for name in metrics},
+            costs={name: group.mean_cost(name) for name in COSTS},
+        )
+        for group in groups
+    ]
+
+
+def _summarize(group: Group, name: str) -> Interval:
+    if name in QUALITY_METRICS[group.runs[0].problem_type] and len(group.runs[0].test.labels) > 1:
+        return mean_interval(compute_scores(group, name))
+    return Interval(float(np.mean([run.metrics[name] for run in group.runs])), float("nan"), float("nan"))
+
+
+def compute_scores(group: Group, name: str) -> np.ndarray:
+    """Give a metric as scores whose mean over examples is the metric, shape `(num_seeds, num_examples)`.
+
+    For accuracy 0 and 1, for errors the errors, else the metric plus each example's influence on it.
+
+    Args:
+        group: Runs on the same test examples.
+        name: One of `QUALITY_METRICS` of its task.
+    """
+    return np.stack([_compute_run_scores(run, name) for run in group.runs])
+
+
+def _compute_run_scores(run: StoredRun, name: str) -> np.ndarray:
+    labels, logits = run.test.labels, run.test.logits
+    if run.problem_type == REGRESSION:
+        errors = logits[:, 0].astype(np.float64) - labels
+        return np.abs(errors) if name == "mae" else errors**2
+    predictions = predict_labels(logits, run.problem_type)
+    if name == "accuracy":
+        right = labels == predictions
+        return (right.all(axis=1) if right.ndim == 2 else right).astype(np.float64)
+    estimate, influence = metric_influence(name, labels, predictions, len(run.label_names))
+    return estimate + influence
+
+
+def build_floor_row(groups: Sequence[Group], metrics: Sequence[str]) -> Row | None:
+    """Build the row of TF-IDF and a linear model as the runs measured it beside themselves.
+
+    Returns:
+        None if there is a group of the method `tfidf`, which says more, or no run measured it.
+    """
+    floors = [run.record["floor"] for group in groups for run in group.runs if _has_floor(run, metrics)]
+    if not floors or any(group.method == "tfidf" for group in groups):
+        return None
+    test, seconds = floors[0]["test"], float(np.mean([floor["train_seconds"] for floor in floors]))
+    quality = {}
+    for name in metrics:
+        bounds = test.get(f"{name}_interval")
+        known = isinstance(bounds, list) and len(bounds) == 2 and all(isinstance(bound, float) for bound in bounds)
+        quality[name] = Interval(test[name], *(bounds if known else (float("nan"), float("nan"))))
+    costs = {name: seconds if name == "train_seconds" else None for name in COSTS}
+    return Row("floor: TF-IDF + linear", "", [], quality, costs, is_floor=True)
+
+
+def _has_floor(run: StoredRun, metrics: Sequence[str]) -> bool:
+    floor: Any = run.record.get("floor")
+    try:
+        values = [floor["train_seconds"], *(floor["test"][name] for name in metrics)]
+    except (KeyError, TypeError):
+        return False
+    return all(isinstance(value, int | float) for value in values)
+
+
+def format_metric(name: str, value: float) -> str:
+    """Write a metric for a person: accuracies in percent, errors in four digits, the others to three places."""
+    if not np.isfinite(value):
+        return "–"
+    if name in ("accuracy", "balanced_accuracy"):
+        return f"{value:.1%}"
+    return f"{value:#.4g}".rstrip(".") if name in ("mae", "mse") else f"{value:.3f}"
+
+
+def format_interval(name: str, interval: Interval) -> str:
+    """Write a metric with its interval, if it has one."""
+    if not np.isfinite([interval.low, interval.high]).all():
+        return format_metric(name, interval.estimate)
+    low, high = (format_metric(name, bound).removesuffix("%") for bound in (interval.low, interval.high))
+    return f"{format_metric(name, interval.estimate)} ({low} to {high})"
+
+
+def format_cost(name: str, value: float | None) -> str:
+    """Write a cost with its unit, in three digits or so."""
+    if value is None:
+        return "–"
+    if name == "train_seconds":
+        return _format_seconds(value)
+    if name == "latency_seconds":
+        return f"{_digits(value * 1000)} ms"
+    if name in ("peak_memory_bytes", "bytes"):
+        for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+            if value >= size:
+                return f"{_digits(value / size)} {unit}"
+        return f"{value:.0f} B"
+    return f"{value / 1e6:.3g} M" if value >= 1e6 else _digits(value)
+
+
+def _format_seconds(value: float) -> str:
+    return f"{_digits(value)} s" if value < 10_000 else f"{value / 3600:.1f} h"
+
+
+def _digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -1,0 +1,210 @@
+"""The report in plain text for the terminal, and as Markdown."""
+
+import re
+import shlex
+import shutil
+import textwrap
+from collections.abc import Iterator, Sequence
+
+from finetune.comparison.differences import Example
+from finetune.comparison.drawings import Drawing
+from finetune.comparison.report import Report
+from finetune.comparison.runs import SPLITS, StoredRun
+from finetune.comparison.table import COSTS, METRIC_NAMES, format_cost, format_interval
+
+__all__ = [
+    "count_groups",
+    "describe_machine",
+    "describe_report",
+    "describe_subject",
+    "describe_verdict",
+    "to_markdown",
+    "without_control_characters",
+]
+
+TEXT_WIDTH = 300  # characters of a text that Markdown shows
+
+
+def count_groups(report: Report) -> str:
+    """Say how many methods there are, or variants where a method has several settings."""
+    groups = len(report.groups)
+    if groups == 1:
+        return "1 method"
+    return f"{groups} {'methods' if len({group.method for group in report.groups}) == groups else 'variants'}"
+
+
+def describe_subject(report: Report) -> str:
+    """Say in a line what is compared on what."""
+    runs = len(report.runs)
+    test = report.runs[0].record["data"]["splits"]["test"]
+    return (
+        f"{count_groups(report)}, {runs} {'run' if runs == 1 else 'runs'}, "
+        f"{report.num_examples:,} test examples ({test['origin']})"
+    )
+
+
+def describe_verdict(report: Report) -> list[str]:
+    """Give the verdict's sentences; with one method, that there is none."""
+    if report.verdict is None:
+        return [f"There is one method, {report.groups[0].name}, so there is nothing to compare it with."]
+    return report.verdict.sentences
+
+
+def describe_report(report: Report) -> str:
+    """Write the verdict and the table for a terminal."""
+    width = min(120, shutil.get_terminal_size((120, 24)).columns)
+    parts = ["\n".join(textwrap.fill(sentence, width) for sentence in describe_verdict(report))]
+    metrics = list(report.rows[0].quality)
+    quality = [["test split, 95 % intervals", "seeds", *(METRIC_NAMES[name] for name in metrics)]]
+    costs = [["mean over seeds", *COSTS.values()]]
+    for row in report.rows:
+        seeds = " ".join(map(str, row.seeds)) or "–"
+        quality.append([row.name, seeds, *(format_interval(name, row.quality[name]) for name in metrics)])
+        costs.append([row.name, *(format_cost(name, row.costs[name]) for name in COSTS)])
+    parts += [_align(quality), _align(costs)]
+    settings = [f"{row.name}: {row.settings}" for row in report.rows if row.settings]
+    parts += ["\n".join(settings)] if settings else []
+    return without_control_characters("\n\n".join([describe_subject(report), *parts]))
+
+
+def _align(table: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table
+    )
+
+
+def without_control_characters(text: str) -> str:
+    """Replace what would move a terminal's cursor or change its colours, and what has no encoding; line ends stay."""
+    return re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
+
+
+def to_markdown(report: Report, drawings: Sequence[Drawing]) -> str:
+    """Write the report as Markdown, with figures from `figures/` beside it."""
+    lines = ["# Comparison of text classifiers", "", _escape(describe_subject(report)), ""]
+    lines += [f"> **Before you read on:** {_escape(line)}\n" for line in report.warnings]
+    lines += ["## Verdict", ""]
+    lines += [f"{_escape(sentence)}\n" for sentence in describe_verdict(report)]
+    if report.verdict is not None:
+        lines += ["What this rests on:", "", *(f"- {_escape(line)}" for line in report.verdict.assumptions), ""]
+    lines += _show(drawings, "verdict")
+    lines += [
+        "## Quality and cost",
+        "",
+        "On the test split, means over seeds, with 95 % intervals where there are brackets.",
+        "",
+    ]
+    metrics = list(report.rows[0].quality)
+    lines += _table(
+        ["method", "seeds", *(METRIC_NAMES[name] for name in metrics), *COSTS.values()],
+        [
+            [
+                row.name,
+                " ".join(map(str, row.seeds)) or "–",
+                *(format_interval(name, row.quality[name]) for name in metrics),
+                *(format_cost(name, row.costs[name]) for name in COSTS),
+            ]
+            for row in report.rows
+        ],
+    )
+    lines += [f"- {_escape(row.name)}: {_escape(row.settings)}" for row in report.rows if row.settings]
+    lines += ["", *_show(drawings, "cost")]
+    for title, section in (
+        ("Where they err", "errors"),
+        ("What is taken for what", "confusion"),
+        ("Calibration", "calibration"),
+        ("Training", "training"),
+    ):
+        shown = _show(drawings, section)
+        lines += [f"## {title}", "", *shown] if shown else []
+    lines += ["## Examples", "", *_examples(report)]
+    lines += ["## Provenance", "", *_provenance(report)]
+    return "\n".join(lines)
+
+
+def _show(drawings: Sequence[Drawing], section: str) -> list[str]:
+    lines = []
+    for drawing in drawings:
+        if drawing.section == section:
+            lines += [f"![{_escape(drawing.alt)}](figures/{drawing.name}.svg)", "", f"*{_escape(drawing.title)}*", ""]
+    return lines
+
+
+def _examples(report: Report) -> Iterator[str]:
+    differences = report.differences
+    for title, by_method in (
+        ("Only this method is right", differences.only_right),
+        ("Its surest mistakes", differences.mistakes),
+    ):
+        for method, examples in by_method.items():
+            count = differences.num_only_right.get(method)
+            more = f" ({count:,} examples)" if count is not None and by_method is differences.only_right else ""
+            if examples:
+                yield from (f"### {_escape(method)}: {title[0].lower()}{title[1:]}{more}", "")
+                yield from (_example(report, one) for one in examples)
+                yield ""
+    if differences.suspects:
+        yield from (f"### Labels that are likely wrong ({differences.num_suspects:,} examples)", "")
+        yield "Every seed of every method says the same, with confidence, and the label says something else."
+        yield ""
+        yield from (_example(report, one) for one in differences.suspects)
+        yield ""
+
+
+def _example(report: Report, example: Example) -> str:
+    answers = "; ".join(f"{method}: {answer.text}" for method, answer in example.answers.items())
+    name = _code(report.runs[0].test.ids[example.row].as_py())
+    line = f"- `{name}` label **{_escape(example.label)}**. {_escape(answers)}."
+    if report.texts is None:
+        return line
+    text = " / ".join(part for part in report.texts.get(example.row) if part)
+    cut = f"{text[:TEXT_WIDTH]}…" if len(text) > TEXT_WIDTH else text
+    return f"{line} {_escape(cut)}"
+
+
+def _provenance(report: Report) -> Iterator[str]:
+    splits = report.runs[0].record["data"]["splits"]
+    yield from _table(
+        ["split", "rows", "sha256", "origin"],
+        [[split, f"{splits[split]['rows']:,}", splits[split]["sha256"], splits[split]["origin"]] for split in SPLITS],
+    )
+    for run in report.runs:
+        yield f"- `{_code(str(run.directory))}`: `{_code(shlex.join(map(str, run.record['command'])))}`."
+        yield f"  {_escape(describe_machine(run))}."
+    yield ""
+    for line in report.left_out:
+        yield f"- Left out: {_escape(line)}"
+    yield f"\nWritten {report.created}."
+
+
+def describe_machine(run: StoredRun) -> str:
+    """Say in a line what a run ran on: processor, threads, precision, versions, commit."""
+    environment = run.record["environment"]
+    gpus = environment.get("gpus")
+    versions = ", ".join(f"{name} {version}" for name, version in environment["packages"].items() if version)
+    parts = [
+        str(environment.get("processor")),
+        *([", ".join(map(str, gpus))] if isinstance(gpus, list) and gpus else []),
+        f"{environment.get('num_processes')} x {environment.get('num_threads')} threads",
+        f"{environment.get('precision')} (predictions {environment.get('prediction_precision')})",
+        f"Python {environment.get('python')}",
+        versions,
+        f"commit {environment.get('git_commit')}",
+    ]
+    return "; ".join(parts)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [head, ["---"] * len(head), *rows]
+    return [*(f"| {' | '.join(_escape(cell) if cell != '---' else cell for cell in line)} |" for line in lines), ""]
+
+
+def _escape(text: str) -> str:
+    """Write text such that Markdown shows it as it is, in one line."""
+    text = without_control_characters(" ".join(text.split()))
+    return re.sub(r"([\\`*_\[\]<>|~#&$])", r"\\\1", text)
+
+
+def _code(text: str) -> str:
+    """Write text for between backticks, which can't be escaped there."""
+    return without_control_characters(" ".join(text.split())).replace("`", "'").replace("|", "¦")

@@ -1,0 +1,320 @@
+"""Which method to take: the cheapest that is shown to be no worse than any other by more than a margin.
+
+Shown means shown. That two methods can't be told apart on a hundred examples is no reason to take the cheaper one, so
+"no worse" is what has to be proved (non-inferiority), and a small test set proves nothing. A method is compared with
+every other, and all of these tests must reject (an intersection-union test: Berger 1982; for comparisons with the best
+Hsu 1984). So the best need not be known, and nothing is lost by taking it from the same data.
+"""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from finetune.comparison.statistics import Difference, Interval, holm, mcnemar, paired_difference
+from finetune.errors import FinetuneError
+
+__all__ = ["Comparison", "Verdict", "decide"]
+
+# Beyond these a plan is no help: times as many test examples, and runs more of a method.
+MOST_TIMES, MOST_SEEDS = 100, 30
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One method beside the best.
+
+    Attributes:
+        difference: The method minus the best, in the metric's unit and direction, with its two-sided interval; of the
+            best itself 0, 0 and 0. The interval is not adjusted for the number of methods.
+        cost: As it was given.
+        rival: The other method than which it is hardest to show this one no worse; most often the best.
+        p_value: One-sided, of the hypothesis that the method is worse than `rival` by `margin` or more.
+        adjusted_p_value: After Holm's correction over all methods.
+        non_inferior: Shown to be no worse than any other method by more than the margin.
+        worse: Shown to be worse than some other method by more than the margin.
+        more_examples: Of a method that is neither: about how many more test examples would tell, with the seeds there
+            are. None if no practical number would.
+        more_seeds: The same for more runs of every method that has several, on the same test examples.
+    """
+
+    difference: Interval
+    cost: float
+    rival: str
+    p_value: float
+    adjusted_p_value: float
+    non_inferior: bool
+    worse: bool
+    more_examples: int | None
+    more_seeds: int | None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the scores show, and how sure that is.
+
+    Attributes:
+        decided: `chosen` is not None, and every cheaper method is shown to be worse by more than the margin.
+        chosen: The cheapest method shown to be no worse than any other by more than the margin; None if there is none.
+            While a cheaper method is open, it is a safe choice and perhaps not the cheapest one.
+        best: The method with the best mean.
+        margin: In the metric's unit.
+        confidence: Of the two-sided intervals; the tests have the level `(1 - confidence) / 2` on their one side.
+        comparisons: For every method, cheapest first.
+        mcnemar_p_value: Of exactly two methods with one run each and scores of 0 and 1: of no difference between these
+            two trained models; else None.
+        sentences: The verdict in plain words, the choice first.
+        assumptions: What it rests on.
+    """
+
+    decided: bool
+    chosen: str | None
+    best: str
+    margin: float
+    confidence: float
+    comparisons: dict[str, Comparison]
+    mcnemar_p_value: float | None
+    sentences: list[str]
+    assumptions: list[str]
+
+
+def decide(
+    scores: Mapping[str, np.ndarray],
+    costs: Mapping[str, float],
+    margin: float = 0.01,
+    confidence: float = 0.95,
+    greater_is_better: bool = True,
+    metric: str = "accuracy",
+    deterministic: Collection[str] = (),
+) -> Verdict:
+    """Find the cheapest method that is shown to be no worse than any other by more than a margin.
+
+    Args:
+        scores: For each method the scores by run and example, shape `(num_seeds, num_examples)`: 0 and 1, errors, or a
+            metric plus the influences on it (`finetune.comparison.statistics.metric_influence`). All methods have the
+            same examples in the same order.
+        costs: For each method what it costs, in any unit.
+        margin: The loss that doesn't matter, in the metric's unit, above 0.
+        confidence: Of the two-sided intervals, in (0, 1).
+        greater_is_better: False for errors.
+        metric: Its name in the sentences, which give it in points (hundredths) if greater is better.
+        deterministic: Methods whose runs would all be alike, so that one of them is all there is to know.
+
+    Raises:
+        FinetuneError: If there are fewer than two methods, a cost is missing, the margin is not above 0, or the scores
+            can't be compared.
+    """
+    if len(scores) < 2:
+        raise FinetuneError(f"Expected at least two methods to compare, but found {len(scores)}. Train another one.")
+    if not 0 < margin < math.inf:
+        raise FinetuneError(f"Expected a margin above 0, but got {margin}. Name the loss that doesn't matter: 0.01.")
+    without = [method for method in scores if not math.isfinite(costs.get(method, math.nan))]
+    if without:
+        raise FinetuneError(f"Expected a cost of every method, but found none of {_join(without)}. Train it again.")
+
+    signed = {name: np.asarray(table, np.float64) * (1 if greater_is_better else -1) for name, table in scores.items()}
+    means = {method: float(table.mean()) for method, table in signed.items()}
+    methods = sorted(signed, key=lambda method: (costs[method], -means[method]))
+    best = max(methods, key=means.__getitem__)
+    pairs = {
+        (method, other): paired_difference(signed[method], signed[other], confidence)
+        for method in methods
+        for other in methods
+        if method != other
+    }
+    level, num_pairs = (1 - confidence) / 2, len(pairs) // 2
+
+    # For each method the other one than which it is hardest to show no worse, and the one it is most surely worse than.
+    rivals, betters = {}, {}
+    for method in methods:
+        own = [pair for pair in pairs if pair[0] == method]
+        rivals[method] = max(own, key=lambda pair: pairs[pair].p_not_worse(margin))[1]
+        betters[method] = min(own, key=lambda pair: pairs[pair].p_worse(margin))[1]
+    p_values = [pairs[method, rivals[method]].p_not_worse(margin) for method in methods]
+    # The method that is truly best is not worse than any, so not all of these hypotheses can be true.
+    adjusted = holm(p_values, most_true=len(methods) - 1)
+
+    comparisons = {}
+    for method, p_value, adjusted_p_value in zip(methods, p_values, adjusted, strict=True):
+        non_inferior = adjusted_p_value <= level
+        # The smallest of several p-values; of a pair only one method can be worse, so it is the pairs that count.
+        worse = num_pairs * pairs[method, betters[method]].p_worse(margin) <= level
+        more_examples, more_seeds = None, None
+        if not non_inferior and not worse:
+            seems_worse = means[best] - means[method] > margin
+            planned = pairs[method, betters[method] if seems_worse else rivals[method]]
+            tests = num_pairs if seems_worse else len(methods) - 1
+            more_examples, more_seeds = _plan(planned, margin, level / tests)
+        difference = pairs[method, best].interval if method != best else Interval(0.0, 0.0, 0.0)
+        comparisons[method] = Comparison(
+            difference=difference if greater_is_better else _negate(difference),
+            cost=costs[method],
+            rival=rivals[method],
+            p_value=p_value,
+            adjusted_p_value=adjusted_p_value,
+            non_inferior=non_inferior,
+            worse=worse,
+            more_examples=more_examples,
+            more_seeds=more_seeds,
+        )
+
+    chosen = next((method for method in methods if comparisons[method].non_inferior), None)
+    cheaper = [method for method in methods if chosen is None or costs[method] < costs[chosen]]
+    decided = chosen is not None and all(comparisons[method].worse for method in cheaper)
+    words = _Words(metric, margin, confidence, greater_is_better)
+    sentences = [words.choose(chosen, best, decided, len(cheaper) > 0, comparisons)]
+    for method in cheaper:
+        other = betters[method] if comparisons[method].worse else rivals[method]
+        sentences.append(words.place(method, other, pairs[method, other], comparisons[method], len(methods)))
+    single = [method for method in methods if len(signed[method]) == 1 and method not in deterministic]
+    if single:
+        sentences.append(
+            f"There is one run of {_join(single)}: the verdict holds for what was trained, and what another seed would "
+            "give is not known. Three seeds or more would tell."
+        )
+    p_mcnemar = None
+    first, second = signed[methods[0]], signed[methods[1]]
+    if len(methods) == 2 and len(first) == len(second) == 1 and np.isin([first, second], (0, 1)).all():
+        p_mcnemar = mcnemar(first[0], second[0])
+        sentences.append(
+            f"McNemar's exact test that {methods[0]} and {methods[1]}, as trained, are right equally often: "
+            f"p = {p_mcnemar:.2g}."
+        )
+    return Verdict(
+        decided=decided,
+        chosen=chosen,
+        best=best,
+        margin=margin,
+        confidence=confidence,
+        comparisons=comparisons,
+        mcnemar_p_value=p_mcnemar,
+        sentences=sentences,
+        assumptions=_list_assumptions(list(signed.values()), level, p_mcnemar is not None),
+    )
+
+
+def _plan(difference: Difference, margin: float, level: float) -> tuple[int | None, int | None]:
+    """Tell how many more examples, or how many more runs, would show on which side of the margin a difference lies.
+
+    They would with a probability of 80 %, were the true difference and the variances those that were measured.
+    """
+    distance = abs(difference.estimate + margin)
+    now, (runs, reference_runs) = difference.num_examples, difference.num_seeds
+
+    def sees(more_examples: int, more_seeds: int) -> bool:
+        planned = (runs + more_seeds * (runs > 1), reference_runs + more_seeds * (reference_runs > 1))
+        return difference.detectable_distance(now + more_examples, planned, level) <= distance
+
+    few, enough = 0, MOST_TIMES * now
+    more_examples = None
+    if sees(enough, 0):
+        while enough - few > 1:
+            middle = (few + enough) // 2
+            few, enough = (few, middle) if sees(middle, 0) else (middle, enough)
+        more_examples = enough
+    tries = range(1, MOST_SEEDS + 1) if max(runs, reference_runs) > 1 else ()
+    return more_examples, next((more for more in tries if sees(0, more)), None)
+
+
+@dataclass(frozen=True)
+class _Words:
+    """How a result is said: in points of a metric of which more is better, else in the metric's own unit."""
+
+    metric: str
+    margin: float
+    confidence: float
+    greater_is_better: bool
+
+    def number(self, value: float) -> str:
+        """Write a number with a true minus sign, and no negative nought."""
+        text = f"{100 * value:.1f}" if self.greater_is_better else f"{value:.3g}"
+        return text.removeprefix("-") if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")
+
+    def amount(self, value: float) -> str:
+        """Write a number with its unit."""
+        number = self.number(value)
+        if not self.greater_is_better:
+            return number
+        return f"{number} point" if number == "1.0" else f"{number} points"
+
+    def interval(self, interval: Interval) -> str:
+        """Write a difference with its interval."""
+        low, high = self.number(interval.low), self.number(interval.high)
+        return f"{self.amount(interval.estimate)}, {100 * self.confidence:g} % interval {low} to {high}"
+
+    def choose(
+        self, chosen: str | None, best: str, decided: bool, has_cheaper: bool, comparisons: dict[str, Comparison]
+    ) -> str:
+        """Say which method to take, if any."""
+        by_more = f"by more than {self.amount(self.margin)} of {self.metric}"
+        if chosen is None:
+            return f"Not decided: no method is shown to be no worse than every other {by_more}."
+        if chosen == best:
+            reason = f"it has the best {self.metric}, and no other method is better {by_more}"
+            last = "; every cheaper one is worse by more than that." if has_cheaper else ", at the lowest cost."
+        else:
+            difference = self.interval(comparisons[chosen].difference)
+            reason = f"it is no worse than any other method {by_more} (difference from {best}, the best: {difference})"
+            last = ", and the cheapest of which this is shown."
+        if decided:
+            return f"Take {chosen}: {reason}{last}"
+        return f"{chosen} is a safe choice: {reason}. Whether a cheaper one would do is not decided."
+
+    def place(self, method: str, other: str, difference: Difference, comparison: Comparison, num_methods: int) -> str:
+        """Say where a method stands that is cheaper than the one to take and, if that isn't shown, what would tell."""
+        measured = difference.interval if self.greater_is_better else _negate(difference.interval)
+        worse = f"{method} is worse than {other} by more than {self.amount(self.margin)}"
+        compared = f"(difference {self.interval(measured)})"
+        if comparison.worse:
+            return f"{worse} {compared}."
+        sentence = f"Open: whether {worse} {compared}."
+        if not difference.low <= -self.margin <= difference.high:
+            sentence += f" By itself the interval would tell, but with {num_methods} methods compared more is asked."
+        several = max(difference.num_seeds) > 1
+        plans = []
+        if comparison.more_examples is not None:
+            digits = max(0, len(str(comparison.more_examples)) - 2)
+            plans.append(f"about {round(comparison.more_examples, -digits):,} more test examples")
+        if comparison.more_seeds is not None:
+            plans.append(f"{comparison.more_seeds} more {_plural('seed', comparison.more_seeds)} of each method")
+        if not plans:
+            alone = "test examples alone, or of seeds alone," if several else "test examples"
+            return f"{sentence} The difference is so near the margin that no practical number of {alone} would tell."
+        sentence += f" If the difference is as measured, {' or '.join(plans)} would probably tell"
+        if len(plans) == 2 or not several:
+            return f"{sentence}."
+        return f"{sentence}; more {'seeds' if comparison.more_seeds is None else 'test examples'} alone would not."
+
+
+def _list_assumptions(tables: Sequence[np.ndarray], level: float, with_mcnemar: bool) -> list[str]:
+    """Say what the tests take for granted."""
+    assumptions = [
+        "The test examples are drawn independently from the texts that the method will meet.",
+        "All methods were trained on the same training and validation split: another split is not in the intervals.",
+        f"A method that is worse by the margin or more is chosen with a probability of at most {100 * level:g} %: it "
+        "would have to pass against every other one, so the best need not be known, and Holm's correction keeps that "
+        "level over the methods; where one is called worse, Bonferroni's does.",
+        "Mean differences vary about normally. Two test examples on which the methods differ, one each way, are added "
+        "to the variance, so that agreement on few examples shows little.",
+    ]
+    if any(len(table) > 1 for table in tables):
+        assumptions.append(
+            "Each method's seeds are drawn independently, and the means of its runs vary normally around its own. One "
+            "run that failed makes its method's intervals very wide."
+        )
+    if with_mcnemar:
+        assumptions.append("McNemar's test is of the two trained models, and not of their methods.")
+    return assumptions
+
+
+def _negate(interval: Interval) -> Interval:
+    return Interval(-interval.estimate, -interval.high, -interval.low)
+
+
+def _plural(word: str, number: int) -> str:
+    return word if number == 1 else f"{word}s"
+
+
+def _join(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))

@@ -1,0 +1,159 @@
+"""`finetune compare`: each run a process of its own, finished ones kept, failed ones said, interruptions survived."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from finetune.comparison.compare import Plan, Planned, estimate_time_left, run_plan
+from finetune.errors import FinetuneError
+
+ROOT = Path(__file__).parent.parent
+RECIPE = ROOT / "recipes/imdb.py"
+
+
+@pytest.fixture(scope="module")
+def small(reviews):
+    """Flags of runs that end within seconds."""
+    words = [word for pair in reviews.items() for word in pair]
+    return [*words, "--max_length", "24", "--num_train_epochs", "6", "--bf16", "false", "--num_threads", "1",
+            "--per_device_train_batch_size", "10"]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])))
+
+
+def read_logits(folder):
+    return {
+        path.name: np.array(pq.read_table(path / "predictions/test.parquet")["logits"].to_pylist())
+        for path in sorted(folder.iterdir())
+        if (path / "predictions").is_dir()
+    }
+
+
+def compare(words, **options):
+    code = "from finetune.cli import main; main()"
+    return subprocess.Popen([sys.executable, "-c", code, "compare", *words], stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True, **options)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def undisturbed(small, tmp_path_factory):
+    """A whole comparison, by the command."""
+    folder = tmp_path_factory.mktemp("compare") / "runs"
+    process = compare(
+        [str(RECIPE), "--methods", "tfidf,textcnn", "--seeds", "0,1", "--output_dir", str(folder), "--", *small]
+    )
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return folder, out
+
+
+def test_each_method_and_seed_has_its_run_and_a_method_without_chance_only_one(undisturbed):
+    folder, out = undisturbed
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "comparison.json", "logs", "report", "textcnn-seed0", "textcnn-seed1", "tfidf-seed0"]  # fmt: skip
+    for name in ("textcnn-seed0", "textcnn-seed1", "tfidf-seed0"):
+        record = json.loads((folder / name / "run.json").read_text())
+        assert record["status"] == "complete"
+        assert "floor" not in record  # tfidf is one of the methods
+    assert "[1/3] tfidf-seed0: started, time left: that of tfidf, textcnn not known yet" in out
+    assert "[3/3] textcnn-seed1: started, about" in out
+    assert (folder / "report/report.html").is_file()
+    assert (folder / "report/report.md").is_file()
+
+
+def test_what_is_finished_is_kept(undisturbed, small, capsys):
+    folder, _ = undisturbed
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("run.json")}
+    start = time.monotonic()
+    assert run_plan(Plan(RECIPE, ["tfidf", "textcnn"], [0, 1], folder, small)) == []
+    assert time.monotonic() - start < 5
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("run.json")} == before
+    assert capsys.readouterr().out.count("finished before, test accuracy") == 3
+
+
+def test_other_flags_are_refused(undisturbed, small):
+    folder, _ = undisturbed
+    with pytest.raises(FinetuneError, match="Use the same recipe and flags, or another --output_dir"):
+        run_plan(Plan(RECIPE, ["tfidf"], [0], folder, [*small, "--weight_decay", "0.5"]))
+
+
+def test_a_failed_run_is_said_and_the_rest_goes_on(small, tmp_path, capsys):
+    flags = [*small, "--model_name_or_path", str(tmp_path / "nowhere")]
+    failures = run_plan(Plan(RECIPE, ["full", "tfidf"], [0], tmp_path / "runs", flags))
+    assert len(failures) == 1
+    assert failures[0].startswith("full-seed0 failed (status 1): error: Expected a model folder, but ")
+    assert json.loads((tmp_path / "runs/tfidf-seed0/run.json").read_text())["status"] == "complete"
+    assert "[2/2] tfidf-seed0: test accuracy" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_and_started_again_it_gives_the_same_predictions(undisturbed, small, tmp_path, number):
+    words = [
+        str(RECIPE),
+        "--methods",
+        "tfidf,textcnn",
+        "--seeds",
+        "0,1",
+        "--output_dir",
+        str(tmp_path / "runs"),
+        "--",
+        *small,
+    ]
+    process = compare(words)
+    history = tmp_path / "runs/textcnn-seed0/history.jsonl"
+    while not history.exists():  # in the middle of the second run
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    process.send_signal(number)
+    process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert json.loads((tmp_path / "runs/tfidf-seed0/run.json").read_text())["status"] == "complete"
+    process = compare(words)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    expected, found = read_logits(undisturbed[0]), read_logits(tmp_path / "runs")
+    assert expected.keys() == found.keys()
+    for name, logits in expected.items():
+        np.testing.assert_array_equal(found[name], logits)
+
+
+def test_time_left_is_honest():
+    runs = [Planned(method, seed, Path(f"{method}-seed{seed}")) for seed in (1, 2) for method in ("tfidf", "full")]
+    assert estimate_time_left(runs, {}) == "time left: that of tfidf, full not known yet"
+    assert estimate_time_left(runs, {"tfidf": [10.0]}) == "at least 20 s left, that of full not known yet"
+    assert estimate_time_left(runs, {"tfidf": [10.0], "full": [3600.0, 4000.0]}) == "about 2 h 7 min left"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"recipe": Path("nothing.py")}, "Expected a recipe, but 'nothing.py' does not exist"),
+        ({"methods": ["full", "magic"]}, "Expected --methods from .*, but got magic"),
+        ({"methods": ["full", "full"]}, "each method and seed once"),
+        ({"seeds": []}, "each method and seed once"),
+        ({"flags": ["--seed=3"]}, "Expected no --seed after --"),
+        ({"accelerate_config": Path("nothing.yaml")}, "--accelerate_config to be a file"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, changes, message):
+    plan = {"recipe": RECIPE, "methods": ["full"], "seeds": [0], "output_directory": tmp_path / "runs", **changes}
+    with pytest.raises(FinetuneError, match=message):
+        Plan(**plan)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_with_other_files_is_refused(tmp_path):
+    (tmp_path / "holiday.jpg").touch()
+    with pytest.raises(FinetuneError, match="holds other files"):
+        run_plan(Plan(RECIPE, ["tfidf"], [0], tmp_path))

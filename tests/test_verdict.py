@@ -1,0 +1,197 @@
+"""The verdict on scores made by hand, what it says, and how often it is wrong in a small simulation."""
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+from finetune.comparison.statistics import paired_difference
+from finetune.comparison.verdict import decide
+from finetune.errors import FinetuneError
+
+COSTS = {"cheap": 1.0, "middle": 5.0, "dear": 20.0}
+
+
+def make_scores(num_examples, *wrong, repeat=1):
+    """One run that is wrong on the examples of the ranges, for every `num_examples / 100`; or several alike."""
+    scores = np.ones(num_examples)
+    for start, end in wrong:
+        scores[start * num_examples // 100 : end * num_examples // 100] = 0
+    return np.repeat(scores[None], repeat, axis=0)
+
+
+# As good as each other: both right on 90 of 100, differing on 4.
+EQUAL = {"cheap": [(0, 10)], "dear": [(2, 12)]}
+
+
+def test_the_cheaper_of_two_equals_is_taken_when_the_test_set_shows_it():
+    verdict = decide({name: make_scores(20_000, *wrong) for name, wrong in EQUAL.items()}, COSTS)
+    assert (verdict.decided, verdict.chosen) == (True, "cheap")
+    cheap, dear = verdict.comparisons["cheap"], verdict.comparisons["dear"]
+    assert cheap.non_inferior
+    assert dear.non_inferior
+    assert cheap.adjusted_p_value == cheap.p_value  # of two methods only one can be worse: nothing to correct
+    assert cheap.more_examples is None
+
+
+@pytest.mark.parametrize("scores", [
+    {name: make_scores(100, *wrong, repeat=3) for name, wrong in EQUAL.items()},
+    {"cheap": make_scores(100, (0, 10)), "dear": make_scores(100, (0, 10))},  # they agree on every example
+    {"cheap": make_scores(100), "dear": make_scores(100)},  # and are always right
+    {"cheap": make_scores(100, (0, 9)), "dear": make_scores(100, (0, 10))},  # the cheap one seems better
+])  # fmt: skip
+def test_a_hundred_examples_crown_nobody(scores):
+    verdict = decide(scores, COSTS)
+    assert (verdict.decided, verdict.chosen) == (False, None)
+    assert verdict.sentences[0].startswith("Not decided")
+    assert "more test examples" in verdict.sentences[1]
+
+
+def test_a_worse_method_is_not_taken():
+    scores = {"cheap": make_scores(5_000, (0, 14)), "dear": make_scores(5_000, (2, 13))}
+    verdict = decide(scores, COSTS)
+    assert (verdict.decided, verdict.chosen, verdict.best) == (True, "dear", "dear")
+    assert verdict.comparisons["cheap"].worse
+    assert verdict.comparisons["cheap"].difference.estimate == pytest.approx(-0.03)
+    assert verdict.comparisons["dear"].difference == (0, 0, 0)
+    assert verdict.sentences == [
+        "Take dear: it has the best accuracy, and no other method is better by more than 1.0 point of accuracy; every "
+        "cheaper one is worse by more than that.",
+        # 1.96 * sqrt(0.03 * 0.97 / 5000) = 0.0047
+        "cheap is worse than dear by more than 1.0 point (difference −3.0 points, 95 % interval −3.5 to −2.5).",
+        "There is one run of cheap and dear: the verdict holds for what was trained, and what another seed would give "
+        "is not known. Three seeds or more would tell.",
+        # 150 examples of 150 that differ, all one way
+        "McNemar's exact test that cheap and dear, as trained, are right equally often: p = 1.4e-45.",
+    ]
+    assert verdict.mcnemar_p_value == pytest.approx(2 * 0.5**150)
+
+
+def test_a_method_in_the_middle():
+    scores = {
+        "dear": make_scores(40_000, (0, 10), repeat=3),
+        "cheap": make_scores(40_000, (0, 15), repeat=3),
+        "middle": make_scores(40_000, (0, 9), (11, 13), repeat=3),
+    }
+    verdict = decide(scores, COSTS, margin=0.02)
+    assert (verdict.decided, verdict.chosen, verdict.best) == (True, "middle", "dear")
+    assert list(verdict.comparisons) == ["cheap", "middle", "dear"]
+    assert verdict.sentences[0].startswith("Take middle: it is no worse than any other method by more than 2.0 points")
+    assert "difference from dear, the best: −1.0 points" in verdict.sentences[0]
+    # Closer to the margin, the cheapest is open: the middle one is safe, and nothing is decided.
+    scores["cheap"] = make_scores(40_000, (0, 12), repeat=3)
+    verdict = decide(scores, COSTS, margin=0.02)
+    assert (verdict.decided, verdict.chosen) == (False, "middle")
+    assert verdict.sentences[0].startswith("middle is a safe choice")
+    assert verdict.sentences[1].startswith("Open: whether cheap is worse than dear by more than 2.0 points")
+    assert verdict.sentences[1].endswith("no practical number of test examples alone, or of seeds alone, would tell.")
+
+
+def test_a_run_that_failed_decides_nothing():
+    rng = np.random.default_rng(0)
+    scores = {
+        "cheap": (rng.random((3, 5_000)) < 0.92).astype(float),
+        "dear": (rng.random((3, 5_000)) < [[0.92], [0.93], [0.5]]).astype(float),
+    }
+    verdict = decide(scores, COSTS)
+    assert (verdict.decided, verdict.chosen, verdict.best) == (False, None, "cheap")
+
+
+def test_the_planned_number_of_examples_decides():
+    scores = {name: make_scores(1_000, *wrong) for name, wrong in EQUAL.items()}
+    verdict = decide(scores, COSTS)
+    cheap = verdict.comparisons["cheap"]
+    assert not cheap.non_inferior
+    assert cheap.more_seeds is None
+    assert f"about {round(cheap.more_examples, -2):,} more test examples would probably tell." in verdict.sentences[1]
+    # (1.96 + 0.84)² * variance / distance², with the two added examples
+    assert cheap.more_examples == pytest.approx(7.85 * (0.04 + 2 / 1_000) / 0.01**2 - 1_000, rel=0.01)
+    more = 1 + -(-cheap.more_examples // 1_000)
+    assert decide({name: np.tile(runs, more) for name, runs in scores.items()}, COSTS).chosen == "cheap"
+
+
+def test_seeds_are_planned_where_they_are_what_varies():
+    rng = np.random.default_rng(0)
+    shares = {"cheap": [0.90, 0.915, 0.93], "dear": [0.895, 0.91, 0.925]}
+    scores = {name: (rng.random(20_000) < np.c_[runs]).astype(float) for name, runs in shares.items()}
+    verdict = decide(scores, COSTS)
+    cheap = verdict.comparisons["cheap"]
+    assert verdict.chosen is None
+    assert cheap.more_examples is None
+    assert cheap.more_seeds is not None
+    assert (
+        f"{cheap.more_seeds} more seeds of each method would probably tell; more test examples alone"
+        in (verdict.sentences[1])
+    )
+    difference = paired_difference(scores["cheap"], scores["dear"])
+    distance = difference.estimate + 0.01
+    assert difference.detectable_distance(20_000, (3 + cheap.more_seeds,) * 2) <= distance
+    assert difference.detectable_distance(20_000, (2 + cheap.more_seeds,) * 2) > distance
+
+
+def test_errors_are_better_when_smaller():
+    rng = np.random.default_rng(0)
+    difficulty = rng.gamma(2, 0.25, 4_000)
+    errors = {"cheap": difficulty + rng.normal(0, 0.1, (3, 4_000))}
+    errors["dear"] = difficulty + rng.normal(-0.01, 0.1, (3, 4_000))
+    verdict = decide(errors, COSTS, margin=0.05, greater_is_better=False, metric="absolute error")
+    mirrored = decide({name: 1 - error for name, error in errors.items()}, COSTS, margin=0.05)
+    assert verdict.chosen == mirrored.chosen == "cheap"
+    assert verdict.best == mirrored.best == "dear"
+    cheap, other = verdict.comparisons["cheap"], mirrored.comparisons["cheap"]
+    assert cheap.p_value == pytest.approx(other.p_value)
+    assert cheap.difference.estimate == pytest.approx(errors["cheap"].mean() - errors["dear"].mean())
+    assert cheap.difference.low == pytest.approx(-other.difference.high)
+    assert "by more than 0.05 of absolute error" in verdict.sentences[0]
+
+
+def test_the_best_and_cheapest_needs_proof_too():
+    scores = {"cheap": make_scores(5_000, (0, 5)), "dear": make_scores(5_000, (0, 10))}
+    verdict = decide(scores, COSTS)
+    assert (verdict.decided, verdict.chosen, verdict.best) == (True, "cheap", "cheap")
+    assert verdict.sentences[0].endswith("at the lowest cost.")
+
+
+def test_what_one_run_cannot_tell_is_said_but_not_of_a_deterministic_method():
+    scores = {"cheap": make_scores(5_000, (0, 10)), "dear": make_scores(5_000, (0, 10), repeat=3)}
+    assert "There is one run of cheap:" in " ".join(decide(scores, COSTS).sentences)
+    verdict = decide(scores, COSTS, deterministic={"cheap"})
+    assert "one run" not in " ".join(verdict.sentences)
+    assert verdict.mcnemar_p_value is None
+
+
+@pytest.mark.parametrize(("scores", "costs", "margin"), [
+    ({"cheap": make_scores(100)}, COSTS, 0.01),
+    ({"cheap": make_scores(100), "free": make_scores(100)}, COSTS, 0.01),
+    ({"cheap": make_scores(100), "dear": make_scores(100)}, COSTS, 0.0),
+    ({"cheap": make_scores(100), "dear": make_scores(200)}, COSTS, 0.01),
+])  # fmt: skip
+def test_what_cannot_be_compared(scores, costs, margin):
+    with pytest.raises(FinetuneError, match=r"^Expected .*\. .*\.$"):
+        decide(scores, costs, margin)
+
+
+def simulate(rng, accuracies, num_examples):
+    """Draw three runs a method with a seed's deviation of 0.3 points, as benchmarks/coverage.py does."""
+    shared = rng.standard_normal(num_examples) * 0.7**0.5
+    scores = {}
+    for name, accuracy in zip(("cheap", "dear"), accuracies, strict=True):
+        own = rng.standard_normal((1, num_examples)) * 0.15**0.5 + rng.standard_normal((3, num_examples)) * 0.15**0.5
+        latent = shared + own
+        threshold = norm.isf(rng.normal(accuracy, 0.003, (3, 1)))
+        scores[name] = (latent > threshold).astype(float)
+    return scores
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "num_examples", "least", "most"),
+    [
+        ((0.9, 0.9), 20_000, 0.5, 1.0),  # equals, and examples enough
+        ((0.9, 0.9), 100, 0.0, 0.1),
+        ((0.9, 0.91), 5_000, 0.0, 0.1),  # at the margin: the error that is allowed, 2.5 %
+        ((0.88, 0.91), 1_000, 0.0, 0.0),
+    ],
+)
+def test_how_often_the_cheap_one_is_taken(accuracies, num_examples, least, most):
+    rng = np.random.default_rng(0)
+    taken = [decide(simulate(rng, accuracies, num_examples), COSTS).chosen == "cheap" for _ in range(60)]
+    assert least <= np.mean(taken) <= most
