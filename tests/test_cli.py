@@ -50,7 +50,19 @@ def test_flags_that_the_readme_names_exist():
     parts = (DataArguments, ModelArguments, MethodArguments, TuningArguments, RunArguments, TrainingArguments)
     known = {field.name for part in parts for field in dataclasses.fields(part)}
     known |= {"config_file", "quiet"}  # accelerate's
-    known |= {"help", "no_floor", "turns", "pairs", "output_json", "check_labels"}  # of commands and benchmarks
+    known |= {
+        "help",
+        "no_floor",
+        "turns",
+        "pairs",
+        "output_json",
+        "check_labels",
+        "methods",
+        "seeds",
+        "margin",
+        "metric",
+        "cost",
+    }  # of commands and benchmarks
     flags = set(re.findall(r"--(\w+)", readme))
     assert len(flags) > 20
     assert flags <= known
