@@ -54,6 +54,7 @@ def test_flags_that_the_readme_names_exist():
         "help",
         "no_floor",
         "turns",
+        "epoch",
         "pairs",
         "output_json",
         "check_labels",
