@@ -18,7 +18,7 @@ from typing import Any
 
 from finetune.catalogue import CATALOGUE
 from finetune.errors import FinetuneError
-from finetune.models.save import write_json
+from finetune.files import write_json
 
 __all__ = ["Plan", "Planned", "estimate_time_left", "run_plan"]
 

@@ -1,7 +1,5 @@
-"""Write a model so that it reloads, and JSON so that it is whole."""
+"""Write a model so that it reloads."""
 
-import json
-import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,10 +8,11 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune.data.tokenize import TextConfig
+from finetune.files import replace_folder, write_json
 from finetune.models.quantization import is_four_bit
 from finetune.models.tfidf import LABEL_NAMES_FILE, TfidfClassifier
 
-__all__ = ["FINETUNE_CONFIG_FILE", "write_json", "write_model"]
+__all__ = ["FINETUNE_CONFIG_FILE", "write_model"]
 
 FINETUNE_CONFIG_FILE = "finetune_config.json"
 
@@ -46,21 +45,4 @@ def write_model(
     if isinstance(base, PreTrainedModel) and is_four_bit(base):
         content["four_bit"] = True
     write_json(aside / FINETUNE_CONFIG_FILE, content)
-    shutil.rmtree(folder, ignore_errors=True)
-    aside.rename(folder)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON aside and rename it, so that a reader never sees half of it; NaN becomes null, which JSON has."""
-    aside = path.with_name(path.name + ".partial")
-    text = json.dumps(_without_nan(content), indent=2, ensure_ascii=False, default=str, allow_nan=False)
-    aside.write_text(text + "\n", encoding="utf-8")
-    aside.replace(path)
-
-
-def _without_nan(content: Any) -> Any:
-    if isinstance(content, dict):
-        return {name: _without_nan(value) for name, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_without_nan(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
+    replace_folder(folder, aside)
