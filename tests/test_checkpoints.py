@@ -89,11 +89,11 @@ def test_a_checkpoint_counts_only_with_the_best_one_that_it_names(tmp_path):
 def test_rotation_spares_the_newest_and_the_best(tmp_path):
     for step in (1, 2, 9, 10, 11):
         write_checkpoint(tmp_path, step)
-    rotate_checkpoints(tmp_path, None, 1)
+    rotate_checkpoints(tmp_path, None, None)
     assert len(list_checkpoints(tmp_path)) == 5
-    rotate_checkpoints(tmp_path, 3, 2)
+    rotate_checkpoints(tmp_path, 3, "checkpoint-2")
     assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-10", "checkpoint-11"]
-    rotate_checkpoints(tmp_path, 1, 2)
+    rotate_checkpoints(tmp_path, 1, "checkpoint-2")
     assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-2", "checkpoint-11"]
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-2", "checkpoint-11"}
 

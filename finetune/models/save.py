@@ -8,7 +8,8 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune.data.tokenize import TextConfig
-from finetune.files import replace_folder, write_json
+from finetune.errors import FinetuneError
+from finetune.files import is_disk_full, replace_folder, write_json
 from finetune.models.quantization import is_four_bit
 from finetune.models.tfidf import LABEL_NAMES_FILE, TfidfClassifier
 
@@ -27,10 +28,33 @@ def write_model(
 
     `finetune_config.json` beside them holds what transformers' own files don't: how texts are cut, and for adapters and
     TF-IDF the kind of task.
+
+    Raises:
+        FinetuneError: If the disk is full.
     """
     aside = folder.with_name(folder.name + ".partial")
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
+    try:
+        aside.mkdir()
+        _write_files(aside, model, tokenizer, text_config)
+        replace_folder(folder, aside)
+    except Exception as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        if not is_disk_full(error):
+            raise
+        free = shutil.disk_usage(folder.parent).free
+        raise FinetuneError(
+            f"Expected room for the model in {str(folder)!r}, but found {free:,} bytes free. Make room, and start the "
+            "same command again."
+        ) from error
+
+
+def _write_files(
+    aside: Path,
+    model: PreTrainedModel | PeftModel | TfidfClassifier,
+    tokenizer: PreTrainedTokenizerBase | None,
+    text_config: TextConfig | None,
+) -> None:
     model.save_pretrained(str(aside))
     if tokenizer is not None:
         tokenizer.save_pretrained(str(aside))
@@ -45,4 +69,3 @@ def write_model(
     if isinstance(base, PreTrainedModel) and is_four_bit(base):
         content["four_bit"] = True
     write_json(aside / FINETUNE_CONFIG_FILE, content)
-    replace_folder(folder, aside)

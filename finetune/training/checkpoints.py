@@ -21,6 +21,7 @@ from finetune.files import replace_folder
 
 __all__ = [
     "WRITING",
+    "best_of",
     "commit_checkpoint",
     "find_fault",
     "find_resumable",
@@ -95,7 +96,7 @@ def find_resumable(folder: Path) -> tuple[Path | None, list[str]]:
     for checkpoint in reversed(list_checkpoints(folder)):
         fault = find_fault(checkpoint)
         if fault is None:
-            best = _best_of(checkpoint)
+            best = best_of(checkpoint)
             if best is None or best == checkpoint:
                 return checkpoint, skipped
             fault = find_fault(best)
@@ -106,18 +107,24 @@ def find_resumable(folder: Path) -> tuple[Path | None, list[str]]:
     return None, skipped
 
 
-def rotate_checkpoints(folder: Path, limit: int | None, best_step: int | None) -> None:
+def best_of(checkpoint: Path) -> Path | None:
+    """Find the best checkpoint so far, as a whole checkpoint names it; the run directory may have been moved since."""
+    best = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["best_model_checkpoint"]
+    return None if best is None else checkpoint.with_name(Path(best).name)
+
+
+def rotate_checkpoints(folder: Path, limit: int | None, best: str | None) -> None:
     """Delete the oldest checkpoints, so that `limit` are left; never the newest, nor the best.
 
     Args:
         folder: Holds the checkpoints; the newest has just been written.
         limit: How many to keep; None or 0 for all.
-        best_step: The step of the best one.
+        best: The name of the best one.
     """
     checkpoints = list_checkpoints(folder)
     surplus = len(checkpoints) - limit if limit else 0
     for checkpoint in checkpoints[:-1]:
-        if surplus > 0 and _step_of(checkpoint) != best_step:
+        if surplus > 0 and checkpoint.name != best:
             _delete([checkpoint], folder)
             surplus -= 1
 
@@ -139,13 +146,6 @@ def _delete(checkpoints: Iterable[Path], folder: Path) -> None:
     for checkpoint in checkpoints:
         checkpoint.rename(folder / WRITING / checkpoint.name)
     shutil.rmtree(folder / WRITING, ignore_errors=True)
-
-
-def _best_of(checkpoint: Path) -> Path | None:
-    state: dict[str, Any] = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-    if state.get("best_model_checkpoint") is None:
-        return None
-    return checkpoint.with_name(f"checkpoint-{state['best_global_step']}")  # the run directory may have been moved
 
 
 def _step(path: Path) -> int | None:

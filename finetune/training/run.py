@@ -332,39 +332,38 @@ class Run:
 
     def _leave_nothing_behind(self) -> None:
         """Remove what a run wrote that failed before it had a checkpoint, and bring back what `--restart` set aside."""
-        if (
-            self.started_here
-            and not list_checkpoints(self.directory / "checkpoints")
-            and not self.model_directory.exists()
-        ):
+        had_checkpoint = bool(list_checkpoints(self.directory / "checkpoints"))
+        if self.started_here and not had_checkpoint and not self.model_directory.exists():
             for name in ENTRIES:
-                path = self.directory / name
-                if path.is_dir():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink(missing_ok=True)
+                _remove(self.directory / name)
             if self.set_aside.exists():
                 self._bring_back()
 
     def _bring_back(self) -> None:
         """Put back what `--restart` set aside, run.json last."""
         for path in sorted(self.set_aside.iterdir(), key=lambda path: path.name == "run.json"):
+            _remove(self.directory / path.name)
             path.rename(self.directory / path.name)
         self.set_aside.rmdir()
 
     def _start_over(self) -> None:
-        """Set the earlier run's files aside; they are deleted when this one is complete."""
-        shutil.rmtree(self.set_aside, ignore_errors=True)
-        self.set_aside.mkdir()
+        """Set the earlier run's files aside; they are deleted when this one is complete.
+
+        What an unfinished restart left is removed: the run that it set aside stays there.
+        """
+        is_second = self.set_aside.exists()
+        self.set_aside.mkdir(exist_ok=True)
         for name in ENTRIES:
-            if (self.directory / name).exists():
+            if is_second:
+                _remove(self.directory / name)
+            elif (self.directory / name).exists():
                 (self.directory / name).rename(self.set_aside / name)
 
     def _open_directory(self) -> None:
         """Make the directory, or accept the one that this run left behind; nobody else may be at work in it."""
         if self.directory.exists() and not self.directory.is_dir():
             raise FinetuneError(f"Expected --output_dir to be a folder, but {str(self.directory)!r} is a file.")
-        if self._holds_something():
+        if self._holds_something() and not self.set_aside.exists():
             self._read_earlier_record()  # a folder of other things is left as it is, without a lock in it
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
@@ -375,6 +374,8 @@ class Run:
         lock = DirectoryLock(self.directory)
         lock.acquire()
         self.lock = lock
+        if self.set_aside.is_dir() and not (self.directory / "run.json").exists():  # killed while it started over
+            self._bring_back()
         if self._holds_something():
             before = self._read_earlier_record()
             if self.arguments.run.restart:
@@ -391,11 +392,8 @@ class Run:
 
     def _holds_something(self) -> bool:
         """Tell whether there is anything but what a process leaves that was killed before its first line."""
-        if not self.directory.is_dir():
-            return False
-        if self.set_aside.is_dir() and not (self.directory / "run.json").exists():  # killed while it started over
-            self._bring_back()
-        return any(path.name not in (LOCK_FILE, "run.json.partial") for path in self.directory.iterdir())
+        names = {path.name for path in self.directory.iterdir()} if self.directory.is_dir() else set()
+        return bool(names - {LOCK_FILE, "run.json.partial"})
 
     def _find_checkpoint(self, before: dict[str, Any]) -> None:
         """Take the newest checkpoint that is whole, and say which were skipped and why."""
@@ -500,6 +498,13 @@ def _changed_machine(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         for name in ("torch", "transformers", "peft", "numpy")
         if name in packages and packages[name] != own.get(name)
     ]
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _precision(arguments: Arguments) -> str:

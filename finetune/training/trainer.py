@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from safetensors import SafetensorError
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.trainer_callback import (
@@ -61,7 +60,7 @@ from finetune.training.adalora import (
     orthogonality_penalty,
     save_adalora,
 )
-from finetune.training.checkpoints import WRITING, commit_checkpoint, find_fault, rotate_checkpoints
+from finetune.training.checkpoints import WRITING, best_of, commit_checkpoint, find_fault, rotate_checkpoints
 from finetune.training.interruption import Interruption
 from finetune.training.loop import EpochEnd, LoopState
 from finetune.training.loss import ExampleLoss
@@ -475,8 +474,8 @@ class FineTuningTrainer(Trainer):
         try:
             self.is_saving = True
             super()._save_checkpoint(model, trial)
-            if self.state.best_model_checkpoint is not None:
-                self.state.best_model_checkpoint = str(folder / f"checkpoint-{self.state.best_global_step}")
+            if self.state.best_model_checkpoint == str(folder / WRITING / name):
+                self.state.best_model_checkpoint = str(folder / name)
             if self.args.should_save:
                 trained: Any = self.model
                 if has_adalora(trained):
@@ -486,7 +485,7 @@ class FineTuningTrainer(Trainer):
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 commit_checkpoint(folder / WRITING / name, folder / name)
-        except (OSError, RuntimeError, SafetensorError) as error:
+        except Exception as error:  # tokenizers has no class of its own for a full disk
             shutil.rmtree(folder / WRITING, ignore_errors=True)
             if not is_disk_full(error):
                 raise
@@ -498,7 +497,8 @@ class FineTuningTrainer(Trainer):
         finally:
             self.is_saving = False
         if self.args.should_save:
-            rotate_checkpoints(folder, self.args.save_total_limit, self.state.best_global_step)
+            best = self.state.best_model_checkpoint
+            rotate_checkpoints(folder, self.args.save_total_limit, None if best is None else Path(best).name)
         self.accelerator.wait_for_everyone()
 
     def _loop_state(self) -> LoopState:
@@ -546,9 +546,8 @@ class FineTuningTrainer(Trainer):
         if resume_from_checkpoint is not None:
             checkpoint = Path(resume_from_checkpoint)
             self.state.compute_steps(self.args, max_steps)  # which may have been changed on purpose
-            if self.state.best_global_step is not None:
-                best = checkpoint.with_name(f"checkpoint-{self.state.best_global_step}")
-                self.state.best_model_checkpoint = str(best) if best.is_dir() else None
+            best = best_of(checkpoint)
+            self.state.best_model_checkpoint = None if best is None else str(best)
             self.steps_per_epoch = num_update_steps_per_epoch
             self.resumed = checkpoint, LoopState.read(checkpoint)
             self.reduced_tokens = self.resumed[1].reduced_tokens
