@@ -32,6 +32,7 @@ class Interruption:
         self.received = False
         self.is_deferred = False
         self.first = 0.0
+        self.process = os.getpid()
         self.before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "Interruption":
@@ -58,14 +59,22 @@ class Interruption:
             raise Interrupted("start the same command again to go on.")
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self.process:  # a data loader's worker, which ends with its loader, or when told so
+            if number == signal.SIGTERM:
+                _end_at_once(number)
+            return
         now = time.monotonic()
         name = signal.Signals(number).name
         if self.received:
             if now - self.first >= SECONDS_BETWEEN:
-                signal.signal(number, signal.SIG_DFL)
-                os.kill(os.getpid(), number)
+                _end_at_once(number)
             return
         self.received, self.first = True, now
         if not self.is_deferred:
             raise Interrupted(f"{name} received: start the same command again to go on.")
         os.write(2, f"{name} received: this step, a checkpoint, then the end. Again: the end at once.\n".encode())
+
+
+def _end_at_once(number: int) -> None:
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
