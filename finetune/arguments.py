@@ -432,7 +432,8 @@ def parse_arguments(description: str | None, defaults: dict[str, Any], argv: Seq
 
 def _machine_defaults(given: frozenset[str]) -> dict[str, Any]:
     """Choose device and number format, unless the user chose either of the half formats."""
-    defaults: dict[str, Any] = {"use_cpu": not torch.cuda.is_available()}
+    # A process that waits for a dead or unreachable one gives up after two minutes, not after half an hour.
+    defaults: dict[str, Any] = {"use_cpu": not torch.cuda.is_available(), "ddp_timeout": 120}
     if not {"bf16", "fp16"} & given:
         precision = fastest_precision()
         defaults |= {"bf16": precision == "bf16", "fp16": precision == "fp16"}

@@ -128,7 +128,7 @@ def compute_rows(
     """Compute one row of numbers for each example.
 
     With several processes each takes every n-th batch, so that every example counts exactly once, and all of them
-    get all rows.
+    get all rows. Fewer batches than processes are not worth dividing: each computes them all.
 
     Args:
         forward: From a batch's tensors, without labels, to `(batch, width)`.
@@ -143,16 +143,21 @@ def compute_rows(
     Returns:
         float32, `(len(examples), width)`.
     """
+    batches = cut_by_tokens(lengths, max_tokens)
     rank, world_size = 0, 1
-    if distributed.is_available() and distributed.is_initialized():
+    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() <= len(batches):
         rank, world_size = distributed.get_rank(), distributed.get_world_size()
     rows = np.zeros((len(lengths), width), dtype=np.float32)
-    for positions in cut_by_tokens(lengths, max_tokens)[rank::world_size]:
+    for first in range(0, len(batches), world_size):
+        # Where weights are divided over processes, all of them must call the model: in the end some repeat a batch.
+        number = first + rank
+        positions = batches[min(number, len(batches) - 1)]
         inputs = collate([examples[position] for position in positions])
         inputs.pop("labels", None)
         outputs = forward({name: tensor.to(device) for name, tensor in inputs.items()})
-        rows[positions] = outputs.float().cpu().numpy()
-        on_batch(len(positions))
+        if number < len(batches):
+            rows[positions] = outputs.float().cpu().numpy()
+            on_batch(len(positions))
     if world_size > 1:  # each row is zero but on the one process that computed it
         total = torch.from_numpy(rows).to(device)
         distributed.all_reduce(total)

@@ -14,7 +14,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -62,6 +62,8 @@ FREE_SETTINGS = {
     "config", "restart", "num_threads", "floor", "no_store_text", "report_to", "logging_steps", "logging_strategy",
     "logging_first_step", "log_level", "disable_tqdm", "save_total_limit", "run_name", "project",
 }  # fmt: skip
+# The main process may take this long over data or the floor while the others wait; a training step has --ddp_timeout.
+PATIENCE = timedelta(days=1)
 # Without any one of these a checkpoint is not whole; transformers writes the last of them last.
 CHECKPOINT_FILES = ("optimizer.pt", "scheduler.pt", "trainer_state.json")
 
@@ -95,6 +97,9 @@ class Run:
         training.output_dir = str(self.directory / "checkpoints")
         training.restore_callback_states_from_checkpoint = True  # the patience of early stopping, and the costs
         self.is_main = training.process_index == 0
+        self.waiting_room = None
+        if training.world_size > 1:
+            self.waiting_room = distributed.new_group(backend="gloo", timeout=PATIENCE)
         self.record = {
             "schema_version": SCHEMA_VERSION,
             "status": "running",
@@ -123,18 +128,32 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if not self.is_main:
-            return
-        if kind is not None:
+        if self.is_main and kind is not None:
             self._leave_nothing_behind()
-        else:
+        elif self.is_main:
             shutil.rmtree(self.set_aside, ignore_errors=True)
             print(f"\n{summarize(self.record, self.directory)}")
+        if self.waiting_room is not None and isinstance(error, RuntimeError) and _is_lost_connection(error):
+            raise FinetuneError(
+                f"Expected {self.arguments.training.world_size} processes, but one ended or its host can't be reached "
+                f"({_first_line(error)}). Look for its own message above, then give the same command again: the run "
+                "goes on from its last checkpoint."
+            ) from error
 
     def wait(self) -> None:
         """Wait until every process is here."""
-        if distributed.is_available() and distributed.is_initialized():
-            distributed.barrier()
+        if self.waiting_room is not None:
+            distributed.barrier(self.waiting_room)
+
+    @contextlib.contextmanager
+    def main_process_first(self) -> Iterator[None]:
+        """Let one process of each host do the work, and the others after it, which find it in the cache."""
+        goes_first = self.arguments.training.local_process_index == 0
+        if not goes_first:
+            self.wait()
+        yield
+        if goes_first:
+            self.wait()
 
     def examine(self, given: DatasetDict) -> None:
         """Let the data doctor look at the splits that were given; its findings are said, and kept in `findings.json`.
@@ -365,6 +384,15 @@ class Run:
     def _write(self) -> None:
         if self.is_main:
             write_json(self.directory / "run.json", self.record)
+
+
+def _is_lost_connection(error: RuntimeError) -> bool:
+    """Tell whether it was another process that failed: gloo has no exception class of its own."""
+    return isinstance(error, distributed.DistError) or "gloo" in str(error).lower() or "by peer" in str(error)
+
+
+def _first_line(error: RuntimeError) -> str:
+    return str(error).partition("\n")[0][:200]
 
 
 def _is_whole(checkpoint: Path) -> bool:

@@ -190,15 +190,30 @@ class FineTuningTrainer(Trainer):
         model.train()
         micro_batches = inputs["micro_batches"]
         step_loss = torch.zeros((), device=self.args.device)
-        for number, micro_batch in enumerate(micro_batches, start=1):
-            micro_batch = self._prepare_inputs(micro_batch)
-            synchronise = number == len(micro_batches)
-            with contextlib.nullcontext() if synchronise else self.accelerator.no_sync(model):
+        synchronises = self.accelerator.sync_gradients  # False before the last accumulation step
+        count = self._most_micro_batches(len(micro_batches))
+        for number in range(1, count + 1):
+            micro_batch = self._prepare_inputs(micro_batches[min(number, len(micro_batches)) - 1])
+            is_last = number == count
+            self.accelerator.gradient_state._set_sync_gradients(synchronises and is_last)  # what DeepSpeed goes by
+            with contextlib.nullcontext() if is_last else self.accelerator.no_sync(model):
                 loss = self.compute_loss(model, micro_batch, num_items_in_batch=num_items_in_batch)
                 assert isinstance(loss, torch.Tensor)
+                if number > len(micro_batches):
+                    loss = 0 * loss
                 self.accelerator.backward(loss)
             step_loss += loss.detach()
         return step_loss
+
+    def _most_micro_batches(self, count: int) -> int:
+        """Give the number of micro-batches that this process works off, repetitions without weight included.
+
+        Where the weights are divided over processes (FSDP, ZeRO) every forward and backward pass is one of all.
+        """
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            return count
+        counts = self.accelerator.gather(torch.tensor([count], device=self.args.device))
+        return int(counts.max())
 
     def compute_loss(
         self,
