@@ -27,7 +27,9 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedToken
 
 from finetune.arguments import Arguments
 from finetune.data.labels import Task, task_of
+from finetune.data.load import open_stream
 from finetune.data.split import describe_split
+from finetune.data.stream import TokenizingRows
 from finetune.data.tokenize import TextConfig
 from finetune.environment import describe_environment
 from finetune.errors import FinetuneError
@@ -209,8 +211,15 @@ class Run:
         data = self.arguments.data
         return TextConfig(data.max_length, data.truncation, data.window_stride or 0, data.window_pooling)
 
-    def training_rows(self, tokenized: DatasetDict) -> Dataset:
-        """Give the rows that an epoch draws: those of train, with `--oversample` the rarer classes' repeated."""
+    def training_rows(
+        self, tokenized: DatasetDict, tokenizer: PreTrainedTokenizerBase, task: Task
+    ) -> Dataset | TokenizingRows:
+        """Give the rows that an epoch draws: those of train, with `--oversample` the rarer classes' repeated.
+
+        With `--streaming` all rows of the shards, of which `tokenized` holds a sample.
+        """
+        if self.arguments.data.streaming:
+            return open_stream(self.arguments.data, task, tokenizer, self.text_config)
         train = tokenized["train"]
         return oversample(train, self.arguments.training.seed) if self.arguments.method.oversample else train
 

@@ -26,7 +26,8 @@ from transformers.trainer_callback import (
 from transformers.trainer_utils import EvalLoopOutput
 
 from finetune.arguments import TuningArguments
-from finetune.data.batch import GlobalStepSampler, MicroBatchCollator, TrainDataLoader
+from finetune.data.batch import GlobalStepSampler, MicroBatchCollator, StepSampler, TrainDataLoader
+from finetune.data.stream import StreamedStepSampler, TokenizingRows
 from finetune.errors import FinetuneError
 from finetune.hardware import release_memory
 from finetune.methods import new_modules_of
@@ -58,8 +59,8 @@ class FineTuningTrainer(Trainer):
     Args:
         model: Takes `input_ids` and `attention_mask` and returns `logits`.
         args: As for the `Trainer`; `label_smoothing_factor` applies to the training loss alone.
-        train_dataset: Columns `input_ids`, `labels` and `length`, as `tokenize_dataset` gives them.
-        eval_dataset: Likewise.
+        train_dataset: Columns `input_ids`, `labels` and `length`, as `tokenize_dataset` gives them; or a stream.
+        eval_dataset: As `tokenize_dataset` gives it.
         processing_class: The tokenizer; it pads and is saved with checkpoints.
         compute_metrics: From an `EvalPrediction` with all logits and labels to numbers.
         max_tokens_per_micro_batch: Most tokens that are computed at once, padding included.
@@ -73,7 +74,7 @@ class FineTuningTrainer(Trainer):
         self,
         model: PreTrainedModel,
         args: TrainingArguments,
-        train_dataset: Dataset,
+        train_dataset: Dataset | TokenizingRows,
         eval_dataset: Dataset,
         processing_class: PreTrainedTokenizerBase,
         compute_metrics: Callable[[EvalPrediction], dict[str, float]],
@@ -86,14 +87,14 @@ class FineTuningTrainer(Trainer):
         super().__init__(
             model=model,
             args=args,
-            train_dataset=train_dataset,
+            train_dataset=train_dataset,  # type: ignore[arg-type]
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             compute_metrics=compute_metrics,
             callbacks=callbacks,
         )
         self.model_accepts_loss_kwargs = False
-        self.training_data = train_dataset
+        self.training_data: Any = train_dataset
         self.collator: Any = MicroBatchCollator(processing_class, max_tokens_per_micro_batch)
         self.metrics_of = compute_metrics
         problem_type = model.config.problem_type or SINGLE_LABEL
@@ -110,7 +111,8 @@ class FineTuningTrainer(Trainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; where the encoder is frozen, on its features, computed once."""
         model: Any = self.model
-        if not has_frozen_encoder(model) or self.example_loss.window_pooling is not None:
+        is_stream = isinstance(self.training_data, TokenizingRows)
+        if is_stream or not has_frozen_encoder(model) or self.example_loss.window_pooling is not None:
             return super().train(*args, **kwargs)
         start = time.perf_counter()
         model.to(self.args.device).eval()
@@ -148,16 +150,20 @@ class FineTuningTrainer(Trainer):
                 f"Expected a training example for each of {args.world_size} processes, but got "
                 f"{len(self.training_data)}. Start fewer processes."
             )
-        sampler = GlobalStepSampler(
-            self.training_data["length"],
-            step_size=args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps,
-            seed=args.seed if args.data_seed is None else args.data_seed,
-            accumulation_steps=args.gradient_accumulation_steps,
-            rank=args.process_index,
-            world_size=args.world_size,
-        )
+        settings: dict[str, Any] = {
+            "step_size": args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps,
+            "seed": args.seed if args.data_seed is None else args.data_seed,
+            "accumulation_steps": args.gradient_accumulation_steps,
+            "rank": args.process_index,
+            "world_size": args.world_size,
+        }
+        sampler: StepSampler
+        if isinstance(self.training_data, TokenizingRows):
+            sampler = StreamedStepSampler(self.training_data, **settings)
+        else:
+            sampler = GlobalStepSampler(self.training_data["length"], **settings)
         return TrainDataLoader(
-            self.training_data,  # type: ignore[arg-type]  # datasets.Dataset has what a DataLoader needs
+            self.training_data,
             batch_sampler=sampler,
             collate_fn=self.collator,
             num_workers=args.dataloader_num_workers,
