@@ -639,7 +639,7 @@ def _check_streaming(arguments: Arguments) -> None:
     wants_all = {
         "--method tfidf": method.method == "tfidf",
         "--oversample": method.oversample,
-        "--class_weights": method.class_weights is not None,
+        "--class_weights balanced": method.class_weights == "balanced",
         "--max_train_samples": data.max_train_samples is not None,
         "--remove_leakage": data.remove_leakage,
     }
