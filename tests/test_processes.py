@@ -1,11 +1,12 @@
 """Several processes over gloo, as `accelerate launch` starts them: they train and measure as one does."""
 
 import json
-import os
 import subprocess
 import sys
+import time
 
 import numpy as np
+import psutil
 import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT, make_reviews, write_csv
@@ -48,19 +49,21 @@ def runs(tmp_path_factory, tiny_bert):
             for method, flags in METHODS.items()
         ]  # fmt: skip
         (folder / "plan.json").write_text(json.dumps(plan))
-        done = launch(num_processes, str(folder / "plan.json"))
-        assert done.returncode == 0, done.stderr
+        launch(num_processes, str(folder / "plan.json"))
     return folder
 
 
+def launch_command(num_processes, plan):
+    config = ROOT / f"accelerate_configs/{'cpu' if num_processes == 1 else 'cpu_two_processes'}.yaml"
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    launcher += ["--main_process_port", "0", "--num_processes", str(num_processes)]
+    return [*launcher, str(ROOT / "tests/train_in_processes.py"), plan]
+
+
 def launch(num_processes, plan):
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIG), "--main_process_port",
-               "0", "--num_processes", str(num_processes)]  # fmt: skip
-    if num_processes == 1:
-        command[command.index(str(CONFIG))] = str(ROOT / "accelerate_configs/cpu.yaml")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command += [str(ROOT / "tests/train_in_processes.py"), plan]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    done = subprocess.run(launch_command(num_processes, plan), capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 def history(run, key):
@@ -103,3 +106,44 @@ def test_unfrozen_layers_moved(runs):
         trained = load_file(runs / f"unfreezing-{num_processes}/model/model.safetensors")
         moved = {name for name, tensor in frozen.items() if np.abs(trained[f"bert.{name}"] - tensor).max() > 1e-6}
         assert {name.split(".")[0] for name in moved} >= {"embeddings", "encoder"}
+
+
+def test_a_dead_process_ends_the_job_and_it_resumes(runs, tmp_path):
+    plan = json.loads((runs / "plan.json").read_text())[list(METHODS).index("textcnn")]
+    plan += ["--num_train_epochs", "60", "--save_strategy", "steps", "--eval_strategy", "steps", "--save_steps", "20",
+             "--eval_steps", "20", "--per_device_train_batch_size", "2"]  # the last of two flags counts  # fmt: skip
+    directories = {name: tmp_path / name for name in ("straight", "cut")}
+    for name, directory in directories.items():
+        plan[plan.index("--output_dir") + 1] = str(directory)
+        (tmp_path / f"{name}.json").write_text(json.dumps([plan]))
+    launch(2, str(tmp_path / "straight.json"))
+
+    cut = directories["cut"]
+    process = subprocess.Popen(
+        launch_command(2, str(tmp_path / "cut.json")), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    wait_for(lambda: (cut / "checkpoints/checkpoint-40").exists())
+    second = next(
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if child.environ().get("LOCAL_RANK") == "1"
+    )
+    second.kill()
+    killed = time.monotonic()
+    _, errors = process.communicate(timeout=150)
+    assert time.monotonic() - killed < 150
+    assert process.returncode != 0
+    assert "Expected 2 processes, but one ended" in errors or "exitcode  : -9" in errors, errors
+    assert not (cut / "model").exists(), "the run ended before a process of it could be killed"
+
+    launch(2, str(tmp_path / "cut.json"))
+    weights = [load_file(directory / "model/model.safetensors") for directory in directories.values()]
+    for name, tensor in weights[0].items():
+        np.testing.assert_array_equal(weights[1][name], tensor, err_msg=name)
+
+
+def wait_for(condition, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
