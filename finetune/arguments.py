@@ -117,6 +117,13 @@ class DataArguments:
     label_delimiter: str | None = field(
         default=None, metadata={"help": "What separates several labels of a text in one column."}
     )
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read the training texts from disk while training: --train_file is a folder of Parquet files. For "
+            "data larger than memory."
+        },
+    )
     remove_leakage: bool = field(
         default=False, metadata={"help": "Drop training texts that are also in the given validation or test split."}
     )
@@ -444,7 +451,8 @@ def parse_arguments(description: str | None, defaults: dict[str, Any], argv: Seq
 
 def _machine_defaults(given: frozenset[str]) -> dict[str, Any]:
     """Choose device and number format, unless the user chose either of the half formats."""
-    defaults: dict[str, Any] = {"use_cpu": not torch.cuda.is_available()}
+    # A process that waits for a dead or unreachable one gives up after two minutes, not after half an hour.
+    defaults: dict[str, Any] = {"use_cpu": not torch.cuda.is_available(), "ddp_timeout": 120}
     if not {"bf16", "fp16"} & given:
         precision = fastest_precision()
         defaults |= {"bf16": precision == "bf16", "fp16": precision == "fp16"}
@@ -626,6 +634,30 @@ def _check(arguments: Arguments) -> None:
         path = getattr(data, name)
         if path is not None and not Path(path).exists():
             raise FinetuneError(f"Expected --{name} to be a file or folder, but {path!r} does not exist.")
+
+    if data.streaming:
+        _check_streaming(arguments)
+
+
+def _check_streaming(arguments: Arguments) -> None:
+    """Refuse what needs all training texts at once."""
+    data, method = arguments.data, arguments.method
+    if data.train_file is None or not Path(data.train_file).is_dir():
+        raise FinetuneError("Expected --train_file to be a folder of Parquet files with --streaming, but it is not.")
+    if data.validation_file is None or data.test_file is None:
+        raise FinetuneError(
+            "Expected --validation_file and --test_file with --streaming, which can't carve splits. Pass both."
+        )
+    wants_all = {
+        "--method tfidf": method.method == "tfidf",
+        "--oversample": method.oversample,
+        "--class_weights balanced": method.class_weights == "balanced",
+        "--max_train_samples": data.max_train_samples is not None,
+        "--remove_leakage": data.remove_leakage,
+    }
+    found = [name for name, is_set in wants_all.items() if is_set]
+    if found:
+        raise FinetuneError(f"Expected no {found[0]} with --streaming: it needs all training texts at once.")
 
 
 def _check_tuning(arguments: Arguments) -> None:

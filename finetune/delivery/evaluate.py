@@ -85,7 +85,7 @@ def evaluate_run(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase | None
         "reload": {"max_difference": difference, "num_texts": len(probes)},
         "costs": {"latency_seconds": measure_latency(predictor, single), "texts_per_second": throughput},
     }
-    if run.arguments.run.floor and run.record["method"] != "tfidf":
+    if run.is_main and run.arguments.run.floor and run.record["method"] != "tfidf":
         results["floor"] = measure_floor(splits, run.record["seed"])
     run.finish(results)
     run.wait()

@@ -131,7 +131,7 @@ def compute_rows(
     """Compute one row of numbers for each example.
 
     With several processes each takes every n-th batch, so that every example counts exactly once, and all of them
-    get all rows.
+    get all rows. Fewer batches than processes are not worth dividing: each computes them all.
 
     Args:
         forward: From a batch's tensors, without labels, to `(batch, width)`.
@@ -149,11 +149,12 @@ def compute_rows(
     Raises:
         FinetuneError: If memory does not suffice for a single example; for several, batches are halved.
     """
+    batches = cut_by_tokens(lengths, max_tokens)
     rank, world_size = 0, 1
-    if distributed.is_available() and distributed.is_initialized():
+    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() <= len(batches):
         rank, world_size = distributed.get_rank(), distributed.get_world_size()
     rows = np.zeros((len(lengths), width), dtype=np.float32)
-    groups = cut_by_tokens(lengths, max_tokens)[rank::world_size]
+    groups = batches[rank::world_size]
     while groups:
         computed = _compute_unless_out_of_memory(forward, collate([examples[at] for at in groups[0]]), device)
         if computed is None:
@@ -162,6 +163,9 @@ def compute_rows(
         positions = groups.pop(0)
         rows[positions] = computed
         on_batch(len(positions))
+    if rank >= (len(batches) % world_size or world_size):
+        # Where weights are divided over processes all of them must call the model, as often: a batch in vain.
+        _compute_unless_out_of_memory(forward, collate([examples[at] for at in batches[-1]]), device)
     if world_size > 1:  # each row is zero but on the one process that computed it
         total = torch.from_numpy(rows).to(device)
         distributed.all_reduce(total)

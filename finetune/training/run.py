@@ -14,7 +14,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -27,7 +27,9 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedToken
 
 from finetune.arguments import Arguments
 from finetune.data.labels import Task, task_of
+from finetune.data.load import open_stream
 from finetune.data.split import describe_split
+from finetune.data.stream import TokenizingRows
 from finetune.data.tokenize import TextConfig
 from finetune.environment import describe_environment
 from finetune.errors import FinetuneError
@@ -69,6 +71,8 @@ FREE_SETTINGS = {
 }  # fmt: skip
 # Parts whose settings decide what the weights in a checkpoint are: they can't change on the way.
 FIXED_PARTS = ("model", "method")
+# The main process may take this long over data or the floor while the others wait; a training step has --ddp_timeout.
+PATIENCE = timedelta(days=1)
 
 
 class Run:
@@ -108,6 +112,9 @@ class Run:
         training.output_dir = str(self.directory / "checkpoints")
         training.restore_callback_states_from_checkpoint = True  # the patience of early stopping, and the costs
         self.is_main = training.process_index == 0
+        self.waiting_room = None
+        if training.world_size > 1:
+            self.waiting_room = distributed.new_group(backend="gloo", timeout=PATIENCE)
         self.record = {
             "schema_version": SCHEMA_VERSION,
             "status": "running",
@@ -150,6 +157,12 @@ class Run:
             elif self.is_main:
                 shutil.rmtree(self.set_aside, ignore_errors=True)
                 print(f"\n{summarize(self.record, self.directory)}")
+            if self.waiting_room is not None and isinstance(error, RuntimeError) and _is_lost_connection(error):
+                raise FinetuneError(
+                    f"Expected {self.arguments.training.world_size} processes, but one ended or its host can't be "
+                    f"reached ({_first_line(error)}). Look for its own message above, then give the same command "
+                    "again: the run goes on from its last checkpoint."
+                ) from error
         finally:
             self._let_go()
 
@@ -163,8 +176,18 @@ class Run:
 
     def wait(self) -> None:
         """Wait until every process is here."""
-        if distributed.is_available() and distributed.is_initialized():
-            distributed.barrier()
+        if self.waiting_room is not None:
+            distributed.barrier(self.waiting_room)
+
+    @contextlib.contextmanager
+    def main_process_first(self) -> Iterator[None]:
+        """Let one process of each host do the work, and the others after it, which find it in the cache."""
+        goes_first = self.arguments.training.local_process_index == 0
+        if not goes_first:
+            self.wait()
+        yield
+        if goes_first:
+            self.wait()
 
     def examine(self, given: DatasetDict) -> None:
         """Let the data doctor look at the splits that were given; its findings are said, and kept in `findings.json`.
@@ -215,8 +238,15 @@ class Run:
         data = self.arguments.data
         return TextConfig(data.max_length, data.truncation, data.window_stride or 0, data.window_pooling)
 
-    def training_rows(self, tokenized: DatasetDict) -> Dataset:
-        """Give the rows that an epoch draws: those of train, with `--oversample` the rarer classes' repeated."""
+    def training_rows(
+        self, tokenized: DatasetDict, tokenizer: PreTrainedTokenizerBase, task: Task
+    ) -> Dataset | TokenizingRows:
+        """Give the rows that an epoch draws: those of train, with `--oversample` the rarer classes' repeated.
+
+        With `--streaming` all rows of the shards, of which `tokenized` holds a sample.
+        """
+        if self.arguments.data.streaming:
+            return open_stream(self.arguments.data, task, tokenizer, self.text_config)
         train = tokenized["train"]
         if not self.arguments.method.oversample:
             return train
@@ -505,6 +535,15 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def _is_lost_connection(error: RuntimeError) -> bool:
+    """Tell whether it was another process that failed: gloo has no exception class of its own."""
+    return isinstance(error, distributed.DistError) or "gloo" in str(error).lower() or "by peer" in str(error)
+
+
+def _first_line(error: RuntimeError) -> str:
+    return str(error).partition("\n")[0][:200]
 
 
 def _precision(arguments: Arguments) -> str:

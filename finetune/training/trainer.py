@@ -33,10 +33,12 @@ from finetune.arguments import TuningArguments
 from finetune.data.batch import (
     GlobalStepSampler,
     MicroBatchCollator,
+    StepSampler,
     TrainDataLoader,
     count_padded_tokens,
     split_micro_batch,
 )
+from finetune.data.stream import StreamedStepSampler, TokenizingRows
 from finetune.errors import FinetuneError, Interrupted
 from finetune.files import is_disk_full
 from finetune.hardware import is_out_of_memory, release_memory
@@ -81,8 +83,8 @@ class FineTuningTrainer(Trainer):
     Args:
         model: Takes `input_ids` and `attention_mask` and returns `logits`.
         args: As for the `Trainer`; `label_smoothing_factor` applies to the training loss alone.
-        train_dataset: Columns `input_ids`, `labels` and `length`, as `tokenize_dataset` gives them.
-        eval_dataset: Likewise.
+        train_dataset: Columns `input_ids`, `labels` and `length`, as `tokenize_dataset` gives them; or a stream.
+        eval_dataset: As `tokenize_dataset` gives it.
         processing_class: The tokenizer; it pads and is saved with checkpoints.
         compute_metrics: From an `EvalPrediction` with all logits and labels to numbers.
         max_tokens_per_micro_batch: Most tokens that are computed at once, padding included.
@@ -102,7 +104,7 @@ class FineTuningTrainer(Trainer):
         self,
         model: PreTrainedModel,
         args: TrainingArguments,
-        train_dataset: Dataset,
+        train_dataset: Dataset | TokenizingRows,
         eval_dataset: Dataset,
         processing_class: PreTrainedTokenizerBase,
         compute_metrics: Callable[[EvalPrediction], dict[str, float]],
@@ -115,14 +117,14 @@ class FineTuningTrainer(Trainer):
         super().__init__(
             model=model,
             args=args,
-            train_dataset=train_dataset,
+            train_dataset=train_dataset,  # type: ignore[arg-type]
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             compute_metrics=compute_metrics,
             callbacks=callbacks,
         )
         self.model_accepts_loss_kwargs = False
-        self.training_data = train_dataset
+        self.training_data: Any = train_dataset
         self.collator: Any = MicroBatchCollator(processing_class, max_tokens_per_micro_batch)
         self.metrics_of = compute_metrics
         problem_type = model.config.problem_type or SINGLE_LABEL
@@ -152,7 +154,8 @@ class FineTuningTrainer(Trainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; where the encoder is frozen, on its features, computed once."""
         model: Any = self.model
-        if not has_frozen_encoder(model) or self.example_loss.window_pooling is not None:
+        is_stream = isinstance(self.training_data, TokenizingRows)
+        if is_stream or not has_frozen_encoder(model) or self.example_loss.window_pooling is not None:
             return super().train(*args, **kwargs)
         start = time.perf_counter()
         model.to(self.args.device).eval()
@@ -191,16 +194,20 @@ class FineTuningTrainer(Trainer):
                 f"Expected a training example for each of {args.world_size} processes, but got "
                 f"{len(self.training_data)}. Start fewer processes."
             )
-        sampler = GlobalStepSampler(
-            self.training_data["length"],
-            step_size=args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps,
-            seed=args.seed if args.data_seed is None else args.data_seed,
-            accumulation_steps=args.gradient_accumulation_steps,
-            rank=args.process_index,
-            world_size=args.world_size,
-        )
+        settings: dict[str, Any] = {
+            "step_size": args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps,
+            "seed": args.seed if args.data_seed is None else args.data_seed,
+            "accumulation_steps": args.gradient_accumulation_steps,
+            "rank": args.process_index,
+            "world_size": args.world_size,
+        }
+        sampler: StepSampler
+        if isinstance(self.training_data, TokenizingRows):
+            sampler = StreamedStepSampler(self.training_data, **settings)
+        else:
+            sampler = GlobalStepSampler(self.training_data["length"], **settings)
         return TrainDataLoader(
-            self.training_data,  # type: ignore[arg-type]  # datasets.Dataset has what a DataLoader needs
+            self.training_data,
             batch_sampler=sampler,
             collate_fn=self.collator,
             num_workers=args.dataloader_num_workers,
@@ -254,16 +261,22 @@ class FineTuningTrainer(Trainer):
         if self.reduced_tokens is not None:
             micro_batches = [part for whole in micro_batches for part in split_micro_batch(whole, self.reduced_tokens)]
         step_loss = torch.zeros((), device=self.args.device)
+        synchronises = self.accelerator.sync_gradients  # False before the last accumulation step
+        count = self._most_micro_batches(len(micro_batches))
         try:
-            for number, micro_batch in enumerate(micro_batches, start=1):
-                micro_batch = self._prepare_inputs(micro_batch)
-                synchronise = number == len(micro_batches)
-                with contextlib.nullcontext() if synchronise else self.accelerator.no_sync(model):
+            for number in range(1, count + 1):
+                micro_batch = self._prepare_inputs(micro_batches[min(number, len(micro_batches)) - 1])
+                is_last = number == count
+                self.accelerator.gradient_state._set_sync_gradients(synchronises and is_last)  # what DeepSpeed goes by
+                with contextlib.nullcontext() if is_last else self.accelerator.no_sync(model):
                     loss = self.compute_loss(model, micro_batch, num_items_in_batch=num_items)
                     assert isinstance(loss, torch.Tensor)
+                    if number > len(micro_batches):
+                        loss = 0 * loss
                     self.accelerator.backward(loss)
                 step_loss += loss.detach()
         except (RuntimeError, MemoryError) as error:
+            self.accelerator.gradient_state._set_sync_gradients(synchronises)
             if not is_out_of_memory(error):
                 raise
             if self.args.world_size > 1:  # the others wait for this process's gradients: all have to start again
@@ -331,6 +344,16 @@ class FineTuningTrainer(Trainer):
         names = self.name_rows([row for batch in batches for row in drawn[batch]])
         more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
         return ", ".join(names[:MOST_NAMED]) + more
+
+    def _most_micro_batches(self, count: int) -> int:
+        """Give the number of micro-batches that this process works off, repetitions without weight included.
+
+        Where the weights are divided over processes (FSDP, ZeRO) every forward and backward pass is one of all.
+        """
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            return count
+        counts = self.accelerator.gather(torch.tensor([count], device=self.args.device))
+        return int(counts.max())
 
     def compute_loss(
         self,
@@ -679,7 +702,7 @@ class FineTuningTrainer(Trainer):
         except ValueError as error:
             raise FinetuneError(
                 "Expected settings that fit the optimizer's state in the checkpoint, but the changed ones group the "
-                f"parameters otherwise: {error}. Restore the learning rates and the weight decay that are 0, or pass --restart."
+                f"parameters otherwise: {error}. Restore learning rates and weight decay that are 0, or pass --restart."
             ) from error
         if self.apply_settings and checkpoint is not None:
             for group, settings in zip(optimizer.param_groups, own, strict=True):
