@@ -54,6 +54,11 @@ REFUSED = {
     "fp16_full_eval": "evaluation computes as training does",
     "prediction_loss_only": "the metrics need the predictions",
     "remove_unused_columns": "only what a model takes is handed to it",
+    "enable_jit_checkpoint": "a run checkpoints by itself on SIGTERM and SIGINT",
+    "save_only_model": "a run that is cut off could not resume",
+    "save_on_each_node": "the main process writes the run directory",
+    "restore_callback_states_from_checkpoint": "a run restores them by itself",
+    "ignore_data_skip": "a resumed run would train on other examples",
     "do_train": "a recipe trains and evaluates",
     "do_eval": "a recipe trains and evaluates",
     "do_predict": "a recipe trains and evaluates",
@@ -302,6 +307,12 @@ class RunArguments:
     )
     no_store_text: bool = field(default=False, metadata={"help": "Leave the texts out of predictions/."})
     restart: bool = field(default=False, metadata={"help": "Delete the run that --output_dir holds and start it over."})
+    resume_with_changes: bool = field(
+        default=False,
+        metadata={
+            "help": "Go on from the checkpoint although settings or data have changed since; run.json says which."
+        },
+    )
 
 
 @dataclass
@@ -356,7 +367,8 @@ class Arguments:
         if method == "tfidf":
             text = {"max_length", "truncation", "window_stride", "window_pooling", "max_train_windows"}
             network = text.union(vars(self.model), vars(self.method), vars(self.run), vars(self.training))
-            unused = network - {"method", "output_dir", "seed", "config", "restart", "num_threads", "no_store_text"}
+            run = {"config", "restart", "resume_with_changes", "num_threads", "no_store_text"}
+            unused = network - run - {"method", "output_dir", "seed"}
         else:
             prefixes = [prefix for prefix in ("lora", "textcnn") if prefix != method]
             names = [name for part in (self.model, self.method) for name in vars(part)]

@@ -12,7 +12,14 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
-__all__ = ["GlobalStepSampler", "MicroBatchCollator", "TrainDataLoader", "cut_by_tokens"]
+__all__ = [
+    "GlobalStepSampler",
+    "MicroBatchCollator",
+    "TrainDataLoader",
+    "count_padded_tokens",
+    "cut_by_tokens",
+    "split_micro_batch",
+]
 
 
 def cut_by_tokens(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
@@ -169,6 +176,47 @@ class MicroBatchCollator:
             return example
         chosen = np.linspace(0, len(windows) - 1, self.max_windows).round().astype(int)
         return {**example, "input_ids": [windows[number] for number in chosen]}
+
+
+def split_micro_batch(micro_batch: dict[str, torch.Tensor], max_tokens: int) -> list[dict[str, torch.Tensor]]:
+    """Halve a micro-batch, and its halves, until none has more than `max_tokens` tokens, or one example is left.
+
+    Args:
+        micro_batch: As `MicroBatchCollator` gives it, or its features.
+        max_tokens: Most tokens of a part, padding included.
+
+    Returns:
+        Parts with the same examples in the same order; padding that none of a part's texts needs is cut off.
+    """
+    num_examples = len(micro_batch["labels"])
+    if num_examples == 1 or count_padded_tokens(micro_batch) <= max_tokens:
+        return [micro_batch]
+    half = num_examples // 2
+    counts = micro_batch.get("num_windows")
+    rows = half if counts is None else int(counts[:half].sum())
+    parts = []
+    for examples, texts in ((slice(half), slice(rows)), (slice(half, None), slice(rows, None))):
+        part = {
+            name: tensor[examples if name in ("labels", "num_windows") else texts]
+            for name, tensor in micro_batch.items()
+        }
+        parts += split_micro_batch(_without_common_padding(part), max_tokens)
+    return parts
+
+
+def count_padded_tokens(micro_batch: dict[str, torch.Tensor]) -> int:
+    """Count the tokens of a micro-batch, padding included."""
+    texts = micro_batch["input_ids" if "input_ids" in micro_batch else "inputs_embeds"]
+    return texts.shape[0] * texts.shape[1]
+
+
+def _without_common_padding(micro_batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    if "attention_mask" not in micro_batch:
+        return micro_batch
+    used = int(micro_batch["attention_mask"].any(dim=0).nonzero().max()) + 1
+    return {
+        name: tensor if name in ("labels", "num_windows") else tensor[:, :used] for name, tensor in micro_batch.items()
+    }
 
 
 def _has_windows(input_ids: list) -> bool:
