@@ -14,8 +14,10 @@ __all__ = [
     "run_compare",
     "run_doctor",
     "run_evaluate",
+    "run_merge",
     "run_methods",
     "run_predict",
+    "run_push",
     "run_report",
 ]
 
@@ -42,14 +44,18 @@ def build_parser() -> argparse.ArgumentParser:
     methods.set_defaults(run=run_methods)
 
     predict = commands.add_parser("predict", help="label texts with a trained model", allow_abbrev=False)
-    predict.add_argument("path", metavar="PATH", help="a run directory or a model folder")
+    predict.add_argument(
+        "path", metavar="PATH", help="a run directory, a model folder, or user/name[@revision] on the Hub"
+    )
     predict.add_argument("texts", metavar="TEXT", nargs="+", help="texts to label")
     predict.add_argument("--pairs", metavar="TEXT", nargs="+", help="a second text for each, for models of pairs")
     predict.add_argument("--num_threads", type=int, help="threads (default: the physical cores)")
     predict.set_defaults(run=run_predict)
 
     evaluate = commands.add_parser("evaluate", help="measure a trained model on labelled texts", allow_abbrev=False)
-    evaluate.add_argument("path", metavar="PATH", help="a run directory or a model folder")
+    evaluate.add_argument(
+        "path", metavar="PATH", help="a run directory, a model folder, or user/name[@revision] on the Hub"
+    )
     evaluate.add_argument("--test_file", required=True, help="labelled texts, in any format that recipes take")
     evaluate.add_argument("--text_column", help="column of the texts (default: by its name)")
     evaluate.add_argument("--text_pair_column", help="column of the second texts, for pairs")
@@ -59,6 +65,21 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--output_json", help="also write the metrics to this file")
     evaluate.add_argument("--num_threads", type=int, help="threads (default: the physical cores)")
     evaluate.set_defaults(run=run_evaluate)
+
+    push = commands.add_parser("push", help="put a model on the Hub, and make sure it works there", allow_abbrev=False)
+    push.add_argument("path", metavar="PATH", help="a run directory or a model folder")
+    push.add_argument("name", metavar="USER/NAME", help="the repository, made if it does not exist")
+    push.add_argument("--public", action="store_true", help="let everybody see it (default: a private repository)")
+    push.add_argument("--revision", help="the branch to push to, made if it does not exist (default: main)")
+    push.add_argument("--adapter", action="store_true", help="ship an adapter as it is (default: merged into its base)")
+    push.add_argument("--message", help="the commit's message")
+    push.add_argument("--card", help="a file with a model card (default: one is drawn from the run)")
+    push.set_defaults(run=run_push)
+
+    merge = commands.add_parser("merge", help="fold an adapter into the weights of its base", allow_abbrev=False)
+    merge.add_argument("path", metavar="RUN", help="a run directory, or a folder with an adapter")
+    merge.add_argument("output", metavar="OUTPUT", help="the folder to write")
+    merge.set_defaults(run=run_merge)
 
     compare = commands.add_parser(
         "compare", help="run methods x seeds through a recipe, and report", allow_abbrev=False
@@ -152,6 +173,30 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         write_json(Path(arguments.output_json), metrics)
 
 
+def run_push(arguments: argparse.Namespace) -> None:
+    """Push, and say what was checked."""
+    _prepare(arguments)
+    from finetune.delivery.push import push
+
+    push(
+        arguments.path,
+        arguments.name,
+        private=not arguments.public,
+        revision=arguments.revision,
+        adapter=arguments.adapter,
+        message=arguments.message,
+        card=arguments.card,
+    )
+
+
+def run_merge(arguments: argparse.Namespace) -> None:
+    """Write the merged model."""
+    _prepare(arguments)
+    from finetune.delivery.merge import merge_folder
+
+    print(merge_folder(arguments.path, arguments.output))
+
+
 def run_compare(arguments: argparse.Namespace) -> None:
     """Run what is not finished yet, then write the report of all; failed runs end it with status 1."""
     from pathlib import Path
@@ -207,7 +252,7 @@ def _prepare(arguments: argparse.Namespace) -> None:
 
     quiet_program()
     datasets.disable_progress_bars()
-    use_processor(arguments.num_threads or default_num_threads())
+    use_processor(getattr(arguments, "num_threads", None) or default_num_threads())
 
 
 def main(argv: Sequence[str] | None = None) -> None:
