@@ -1,9 +1,11 @@
 """The command `finetune`. Libraries are imported by the command that needs them, so that `--help` is immediate."""
 
 import argparse
+import itertools
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import TextIO
 
 from finetune import __version__
 from finetune.errors import FinetuneError, exit_on_error
@@ -47,8 +49,13 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument(
         "path", metavar="PATH", help="a run directory, a model folder, or user/name[@revision] on the Hub"
     )
-    predict.add_argument("texts", metavar="TEXT", nargs="+", help="texts to label")
+    predict.add_argument("texts", metavar="TEXT", nargs="*", help="texts to label (default: the lines of the input)")
     predict.add_argument("--pairs", metavar="TEXT", nargs="+", help="a second text for each, for models of pairs")
+    predict.add_argument("--input_file", help="texts to label: .csv, .tsv, .jsonl or .parquet, of any size")
+    predict.add_argument("--output_file", help="gets the rows of --input_file, with label and probabilities added")
+    predict.add_argument("--text_column", help="column of the texts (default: by its name)")
+    predict.add_argument("--text_pair_column", help="column of the second texts, for pairs")
+    predict.add_argument("--encoding", help="how the file's bytes are read as text (default: it is found out)")
     predict.add_argument("--num_threads", type=int, help="threads (default: the physical cores)")
     predict.set_defaults(run=run_predict)
 
@@ -137,16 +144,43 @@ def run_methods(arguments: argparse.Namespace) -> None:
 
 def run_predict(arguments: argparse.Namespace) -> None:
     """Print label, probability and text, separated by tabs, one line a text; the number and text for regression."""
+    if (arguments.input_file is None) != (arguments.output_file is None) or (arguments.input_file and arguments.texts):
+        raise FinetuneError("Expected texts, or --input_file with --output_file. Pass one or the other.")
+    if arguments.pairs is not None and len(arguments.pairs) != len(arguments.texts):
+        raise FinetuneError(
+            f"Expected a second text for each of {len(arguments.texts)} texts after --pairs, but got "
+            f"{len(arguments.pairs)}. Pass as many."
+        )
     _prepare(arguments)
+    if arguments.input_file is not None:
+        from pathlib import Path
+
+        from finetune.delivery.bulk import predict_file
+
+        columns = {name: getattr(arguments, name) for name in ("text_column", "text_pair_column", "encoding")}
+        count = predict_file(arguments.path, Path(arguments.input_file), Path(arguments.output_file), columns)
+        print(f"{count:,} rows in {arguments.output_file}")
+        return
     from finetune.delivery.predict import load_predictor
 
     predictor = load_predictor(arguments.path)
-    for text, prediction in zip(arguments.texts, predictor.predict(arguments.texts, arguments.pairs), strict=True):
-        if prediction.value is not None:
-            found = f"{prediction.value:.4f}"
-        else:
-            found = f"{','.join(prediction.labels)}\t{','.join(f'{p:.4f}' for p in prediction.probabilities)}"
-        print(f"{found}\t{' '.join(text.split())}")
+    chunks = [arguments.texts] if arguments.texts else _lines(sys.stdin)
+    for texts in chunks:
+        for text, prediction in zip(texts, predictor.predict(texts, arguments.pairs), strict=True):
+            if prediction.value is not None:
+                found = f"{prediction.value:.4f}"
+            else:
+                found = f"{','.join(prediction.labels)}\t{','.join(f'{p:.4f}' for p in prediction.probabilities)}"
+            print(f"{found}\t{' '.join(text.split())}")
+        sys.stdout.flush()
+
+
+def _lines(stream: TextIO) -> Iterator[list[str]]:
+    """Give the lines of a stream, one by one from a terminal, else many at once."""
+    count = 1 if stream.isatty() else 4096
+    lines = (line.rstrip("\r\n") for line in stream)
+    while chunk := list(itertools.islice(lines, count)):
+        yield chunk
 
 
 def run_evaluate(arguments: argparse.Namespace) -> None:

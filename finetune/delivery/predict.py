@@ -113,16 +113,31 @@ class Predictor:
 
     def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Prediction]:
         """Give each text's most probable label, its labels, or its number."""
+        found = self.compute_probabilities(texts, pairs)
+        if self.task.problem_type == REGRESSION:
+            return [Prediction((), (), float(row[0])) for row in found]
+        predictions = []
+        for row, chosen in zip(found, self.decide(found), strict=True):
+            numbers = np.flatnonzero(chosen)
+            names = tuple(self.task.label_names[number] for number in numbers)
+            predictions.append(Prediction(names, tuple(float(row[number]) for number in numbers)))
+        return predictions
+
+    def compute_probabilities(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> np.ndarray:
+        """Give each label's probability, `(len(texts), num_labels)`; for regression the number, `(len(texts), 1)`."""
         logits = self.compute_logits(texts, pairs)[0]
         if self.task.problem_type == REGRESSION:
-            return [Prediction((), (), float(row[0])) for row in logits]
-        if self.task.problem_type == MULTI_LABEL:
-            return [self._prediction(row, np.flatnonzero(row >= self.thresholds)) for row in expit(logits)]
-        return [self._prediction(row, [row.argmax()]) for row in softmax(logits, axis=-1)]
+            return logits
+        return expit(logits) if self.task.problem_type == MULTI_LABEL else softmax(logits, axis=-1)
 
-    def _prediction(self, probabilities: np.ndarray, numbers: Sequence[int] | np.ndarray) -> Prediction:
-        names = tuple(self.task.label_names[int(number)] for number in numbers)
-        return Prediction(names, tuple(float(probabilities[number]) for number in numbers))
+    def decide(self, probabilities: np.ndarray) -> np.ndarray:
+        """Tell which labels are predicted, true or false, `(texts, num_labels)`.
+
+        The most probable one; with several labels a text, all that reach their threshold.
+        """
+        if self.task.problem_type == MULTI_LABEL:
+            return probabilities >= self.thresholds
+        return np.arange(probabilities.shape[1]) == probabilities.argmax(axis=1)[:, None]
 
 
 def load_predictor(path: str | Path, dtype: torch.dtype | None = None, trust_remote_code: bool = False) -> Predictor:
