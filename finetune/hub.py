@@ -76,6 +76,11 @@ def check_login(api: HfApi, name: str) -> None:
         FinetuneError: If not, with what to do.
     """
     user_or_organization = name.split("/")[0]
+    if not reach_hub():
+        raise FinetuneError(
+            f"Expected the Hub at {constants.ENDPOINT}, but it does not answer, or the libraries are in offline mode. "
+            "Check the network, HF_ENDPOINT and HF_HUB_OFFLINE."
+        )
     try:
         found = retry(api.whoami)
     except HUB_ERRORS as error:

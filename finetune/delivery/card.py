@@ -296,6 +296,12 @@ def _results(record: dict[str, Any] | None, comparison: dict[str, Any] | None) -
         "saved model, reloaded."
     )
     parts = ["\n".join(lines), notes]
+    if "test" in record.get("thresholds", {}):
+        tuned = record["thresholds"]["test"]
+        parts.append(
+            "The figures above decide at probability one half. With the thresholds chosen on validation, on test: "
+            f"micro-F1 {tuned['micro_f1']:.4f}, macro-F1 {tuned['macro_f1']:.4f}, accuracy {tuned['accuracy']:.4f}."
+        )
     per_class = record["metrics"]["test"].get("per_class")
     if per_class:
         table = ["| label (test) | precision | recall | F1 | examples |", "|---|---|---|---|---|"]

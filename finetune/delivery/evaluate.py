@@ -192,6 +192,9 @@ def evaluate_file(path: str | Path, test_file: str, columns: Mapping[str, Any]) 
     with progress_bar(len(examples), "Evaluating") as advance:
         logits, _ = predictor.compute_logits(*_texts(examples), advance)
     metrics = measure(logits, examples, predictor.task)
+    if predictor.task.problem_type == MULTI_LABEL and "label" in examples.column_names:
+        decided = _measure_decisions(predictor, logits, label_matrix(examples["label"], predictor.task))
+        metrics |= {f"tuned_{name}": value for name, value in decided.items()}
     if predictor.task.problem_type == REGRESSION:
         return metrics, ""
     labels = label_matrix(examples["label"], predictor.task)

@@ -19,9 +19,10 @@ from finetune.delivery.predict import load_predictor
 from finetune.delivery.reload import compute_logits_elsewhere
 from finetune.delivery.stage import Staged, stage
 from finetune.errors import FinetuneError
-from finetune.hub import HUB_ERRORS, check_login, explain, parse_hub_id, reach_hub, retry
+from finetune.hub import HUB_ERRORS, check_login, explain, parse_hub_id, retry
+from finetune.training.run import Run
 
-__all__ = ["push", "upload_folder"]
+__all__ = ["push", "push_run", "upload_folder"]
 
 MAX_DIFFERENCE = 1e-4
 # Files of an earlier push that would change how the model loads. What else lies in the repository stays.
@@ -65,11 +66,6 @@ def push(
     logging.set_verbosity_error()  # retries are reported here
     disable_progress_bars()
     api = HfApi()
-    if not reach_hub():
-        raise FinetuneError(
-            f"Expected the Hub at {constants.ENDPOINT}, but it does not answer, or the libraries are in offline mode. "
-            "Check the network, HF_ENDPOINT and HF_HUB_OFFLINE."
-        )
     check_login(api, name)
     with tempfile.TemporaryDirectory() as workplace:
         staged = stage(path, Path(workplace) / "model", name, revision, adapter, None if card is None else Path(card))
@@ -89,6 +85,23 @@ def push(
         difference = _compare(staged, found, f"Don't use commit {commit}; please report this.")
         print(f"downloaded into an empty cache: {count} {difference:.1e}")
     return commit
+
+
+def push_run(run: Run) -> None:
+    """Push a finished run, if its settings say where to.
+
+    Raises:
+        FinetuneError: See `push`; the run itself is complete all the same.
+    """
+    hub = run.arguments.hub
+    if hub is None or not run.is_main:
+        return
+    try:
+        push(run.directory, hub.model_id, private=hub.private, revision=hub.revision)
+    except FinetuneError as error:
+        raise FinetuneError(
+            f"{error} The run is complete; to push it again: finetune push {run.directory} {hub.model_id}"
+        ) from error
 
 
 def _compare(staged: Staged, found: np.ndarray, otherwise: str) -> float:
