@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetDict
+from huggingface_hub import HfApi
 from peft import PeftModel
 from torch import distributed
 from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
@@ -35,6 +36,7 @@ from finetune.examination.doctor import examine
 from finetune.examination.findings import describe_findings, to_json
 from finetune.files import write_json
 from finetune.hardware import fastest_precision, peak_memory_bytes, use_processor
+from finetune.hub import check_login
 from finetune.methods import count_parameters
 from finetune.metrics import REGRESSION
 from finetune.models.save import write_model
@@ -108,6 +110,8 @@ class Run:
         training.output_dir = str(self.directory / "checkpoints")
         training.restore_callback_states_from_checkpoint = True  # the patience of early stopping, and the costs
         self.is_main = training.process_index == 0
+        if self.arguments.hub is not None and self.is_main:
+            check_login(HfApi(), self.arguments.hub.model_id)  # now, not after hours of training
         self.record = {
             "schema_version": SCHEMA_VERSION,
             "status": "running",
