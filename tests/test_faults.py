@@ -37,7 +37,8 @@ SETTINGS = {
     "textcnn": ["--method", "textcnn", "--textcnn_embedding_dim", "16"],
 }
 # 15 steps an epoch; checkpoints at 10, 20, … and none at an epoch's end, or at the ends alone.
-BY_STEPS = ["--eval_strategy", "steps", "--eval_steps", "10", "--save_strategy", "steps", "--save_steps", "10"]
+BY_STEPS = ["--eval_strategy", "steps", "--eval_steps", "10", "--save_strategy", "steps", "--save_steps", "10",
+            "--early_stopping_patience", "0"]  # fmt: skip
 BY_EPOCHS = ["--early_stopping_patience", "1", "--max_tokens_per_micro_batch", "60"]
 TIMES = {"eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "train_runtime",
          "train_samples_per_second", "train_steps_per_second"}  # fmt: skip
@@ -200,12 +201,14 @@ def test_changed_settings_are_listed_and_refused_unless_confirmed(nursery, setti
     run, log = tmp_path / "run", tmp_path / "log"
     argv = [*settings, *SETTINGS["full"], *BY_STEPS, "--lr_scheduler_type", "constant", "--output_dir", str(run)]
     assert nursery.run(argv, log, [("SIGKILL", STEP, 25)]) == -9
-    changed = [*argv, "--learning_rate", "1e-2", "--weight_decay", "0"]
+    changed = [*argv, "--learning_rate", "1e-2", "--weight_decay", "0.1"]
     assert nursery.run(changed, log) == 2
     (line,) = [line for line in log.read_text().splitlines() if line.startswith("error")]
     assert "learning_rate (5e-05 then, 0.01 now)" in line
-    assert "weight_decay (0.01 then, 0.0 now)" in line
+    assert "weight_decay (0.01 then, 0.1 now)" in line
     assert nursery.run([*changed, "--resume_with_changes", "--attention_dropout", "0.1"], log) == 2  # another model
+    assert nursery.run([*argv, "--resume_with_changes", "--weight_decay", "0"], log) == 2
+    assert "parameters otherwise" in log.read_text()
     assert nursery.run([*changed, "--resume_with_changes"], log) == 0, log.read_text()
     (change,) = json.loads((run / "run.json").read_text())["changes"]
     assert change["after_step"] == 20

@@ -77,6 +77,6 @@ def load_adalora(model: PeftModel, folder: Path) -> None:
             if kind == "weights":
                 parameters[name].copy_(file.get_tensor(key))
             else:
-                getattr(allocator, kind)[name] = file.get_tensor(key).to(parameters[name].device)
+                getattr(allocator, kind)[name] = file.get_tensor(key).to(model.device)
         pattern = json.loads(file.metadata()["ranks"])
     model.peft_config["default"].rank_pattern = pattern  # type: ignore[attr-defined]

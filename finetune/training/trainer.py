@@ -674,7 +674,13 @@ class FineTuningTrainer(Trainer):
         scheduler: Any = self.lr_scheduler
         own = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
         rates = list(getattr(scheduler, "base_lrs", []))
-        super()._load_optimizer_and_scheduler(checkpoint)
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        except ValueError as error:
+            raise FinetuneError(
+                "Expected settings that fit the optimizer's state in the checkpoint, but the changed ones group the "
+                f"parameters otherwise: {error}. Restore the learning rates and the weight decay that are 0, or pass --restart."
+            ) from error
         if self.apply_settings and checkpoint is not None:
             for group, settings in zip(optimizer.param_groups, own, strict=True):
                 group.update(settings)
