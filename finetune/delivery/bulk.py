@@ -26,8 +26,8 @@ from finetune.data.read import Row, Table, open_table
 from finetune.delivery.load import find_model_folder
 from finetune.delivery.predict import Predictor, load_predictor
 from finetune.errors import FinetuneError
+from finetune.files import write_json
 from finetune.metrics import MULTI_LABEL, REGRESSION
-from finetune.models.save import write_json
 from finetune.training.progress import progress_bar
 
 __all__ = ["predict_file"]
