@@ -54,6 +54,11 @@ REFUSED = {
     "fp16_full_eval": "evaluation computes as training does",
     "prediction_loss_only": "the metrics need the predictions",
     "remove_unused_columns": "only what a model takes is handed to it",
+    "enable_jit_checkpoint": "a run checkpoints by itself on SIGTERM and SIGINT",
+    "save_only_model": "a run that is cut off could not resume",
+    "save_on_each_node": "the main process writes the run directory",
+    "restore_callback_states_from_checkpoint": "a run restores them by itself",
+    "ignore_data_skip": "a resumed run would train on other examples",
     "do_train": "a recipe trains and evaluates",
     "do_eval": "a recipe trains and evaluates",
     "do_predict": "a recipe trains and evaluates",
@@ -111,6 +116,13 @@ class DataArguments:
     )
     label_delimiter: str | None = field(
         default=None, metadata={"help": "What separates several labels of a text in one column."}
+    )
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read the training texts from disk while training: --train_file is a folder of Parquet files. For "
+            "data larger than memory."
+        },
     )
     remove_leakage: bool = field(
         default=False, metadata={"help": "Drop training texts that are also in the given validation or test split."}
@@ -302,6 +314,12 @@ class RunArguments:
     )
     no_store_text: bool = field(default=False, metadata={"help": "Leave the texts out of predictions/."})
     restart: bool = field(default=False, metadata={"help": "Delete the run that --output_dir holds and start it over."})
+    resume_with_changes: bool = field(
+        default=False,
+        metadata={
+            "help": "Go on from the checkpoint although settings or data have changed since; run.json says which."
+        },
+    )
 
 
 @dataclass
@@ -356,7 +374,8 @@ class Arguments:
         if method == "tfidf":
             text = {"max_length", "truncation", "window_stride", "window_pooling", "max_train_windows"}
             network = text.union(vars(self.model), vars(self.method), vars(self.run), vars(self.training))
-            unused = network - {"method", "output_dir", "seed", "config", "restart", "num_threads", "no_store_text"}
+            run = {"config", "restart", "resume_with_changes", "num_threads", "no_store_text"}
+            unused = network - run - {"method", "output_dir", "seed"}
         else:
             prefixes = [prefix for prefix in ("lora", "textcnn") if prefix != method]
             names = [name for part in (self.model, self.method) for name in vars(part)]
@@ -432,7 +451,8 @@ def parse_arguments(description: str | None, defaults: dict[str, Any], argv: Seq
 
 def _machine_defaults(given: frozenset[str]) -> dict[str, Any]:
     """Choose device and number format, unless the user chose either of the half formats."""
-    defaults: dict[str, Any] = {"use_cpu": not torch.cuda.is_available()}
+    # A process that waits for a dead or unreachable one gives up after two minutes, not after half an hour.
+    defaults: dict[str, Any] = {"use_cpu": not torch.cuda.is_available(), "ddp_timeout": 120}
     if not {"bf16", "fp16"} & given:
         precision = fastest_precision()
         defaults |= {"bf16": precision == "bf16", "fp16": precision == "fp16"}
@@ -614,6 +634,30 @@ def _check(arguments: Arguments) -> None:
         path = getattr(data, name)
         if path is not None and not Path(path).exists():
             raise FinetuneError(f"Expected --{name} to be a file or folder, but {path!r} does not exist.")
+
+    if data.streaming:
+        _check_streaming(arguments)
+
+
+def _check_streaming(arguments: Arguments) -> None:
+    """Refuse what needs all training texts at once."""
+    data, method = arguments.data, arguments.method
+    if data.train_file is None or not Path(data.train_file).is_dir():
+        raise FinetuneError("Expected --train_file to be a folder of Parquet files with --streaming, but it is not.")
+    if data.validation_file is None or data.test_file is None:
+        raise FinetuneError(
+            "Expected --validation_file and --test_file with --streaming, which can't carve splits. Pass both."
+        )
+    wants_all = {
+        "--method tfidf": method.method == "tfidf",
+        "--oversample": method.oversample,
+        "--class_weights balanced": method.class_weights == "balanced",
+        "--max_train_samples": data.max_train_samples is not None,
+        "--remove_leakage": data.remove_leakage,
+    }
+    found = [name for name, is_set in wants_all.items() if is_set]
+    if found:
+        raise FinetuneError(f"Expected no {found[0]} with --streaming: it needs all training texts at once.")
 
 
 def _check_tuning(arguments: Arguments) -> None:

@@ -132,7 +132,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     """Print the metrics and the classification report."""
     _prepare(arguments)
     from finetune.delivery.evaluate import evaluate_file
-    from finetune.models.save import write_json
+    from finetune.files import write_json
 
     columns = {
         name: getattr(arguments, name)

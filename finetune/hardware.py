@@ -15,6 +15,7 @@ __all__ = [
     "default_num_threads",
     "describe_hardware",
     "fastest_precision",
+    "is_out_of_memory",
     "peak_memory_bytes",
     "processor_name",
     "release_memory",
@@ -22,6 +23,14 @@ __all__ = [
     "use_processor",
 ]
 
+OUT_OF_MEMORY = (
+    "can't allocate memory",  # torch on a CPU
+    "not enough memory",
+    "bad_alloc",
+    "could not create a memory object",  # oneDNN
+    "could not create a primitive",
+    "ALLOC_FAILED",  # cuBLAS, cuDNN
+)
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 
@@ -57,6 +66,13 @@ def release_memory() -> None:
     """
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error is an allocator's: of a GPU, of the system, or of a library below torch."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def supports_bf16() -> bool:

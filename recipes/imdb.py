@@ -46,7 +46,7 @@ def main(argv=None):
     method, seed = arguments.method.method, arguments.training.seed
     with Run(arguments) as run:
         # 1. Data: three splits with the columns id, text and label, examined before they are trusted
-        with arguments.training.main_process_first():
+        with run.main_process_first():
             given = load_given_splits(arguments.data)
             run.examine(given)
             splits = complete_splits(given, arguments.data)
@@ -60,7 +60,7 @@ def main(argv=None):
         else:
             # 2. Tokens
             tokenizer = load_tokenizer(arguments.model, method, splits["train"], arguments.data.max_length)
-            with arguments.training.main_process_first():
+            with run.main_process_first():
                 tokenized = tokenize_splits(splits, tokenizer, run.text_config)
             run.record_tokens(tokenized)
 
@@ -72,7 +72,7 @@ def main(argv=None):
             trainer = FineTuningTrainer(
                 model=model,
                 args=arguments.training,
-                train_dataset=run.training_rows(tokenized),
+                train_dataset=run.training_rows(tokenized, tokenizer, task),
                 eval_dataset=tokenized["validation"],
                 processing_class=tokenizer,
                 compute_metrics=lambda prediction: compute_metrics(*prediction, task.problem_type),

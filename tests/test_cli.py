@@ -49,7 +49,7 @@ def test_flags_that_the_readme_names_exist():
     readme = (ROOT / "README.md").read_text()
     parts = (DataArguments, ModelArguments, MethodArguments, TuningArguments, RunArguments, TrainingArguments)
     known = {field.name for part in parts for field in dataclasses.fields(part)}
-    known |= {"config_file", "quiet"}  # accelerate's
+    known |= {"config_file", "quiet", "num_processes"}  # accelerate's
     known |= {
         "help",
         "no_floor",

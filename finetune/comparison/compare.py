@@ -4,6 +4,7 @@ Seeds go round the methods, so that every method has been seen once before any i
 what was cut off resumes, since a recipe does so by itself; what failed is said, and doesn't stop the rest.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -18,7 +19,7 @@ from typing import Any
 
 from finetune.catalogue import CATALOGUE
 from finetune.errors import FinetuneError
-from finetune.models.save import write_json
+from finetune.files import write_json
 
 __all__ = ["Plan", "Planned", "estimate_time_left", "run_plan"]
 
@@ -201,8 +202,19 @@ def _launch(command: Sequence[str], log: Path) -> int:
             for number, handler in before.items():
                 signal.signal(number, handler)
     if caught:
+        _wait_for_group(process.pid)
         raise KeyboardInterrupt
     return status
+
+
+def _wait_for_group(group: int) -> None:
+    """Wait for what the launcher started: it ends at a signal, and the run goes on until its checkpoint is written."""
+    deadline = time.monotonic() + GRACE_SECONDS
+    with contextlib.suppress(ProcessLookupError):
+        while time.monotonic() < deadline:
+            os.killpg(group, 0)
+            time.sleep(0.1)
+        os.killpg(group, signal.SIGKILL)
 
 
 def _wait(process: subprocess.Popen[bytes], caught: Sequence[int]) -> int:

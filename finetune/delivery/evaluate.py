@@ -16,6 +16,7 @@ from finetune.data.labels import Task, label_matrix
 from finetune.data.load import read_examples
 from finetune.delivery.predict import Predictor, load_predictor
 from finetune.errors import FinetuneError
+from finetune.files import write_aside
 from finetune.metrics import (
     REGRESSION,
     accuracy_interval,
@@ -84,7 +85,7 @@ def evaluate_run(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase | None
         "reload": {"max_difference": difference, "num_texts": len(probes)},
         "costs": {"latency_seconds": measure_latency(predictor, single), "texts_per_second": throughput},
     }
-    if run.arguments.run.floor and run.record["method"] != "tfidf":
+    if run.is_main and run.arguments.run.floor and run.record["method"] != "tfidf":
         results["floor"] = measure_floor(splits, run.record["seed"])
     run.finish(results)
     run.wait()
@@ -143,9 +144,8 @@ def write_predictions(run: Run, name: str, split: Dataset, logits: np.ndarray, n
     table = pa.table({**columns, "logits": pa.array(list(logits))})
     folder = run.directory / "predictions"
     folder.mkdir(exist_ok=True)
-    aside = folder / f"{name}.parquet.partial"
-    pq.write_table(table, aside)
-    aside.rename(folder / f"{name}.parquet")
+    with write_aside(folder / f"{name}.parquet") as aside:
+        pq.write_table(table, aside)
 
 
 def evaluate_file(path: str | Path, test_file: str, columns: Mapping[str, Any]) -> tuple[dict[str, Any], str]:

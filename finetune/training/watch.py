@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
 
 from finetune.metrics import MULTI_LABEL, REGRESSION, predict_labels
 
@@ -14,12 +15,16 @@ __all__ = ["Watch", "warn_if_collapsed"]
 STEPS = 3  # LoRA's A matrices have no gradient in the first step, since B is zero
 
 
-class Watch(TrainerCallback):
+class Watch(TrainerCallback, ExportableState):
     """Warns of trainable parameters without a gradient, and of a validation metric that never moves."""
 
-    def __init__(self) -> None:
+    def __init__(self, values: list[float] | None = None) -> None:
         self.without_gradient: set[str] | None = None
-        self.values: list[float] = []
+        self.values = values or []
+
+    def state(self) -> dict[str, Any]:
+        """Give what a checkpoint keeps."""
+        return {"args": {"values": self.values}, "attributes": {}}
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
