@@ -4,6 +4,7 @@ As a program it is that process: it takes a job a line, forks, and answers with 
 """
 
 import contextlib
+import gc
 import importlib
 import json
 import math
@@ -57,11 +58,14 @@ def _serve():
     import matplotlib  # noqa: F401
     import torch
     from conftest import load_recipe
+    from transformers.models.bert import modeling_bert  # noqa: F401  imported late, so by each child
 
     import finetune.delivery.evaluate  # noqa: F401
 
     recipe = load_recipe("imdb")
     torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()  # else each child's first collection copies all that it shares
     for line in sys.stdin:
         job = json.loads(line)
         pid = os.fork()

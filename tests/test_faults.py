@@ -64,6 +64,21 @@ def settings(flags):
     ]
 
 
+@pytest.fixture(scope="module")
+def straight(nursery, settings, tmp_path_factory):
+    """From flags to the outcome of a run that nothing happened to."""
+    known = {}
+
+    def run(*own):
+        if own not in known:
+            folder = tmp_path_factory.mktemp("straight")
+            assert nursery.run([*settings, *own, "--output_dir", str(folder / "run")], folder / "log") == 0
+            known[own] = outcome(folder / "run"), disk_bytes(folder / "run/checkpoints") / 2
+        return known[own]
+
+    return run
+
+
 def outcome(run):
     """Everything of a finished run that must not depend on how often it was cut off."""
     record = json.loads((run / "run.json").read_text())
@@ -105,13 +120,12 @@ MOMENTS = [
 ]
 
 
-@pytest.mark.parametrize("method", SETTINGS)
-def test_killed_again_and_again_it_ends_with_the_same_bits(nursery, settings, tmp_path, method):
-    own = [*settings, *SETTINGS[method], *BY_STEPS]
-    assert nursery.run([*own, "--output_dir", str(tmp_path / "straight")], tmp_path / "log") == 0
-    cut, log = [*own, "--output_dir", str(tmp_path / "cut")], tmp_path / "cut.log"
+@pytest.mark.parametrize("method", ["unfreezing", "lora", "adalora", "head", "textcnn"])
+def test_killed_again_and_again_it_ends_with_the_same_bits(nursery, settings, straight, tmp_path, method):
+    own = [*SETTINGS[method], *BY_STEPS]
+    cut, log = [*settings, *own, "--output_dir", str(tmp_path / "cut")], tmp_path / "cut.log"
     kills = 0
-    for function, number in MOMENTS if method in ("unfreezing", "textcnn") else MOMENTS[2::2]:
+    for function, number in MOMENTS if method == "unfreezing" else MOMENTS[2::2]:
         status = nursery.run(cut, log, [("SIGKILL", function, number)])
         assert status == -signal.SIGKILL, (function, log.read_text())
         kills += 1
@@ -119,16 +133,17 @@ def test_killed_again_and_again_it_ends_with_the_same_bits(nursery, settings, tm
     assert kills >= 4
     assert nursery.run(cut, log) == 0, log.read_text()
     assert "resuming from" in log.read_text()
-    assert_equal(outcome(tmp_path / "cut"), outcome(tmp_path / "straight"))
+    assert_equal(outcome(tmp_path / "cut"), straight(*own)[0])
     assert_no_token_in(tmp_path)
 
 
-@pytest.mark.parametrize("method", ["unfreezing", "head", "textcnn"])
-@pytest.mark.parametrize("strategy", [BY_STEPS, BY_EPOCHS], ids=["steps", "epochs"])
-def test_a_signal_ends_it_after_the_step_with_75(nursery, settings, tmp_path, method, strategy):
-    own = [*settings, *SETTINGS[method], *strategy]
-    assert nursery.run([*own, "--output_dir", str(tmp_path / "straight")], tmp_path / "log") == 0
-    cut, log = [*own, "--output_dir", str(tmp_path / "cut")], tmp_path / "cut.log"
+@pytest.mark.parametrize(
+    ("method", "strategy"),
+    [("unfreezing", BY_STEPS), ("head", BY_STEPS), ("unfreezing", BY_EPOCHS), ("head", BY_EPOCHS)],
+)
+def test_a_signal_ends_it_after_the_step_with_75(nursery, settings, straight, tmp_path, method, strategy):
+    own = [*SETTINGS[method], *strategy]
+    cut, log = [*settings, *own, "--output_dir", str(tmp_path / "cut")], tmp_path / "cut.log"
     for name, function, number, step in (
         ("SIGTERM", STEP, 7, 7),
         ("SIGINT", STEP, 8, 15),  # an epoch's last: its evaluation is still due
@@ -141,15 +156,14 @@ def test_a_signal_ends_it_after_the_step_with_75(nursery, settings, tmp_path, me
         if step is not None:
             assert (tmp_path / f"cut/checkpoints/checkpoint-{step}/complete.json").exists()
     assert nursery.run(cut, log) == 0, log.read_text()
-    assert_equal(outcome(tmp_path / "cut"), outcome(tmp_path / "straight"))
+    assert_equal(outcome(tmp_path / "cut"), straight(*own)[0])
 
 
-def test_killed_after_early_stopping_it_does_not_train_on(nursery, settings, tmp_path):
-    own = [*settings, *SETTINGS["textcnn"], *BY_EPOCHS, "--learning_rate", "1", "--num_train_epochs", "9"]
-    assert nursery.run([*own, "--output_dir", str(tmp_path / "straight")], tmp_path / "log") == 0
-    expected = outcome(tmp_path / "straight")
+def test_killed_after_early_stopping_it_does_not_train_on(nursery, settings, straight, tmp_path):
+    own = [*SETTINGS["textcnn"], *BY_EPOCHS, "--learning_rate", "1", "--num_train_epochs", "9"]
+    expected = straight(*own)[0]
     assert expected["costs"]["train_steps"] < 9 * 15
-    cut = [*own, "--output_dir", str(tmp_path / "cut")]
+    cut = [*settings, *own, "--output_dir", str(tmp_path / "cut")]
     assert nursery.run(cut, tmp_path / "log", [("SIGKILL", "finetune.training.run:write_model", 1)]) == -9
     assert nursery.run(cut, tmp_path / "log") == 0
     assert_equal(outcome(tmp_path / "cut"), expected)
@@ -163,9 +177,8 @@ def test_a_signal_outside_of_training_ends_it_at_once_with_75(nursery, settings,
     assert not run.exists()
 
 
-def test_a_broken_checkpoint_is_skipped_and_said(nursery, settings, tmp_path):
+def test_a_broken_checkpoint_is_skipped_and_said(nursery, settings, straight, tmp_path):
     own = [*settings, *SETTINGS["full"], *BY_STEPS, "--save_total_limit", "9"]
-    assert nursery.run([*own, "--output_dir", str(tmp_path / "straight")], tmp_path / "log") == 0
     cut, log = tmp_path / "cut", tmp_path / "cut.log"
     assert nursery.run([*own, "--output_dir", str(cut)], log, [("SIGKILL", STEP, 33)]) == -9
     names = sorted(path.name for path in (cut / "checkpoints/checkpoint-30").iterdir())
@@ -181,7 +194,7 @@ def test_a_broken_checkpoint_is_skipped_and_said(nursery, settings, tmp_path):
         nursery.run([*own, "--output_dir", str(cut)], log, fault)
         assert f"checkpoint-30: {name} has changed" in log.read_text()
         assert f"resuming from {cut}/checkpoints/checkpoint-20" in log.read_text()
-    assert_equal(outcome(cut), outcome(tmp_path / "straight"))
+    assert_equal(outcome(cut), straight(*SETTINGS["full"], *BY_STEPS)[0])
 
 
 def test_a_second_run_in_the_directory_is_refused(nursery, settings, tmp_path):
@@ -237,10 +250,9 @@ def disk_bytes(folder):
 
 
 @pytest.mark.parametrize("share", [0.5, 1.5, 2.3])
-def test_a_full_disk_costs_no_earlier_checkpoint(nursery, settings, tmp_path, small_disk, share):
+def test_a_full_disk_costs_no_earlier_checkpoint(nursery, settings, straight, tmp_path, small_disk, share):
     own = [*settings, *SETTINGS["full"], *BY_STEPS]
-    assert nursery.run([*own, "--output_dir", str(tmp_path / "straight")], tmp_path / "log") == 0
-    size = disk_bytes(tmp_path / "straight/checkpoints/checkpoint-60")
+    expected, size = straight(*SETTINGS["full"], *BY_STEPS)
     disk, log = small_disk(int(size * share) + 40_000), tmp_path / "cut.log"
     argv = [*own, "--output_dir", str(disk / "run")]
     assert nursery.run(argv, log) == 2, log.read_text()
@@ -252,7 +264,7 @@ def test_a_full_disk_costs_no_earlier_checkpoint(nursery, settings, tmp_path, sm
     subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
     assert nursery.run(argv, log) == 0, log.read_text()
     assert ("resuming from" in log.read_text()) == (share > 1)
-    assert_equal(outcome(disk / "run"), outcome(tmp_path / "straight"))
+    assert_equal(outcome(disk / "run"), expected)
 
 
 def test_a_read_only_directory_is_said_before_training(nursery, settings, tmp_path, small_disk):

@@ -23,7 +23,15 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 from peft import PeftModel
 from torch import distributed
-from transformers import EarlyStoppingCallback, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from finetune.arguments import Arguments
 from finetune.data.labels import Task, task_of
@@ -100,6 +108,7 @@ class Run:
         self.earlier: dict[str, Any] = {}
         self.checkpoint: Path | None = None
         self.is_changed = False
+        self.has_begun = False
         self.started_here = True
         self.name_rows: Callable[[Sequence[int]], list[str]] | None = None
         self.interruption = Interruption()
@@ -276,8 +285,9 @@ class Run:
         )
 
     def callbacks(self) -> list[TrainerCallback]:
-        """Give the progress report, the history, and early stopping if it is asked for."""
+        """Give what notes the beginning, the progress report, the history, and early stopping if it is asked for."""
         callbacks: list[TrainerCallback] = [
+            _Beginning(self._begin),
             ProgressReport(),
             HistoryWriter(self.directory / "history.jsonl"),
         ]
@@ -484,19 +494,36 @@ class Run:
             )
         self.record["started"] = before.get("started", self.record["started"])
         self.record["changes"] = list(before.get("changes", []))
+        step = int(str(self.checkpoint).rpartition("-")[2])
         if changed:
-            self.is_changed = True
-            step = int(str(self.checkpoint).rpartition("-")[2])
             self.record["changes"].append({"after_step": step, "changed": changed})
             print(f"warning: changed after step {step}: {', '.join(changed)}", file=sys.stderr)
+        self.is_changed = any(change["after_step"] >= step for change in self.record["changes"])
         if not self.record["changes"]:
             del self.record["changes"]
         for name in _changed_machine(before.get("environment", {}), now["environment"]) if self.is_main else ():
             print(f"warning: {name} since the checkpoint: the last bits of the result may differ", file=sys.stderr)
 
+    def _begin(self) -> None:
+        self.has_begun = True
+        self._write()
+
     def _write(self) -> None:
-        if self.is_main:
+        """Write the record; one with confirmed changes replaces that of before only when they fit the checkpoint."""
+        if self.is_main and (self.has_begun or not self.is_changed):
             write_json(self.directory / "run.json", self.record)
+
+
+class _Beginning(TrainerCallback):
+    """Tells when training begins: everything is loaded then."""
+
+    def __init__(self, begin: Callable[[], None]):
+        self.begin = begin
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.begin()
 
 
 def _changed_settings(before: dict[str, Any], now: dict[str, Any]) -> tuple[list[str], list[str]]:

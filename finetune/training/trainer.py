@@ -331,7 +331,7 @@ class FineTuningTrainer(Trainer):
                 f"NaN or infinite, on {names}. Look at these examples, lower --learning_rate, or pass --bf16 false. "
                 "The checkpoints are of steps before."
             )
-        warnings.warn(f"{what} of step {step} is NaN or infinite, on {names}: the step is left out", stacklevel=2)
+        warnings.warn(f"{what} of step {step} is NaN or infinite, on {names}: the step is left out", stacklevel=1)
         return norm
 
     def _name_examples(self, batches: Sequence[int]) -> str:
@@ -702,7 +702,7 @@ class FineTuningTrainer(Trainer):
         except ValueError as error:
             raise FinetuneError(
                 "Expected settings that fit the optimizer's state in the checkpoint, but the changed ones group the "
-                f"parameters otherwise: {error}. Restore learning rates and weight decay that are 0, or pass --restart."
+                f"parameters otherwise: {error}. Restore those that were or are 0, or pass --restart."
             ) from error
         if self.apply_settings and checkpoint is not None:
             for group, settings in zip(optimizer.param_groups, own, strict=True):
