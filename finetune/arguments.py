@@ -22,6 +22,7 @@ from transformers.utils import is_torch_tf32_available
 from finetune.catalogue import CATALOGUE, METHOD_DEFAULTS
 from finetune.errors import FinetuneError
 from finetune.hardware import default_num_threads, fastest_precision
+from finetune.hub import parse_hub_id
 from finetune.metrics import (
     DEFAULT_METRIC,
     GREATER_IS_BETTER,
@@ -35,6 +36,7 @@ from finetune.metrics import (
 __all__ = [
     "Arguments",
     "DataArguments",
+    "HubTarget",
     "MethodArguments",
     "ModelArguments",
     "RunArguments",
@@ -59,6 +61,8 @@ REFUSED = {
     "save_on_each_node": "the main process writes the run directory",
     "restore_callback_states_from_checkpoint": "a run restores them by itself",
     "ignore_data_skip": "a resumed run would train on other examples",
+    "hub_strategy": "the finished model is pushed, once",
+    "hub_always_push": "the finished model is pushed, once",
     "do_train": "a recipe trains and evaluates",
     "do_eval": "a recipe trains and evaluates",
     "do_predict": "a recipe trains and evaluates",
@@ -322,6 +326,21 @@ class RunArguments:
     )
 
 
+@dataclass(frozen=True)
+class HubTarget:
+    """Where a finished run goes: taken out of `TrainingArguments`, whose `Trainer` would push at every checkpoint.
+
+    Attributes:
+        model_id: `user/name` on the Hub.
+        private: Whether only its owner can see it.
+        revision: The branch; None for main.
+    """
+
+    model_id: str
+    private: bool = True
+    revision: str | None = None
+
+
 @dataclass
 class Arguments:
     """All settings of a run, resolved and checked, and the names of those that the user chose."""
@@ -333,6 +352,7 @@ class Arguments:
     run: RunArguments
     training: TrainingArguments
     given: frozenset[str]
+    hub: HubTarget | None = None
 
     def settle(self, problem_type: str) -> None:
         """Set what depends on the task, once it is known, and refuse what does not fit it.
@@ -374,8 +394,17 @@ class Arguments:
         if method == "tfidf":
             text = {"max_length", "truncation", "window_stride", "window_pooling", "max_train_windows"}
             network = text.union(vars(self.model), vars(self.method), vars(self.run), vars(self.training))
-            run = {"config", "restart", "resume_with_changes", "num_threads", "no_store_text"}
-            unused = network - run - {"method", "output_dir", "seed"}
+            used = {
+                "method",
+                "output_dir",
+                "seed",
+                "config",
+                "restart",
+                "resume_with_changes",
+                "num_threads",
+                "no_store_text",
+            }
+            unused = network - used - {"push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision"}
         else:
             prefixes = [prefix for prefix in ("lora", "textcnn") if prefix != method]
             names = [name for part in (self.model, self.method) for name in vars(part)]
@@ -443,7 +472,7 @@ def parse_arguments(description: str | None, defaults: dict[str, Any], argv: Seq
     if unknown:
         raise FinetuneError(_unknown_setting(unknown[0].lstrip("-").split("=")[0], known, "on the command line"))
 
-    arguments = Arguments(data, model, method_arguments, tuning, run, training, given)
+    arguments = Arguments(data, model, method_arguments, tuning, run, training, given, _take_hub_target(training))
     _fill_in(arguments)
     _check(arguments)
     return arguments
@@ -522,6 +551,21 @@ def _unknown_setting(name: str, known: set[str], where: str) -> str:
     return f"Expected a setting that the recipe knows, but found {name!r} {where}. {hint}"
 
 
+def _take_hub_target(training: TrainingArguments) -> HubTarget | None:
+    """Take what says where to push out of the settings of the `Trainer`, which would make the repository at once."""
+    wanted, name, revision = training.push_to_hub, training.hub_model_id, training.hub_revision
+    private = training.hub_private_repo is not False
+    training.push_to_hub, training.hub_model_id, training.hub_private_repo = False, None, None
+    training.hub_revision = None
+    if not wanted:
+        if name is not None:
+            raise FinetuneError("Expected --push_to_hub with --hub_model_id, but got the latter alone. Add it.")
+        return None
+    if name is None or parse_hub_id(name) is None or "@" in name:
+        raise FinetuneError(f"Expected --hub_model_id user/name with --push_to_hub, but got {name!r}.")
+    return HubTarget(name, private, revision)
+
+
 def _fill_in(arguments: Arguments) -> None:
     """Set what depends on the machine or on other settings, unless the user chose it."""
     data, run, training = arguments.data, arguments.run, arguments.training
@@ -552,10 +596,6 @@ def _check(arguments: Arguments) -> None:
             raise FinetuneError(f"Expected no --{name}, because {instead}. Leave it out.")
     if training.fp16 and training.use_cpu:
         raise FinetuneError("Expected no --fp16 on a CPU, which trains in bf16 or fp32. Leave it out.")
-    if training.push_to_hub:
-        raise FinetuneError(
-            "Expected no --push_to_hub: training does not push. Upload the finished run's model/ with `hf upload`."
-        )
     method = arguments.method
     if method.focal_gamma and training.label_smoothing_factor and "label_smoothing_factor" in arguments.given:
         raise FinetuneError("Expected --focal_gamma or --label_smoothing_factor, but got both. Drop one of them.")

@@ -14,6 +14,7 @@ from finetune.arguments import parse_arguments
 from finetune.data.load import complete_splits, load_given_splits
 from finetune.data.tokenize import tokenize_splits
 from finetune.delivery.evaluate import evaluate_run
+from finetune.delivery.push import push_run
 from finetune.errors import exit_on_error
 from finetune.methods import apply_method
 from finetune.metrics import compute_metrics
@@ -87,6 +88,9 @@ def main(argv=None):
         # 5. Save, reload, and measure what was saved on the untouched test split
         run.save_model(model, tokenizer)
         evaluate_run(run, model, tokenizer, splits)
+
+    # 6. With --push_to_hub: to the Hub, and back, to see that it works there
+    push_run(run)
 
 
 if __name__ == "__main__":

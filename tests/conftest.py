@@ -13,6 +13,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
+METHODS = ("full", "lora", "head", "textcnn", "tfidf")
 ROOT = Path(__file__).parent.parent
 GOOD = ["good", "great", "fine", "lovely", "superb"]
 BAD = ["bad", "awful", "dull", "poor", "boring"]
@@ -101,3 +102,13 @@ def imdb():
 def classify():
     """The module recipes/classify.py."""
     return load_recipe("classify")
+
+
+@pytest.fixture(scope="session")
+def runs(imdb, flags, tmp_path_factory):
+    """One finished run of each method, to be read only."""
+    folder = tmp_path_factory.mktemp("runs")
+    for method in METHODS:
+        extra = ["--num_train_epochs", "4"] if method == "textcnn" else []
+        imdb.main([*flags, *extra, "--method", method, "--output_dir", str(folder / method)])
+    return folder

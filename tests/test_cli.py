@@ -22,7 +22,7 @@ def test_help_imports_no_heavy_library():
     ("argv", "message"),
     [
         (["fly"], "invalid choice: 'fly'"),
-        (["predict"], "required: PATH, TEXT"),
+        (["predict"], "required: PATH"),
         (["predict", "nowhere", "text"], "'nowhere' does not exist"),
         (["predict", str(ROOT / "recipes"), "text"], "found none of them"),
         (["evaluate", "nowhere", "--test_file", "nothing.csv"], "'nowhere' does not exist"),

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from conftest import ROOT, make_reviews, write_csv
+from conftest import METHODS, ROOT, make_reviews, write_csv
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import finetune
@@ -25,7 +25,6 @@ from finetune.errors import FinetuneError
 from finetune.metrics import compute_metrics
 from finetune.training.summary import summarize
 
-METHODS = ("full", "lora", "head", "textcnn", "tfidf")
 ACCELERATE = (sys.executable, "-m", "accelerate.commands.launch")  # `accelerate launch`, of this environment
 TEXTS = ["a great film", "this was awful !", "good", "the plot"]
 TOKENIZER_FILES = {"tokenizer.json", "tokenizer_config.json"}
@@ -36,16 +35,6 @@ MODEL_FILES = {
     "textcnn": {"config.json", "model.safetensors", "textcnn.py", *TOKENIZER_FILES},
     "tfidf": {"label_names.json", "tfidf.safetensors", "tfidf_terms.json"},
 }
-
-
-@pytest.fixture(scope="module")
-def runs(imdb, flags, tmp_path_factory):
-    """One finished run of each method."""
-    folder = tmp_path_factory.mktemp("runs")
-    for method in METHODS:
-        extra = ["--num_train_epochs", "4"] if method == "textcnn" else []
-        imdb.main([*flags, *extra, "--method", method, "--output_dir", str(folder / method)])
-    return folder
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -12,12 +12,13 @@ from scipy.special import expit, softmax
 from finetune.data.batch import MicroBatchCollator
 from finetune.data.labels import Task
 from finetune.data.tokenize import TextConfig, encode_texts
-from finetune.delivery.load import find_model_folder, load, load_finetune_config
+from finetune.delivery.load import find_model_folder, load
 from finetune.hardware import fastest_precision
 from finetune.metrics import MULTI_LABEL, REGRESSION
 from finetune.models.attention import use_cpu_attention
 from finetune.models.inference import compute_logits
 from finetune.models.precision import DTYPES, keep_activations_in_bf16
+from finetune.models.save import read_finetune_config
 from finetune.models.tfidf import TfidfClassifier
 
 __all__ = ["Prediction", "Predictor", "load_predictor"]
@@ -30,8 +31,8 @@ class Prediction:
     """What a model says of a text.
 
     Attributes:
-        labels: The most probable class; with several labels a text those of probability one half or more; none for
-            regression.
+        labels: The most probable class; with several labels a text those whose probability reaches their threshold;
+            none for regression.
         probabilities: Of each of them, in [0, 1].
         value: The predicted number; None for classes.
     """
@@ -52,12 +53,19 @@ class Predictor:
         tokenizer: Its tokenizer; None for TF-IDF.
         text_config: How long texts are cut; at their end, to `tokenizer.model_max_length`, if None.
         dtype: Number format of the computation; by default what the machine does fast.
+        thresholds: With several labels a text, the probability from which on each is predicted; one half if None.
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, text_config: TextConfig | None = None, dtype: torch.dtype | None = None
+        self,
+        model: Any,
+        tokenizer: Any,
+        text_config: TextConfig | None = None,
+        dtype: torch.dtype | None = None,
+        thresholds: Sequence[float] | None = None,
     ):
         self.model = model
+        self.thresholds = 0.5 if thresholds is None else np.asarray(thresholds)
         self.tokenizer = tokenizer
         self.dtype = dtype or DTYPES[fastest_precision()]
         if isinstance(model, TfidfClassifier):
@@ -105,23 +113,45 @@ class Predictor:
 
     def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Prediction]:
         """Give each text's most probable label, its labels, or its number."""
+        found = self.compute_probabilities(texts, pairs)
+        if self.task.problem_type == REGRESSION:
+            return [Prediction((), (), float(row[0])) for row in found]
+        predictions = []
+        for row, chosen in zip(found, self.decide(found), strict=True):
+            numbers = np.flatnonzero(chosen)
+            names = tuple(self.task.label_names[number] for number in numbers)
+            predictions.append(Prediction(names, tuple(float(row[number]) for number in numbers)))
+        return predictions
+
+    def compute_probabilities(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> np.ndarray:
+        """Give each label's probability, `(len(texts), num_labels)`; for regression the number, `(len(texts), 1)`."""
         logits = self.compute_logits(texts, pairs)[0]
         if self.task.problem_type == REGRESSION:
-            return [Prediction((), (), float(row[0])) for row in logits]
+            return logits
+        return expit(logits) if self.task.problem_type == MULTI_LABEL else softmax(logits, axis=-1)
+
+    def decide(self, probabilities: np.ndarray) -> np.ndarray:
+        """Tell which labels are predicted, true or false, `(texts, num_labels)`.
+
+        The most probable one; with several labels a text, all that reach their threshold.
+        """
         if self.task.problem_type == MULTI_LABEL:
-            return [self._prediction(row, np.flatnonzero(row >= 0.5)) for row in expit(logits)]
-        return [self._prediction(row, [row.argmax()]) for row in softmax(logits, axis=-1)]
-
-    def _prediction(self, probabilities: np.ndarray, numbers: Sequence[int] | np.ndarray) -> Prediction:
-        names = tuple(self.task.label_names[int(number)] for number in numbers)
-        return Prediction(names, tuple(float(probabilities[number]) for number in numbers))
+            return probabilities >= self.thresholds
+        return np.arange(probabilities.shape[1]) == probabilities.argmax(axis=1)[:, None]
 
 
-def load_predictor(path: str | Path) -> Predictor:
-    """Load the model of a run directory or model folder for prediction.
+def load_predictor(path: str | Path, dtype: torch.dtype | None = None, trust_remote_code: bool = False) -> Predictor:
+    """Load a model for prediction.
+
+    Args:
+        path: A run directory, a model folder, `user/name` or `user/name@revision` on the Hub.
+        dtype: Number format of the computation; by default what the machine does fast.
+        trust_remote_code: Whether a model on the Hub may run code of its own.
 
     Raises:
         FinetuneError: If there is none, or it can't be loaded.
     """
-    model, tokenizer = load(path)
-    return Predictor(model, tokenizer, load_finetune_config(find_model_folder(path))[1])
+    folder = find_model_folder(path, trust_remote_code)
+    model, tokenizer = load(folder, trust_remote_code)
+    config = read_finetune_config(folder)
+    return Predictor(model, tokenizer, config.text, dtype, config.thresholds)

@@ -70,7 +70,7 @@ def add_adapter(model: PreTrainedModel, method: str, settings: dict[str, Any], n
         fields.setdefault("total_step", UNPLANNED)
     try:
         config = config_class(task_type=TaskType.SEQ_CLS, **fields)
-        wrapped = get_peft_model(model, config)
+        wrapped = get_peft_model(model, config, revision=getattr(model.config, "_commit_hash", None))
         _try(wrapped)
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")

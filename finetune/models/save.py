@@ -1,6 +1,9 @@
 """Write a model so that it reloads."""
 
+import json
 import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +13,40 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from finetune.data.tokenize import TextConfig
 from finetune.errors import FinetuneError
 from finetune.files import is_disk_full, replace_folder, write_json
+from finetune.metrics import SINGLE_LABEL
 from finetune.models.quantization import is_four_bit
 from finetune.models.tfidf import LABEL_NAMES_FILE, TfidfClassifier
 
-__all__ = ["FINETUNE_CONFIG_FILE", "write_model"]
+__all__ = ["FINETUNE_CONFIG_FILE", "FinetuneConfig", "read_finetune_config", "write_model", "write_thresholds"]
 
 FINETUNE_CONFIG_FILE = "finetune_config.json"
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """What a saved model's own files don't say; it lies beside them in `finetune_config.json`.
+
+    Attributes:
+        problem_type: transformers' name of the task.
+        text: How texts are cut; None for TF-IDF, and for models that were not trained here.
+        thresholds: For several labels a text: the probability, in (0, 1), from which on each label is predicted.
+        four_bit: Whether the adapter's base is held in four bits.
+    """
+
+    problem_type: str = SINGLE_LABEL
+    text: TextConfig | None = None
+    thresholds: list[float] | None = None
+    four_bit: bool = False
+
+
+def read_finetune_config(folder: Path) -> FinetuneConfig:
+    """Read `finetune_config.json`; without it, one class of several, its texts cut as the tokenizer says."""
+    file = folder / FINETUNE_CONFIG_FILE
+    if not file.is_file():
+        return FinetuneConfig()
+    content = json.loads(file.read_text(encoding="utf-8"))
+    text = content.get("text") and TextConfig(**content["text"])
+    return FinetuneConfig(content["problem_type"], text, content.get("thresholds"), content.get("four_bit", False))
 
 
 def write_model(
@@ -23,6 +54,7 @@ def write_model(
     model: PreTrainedModel | PeftModel | TfidfClassifier,
     tokenizer: PreTrainedTokenizerBase | None,
     text_config: TextConfig | None = None,
+    thresholds: Sequence[float] | None = None,
 ) -> None:
     """Write a model, its tokenizer and its label names aside and rename the folder, so that it is always whole.
 
@@ -36,7 +68,7 @@ def write_model(
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir()
-        _write_files(aside, model, tokenizer, text_config)
+        _write_files(aside, model, tokenizer, text_config, thresholds)
         replace_folder(folder, aside)
     except Exception as error:
         shutil.rmtree(aside, ignore_errors=True)
@@ -54,6 +86,7 @@ def _write_files(
     model: PreTrainedModel | PeftModel | TfidfClassifier,
     tokenizer: PreTrainedTokenizerBase | None,
     text_config: TextConfig | None,
+    thresholds: Sequence[float] | None,
 ) -> None:
     model.save_pretrained(str(aside))
     if tokenizer is not None:
@@ -65,7 +98,15 @@ def _write_files(
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     problem_type = base.problem_type if isinstance(base, TfidfClassifier) else base.config.problem_type
     text = None if text_config is None else text_config.to_dict()
-    content = {"problem_type": problem_type, "text": text}
+    content: dict[str, Any] = {"problem_type": problem_type, "text": text}
+    if thresholds is not None:
+        content["thresholds"] = list(thresholds)
     if isinstance(base, PreTrainedModel) and is_four_bit(base):
         content["four_bit"] = True
     write_json(aside / FINETUNE_CONFIG_FILE, content)
+
+
+def write_thresholds(folder: Path, thresholds: Sequence[float]) -> None:
+    """Add the probabilities from which on labels are predicted to a saved model."""
+    content = json.loads((folder / FINETUNE_CONFIG_FILE).read_text(encoding="utf-8"))
+    write_json(folder / FINETUNE_CONFIG_FILE, {**content, "thresholds": list(thresholds)})

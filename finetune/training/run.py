@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetDict
+from huggingface_hub import HfApi
 from peft import PeftModel
 from torch import distributed
 from transformers import (
@@ -45,6 +46,7 @@ from finetune.examination.doctor import examine
 from finetune.examination.findings import describe_findings, to_json
 from finetune.files import write_json
 from finetune.hardware import fastest_precision, peak_memory_bytes, use_processor
+from finetune.hub import check_login
 from finetune.methods import count_parameters
 from finetune.metrics import REGRESSION
 from finetune.models.save import write_model
@@ -124,6 +126,8 @@ class Run:
         self.waiting_room = None
         if training.world_size > 1:
             self.waiting_room = distributed.new_group(backend="gloo", timeout=PATIENCE)
+        if self.arguments.hub is not None and self.is_main:
+            check_login(HfApi(), self.arguments.hub.model_id)  # now, not after hours of training
         self.record = {
             "schema_version": SCHEMA_VERSION,
             "status": "running",
