@@ -93,7 +93,9 @@ def main() -> None:
     """Measure and print."""
     parser = build_parser(__doc__)
     parser.add_argument("--gigabytes", type=float, default=1)
-    parser.add_argument("--max_steps", type=int, default=2_000)
+    parser.add_argument("--max_steps", type=int, default=1_000)
+    parser.add_argument("--max_length", type=int, default=64)
+    parser.add_argument("--step_size", type=int, default=32)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -105,6 +107,8 @@ def main() -> None:
             "test_file": folder / "test.parquet",
             "method": "textcnn",
             "max_steps": options.max_steps,
+            "max_length": options.max_length,
+            "per_device_train_batch_size": options.step_size,
             "num_threads": options.num_threads,
             "logging_steps": 10,
             "eval_strategy": "steps",

@@ -159,7 +159,8 @@ def run_predict(arguments: argparse.Namespace) -> None:
 
         columns = {name: getattr(arguments, name) for name in ("text_column", "text_pair_column", "encoding")}
         count = predict_file(arguments.path, Path(arguments.input_file), Path(arguments.output_file), columns)
-        print(f"{count:,} rows in {arguments.output_file}")
+        if count is not None:  # else the main process says it
+            print(f"{count:,} rows in {arguments.output_file}")
         return
     from finetune.delivery.predict import load_predictor
 

@@ -192,31 +192,6 @@ def test_accelerate_launch(flags, tmp_path):
     assert record["environment"]["num_threads"] == record["environment"]["physical_cores"]
 
 
-def test_two_processes_train_as_one(flags, tmp_path):
-    config = str(ROOT / "accelerate_configs/cpu_two_processes.yaml")
-    launcher = (*ACCELERATE, "--main_process_port", "0", "--config_file", config)
-    still = ["--max_steps", "6", "--logging_steps", "1", "--eval_strategy", "steps", "--save_strategy", "steps",
-             "--eval_steps", "3", "--save_steps", "3", "--no_floor", "--method", "textcnn",
-             "--textcnn_dropout", "0"]  # fmt: skip
-    one = run_recipe(*flags, *still, "--per_device_train_batch_size", "8", "--output_dir", str(tmp_path / "one"))
-    two = run_recipe(
-        *flags, *still, "--per_device_train_batch_size", "4", "--output_dir", str(tmp_path / "two"), launcher=launcher
-    )
-    assert one.returncode == 0, one.stderr
-    assert two.returncode == 0, two.stderr
-    histories = [
-        [json.loads(line) for line in (tmp_path / name / "history.jsonl").read_text().splitlines()]
-        for name in ("one", "two")
-    ]
-    for key in ("loss", "eval_loss", "eval_accuracy"):
-        alone, shared = ([entry[key] for entry in history if key in entry] for history in histories)
-        assert len(alone) == (6 if key == "loss" else 2)
-        np.testing.assert_allclose(shared, alone, atol=1e-5, err_msg=key)
-    records = [json.loads((tmp_path / name / "run.json").read_text()) for name in ("one", "two")]
-    assert [record["environment"]["num_processes"] for record in records] == [1, 2]
-    assert records[0]["costs"]["train_tokens"] == records[1]["costs"]["train_tokens"]
-
-
 def test_a_killed_run_resumes_to_the_same_weights(flags, tmp_path):
     settings = [*flags, "--num_train_epochs", "8", "--per_device_train_batch_size", "4", "--no_floor",
                 "--train_file", write_csv(tmp_path / "train.csv", make_reviews(60))]  # fmt: skip

@@ -1,8 +1,8 @@
-"""Train a list of runs one after the other, in each process that the launcher started.
+"""Train a list of runs one after the other, or predict, in each process that the launcher started.
 
     accelerate launch --config_file accelerate_configs/cpu_two_processes.yaml tests/train_in_processes.py runs.json
 
-`runs.json` is a list of lists of the recipe's flags.
+`runs.json` is a list of lists: the recipe's flags, or the words of `finetune predict`.
 """
 
 import importlib.util
@@ -10,6 +10,7 @@ import json
 import sys
 from pathlib import Path
 
+from finetune.cli import main as finetune_command
 from finetune.errors import exit_on_error
 
 RECIPE = Path(__file__).parent.parent / "recipes/classify.py"
@@ -20,4 +21,4 @@ if __name__ == "__main__":
     spec.loader.exec_module(recipe)
     with exit_on_error():
         for flags in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
-            recipe.main(flags)
+            (finetune_command if flags[0] == "predict" else recipe.main)(flags)

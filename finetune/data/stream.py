@@ -6,6 +6,7 @@ memory are. The order is a function of seed and epoch alone: there is no buffer 
 reads past the rows that it has seen, and each process reads all rows but tokenizes only its own.
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -25,6 +26,8 @@ __all__ = ["Shards", "StreamedStepSampler", "TokenizingRows"]
 
 OPEN_GROUPS = 16
 CHUNK = 50
+LARGE_GROUP = 5_000  # rows; of fewer, a window of steps holds a good part
+NAMED_CHARACTERS = 60
 Chunk = tuple[int, int, int]  # number of a row group, its first row, the row after its last
 
 
@@ -65,6 +68,16 @@ class Shards:
         features: Any = Features.from_arrow_schema(schemas[0]) if noted else {}
         inner = {name: feature.feature if isinstance(feature, List) else feature for name, feature in features.items()}
         self.class_names = {name: feature.names for name, feature in inner.items() if isinstance(feature, ClassLabel)}
+
+    def warn_of_large_groups(self) -> None:
+        """Warn if a row group holds so many of the rows that they are hardly mixed with others."""
+        largest = max(self.sizes)
+        if largest > LARGE_GROUP and largest > self.num_rows / OPEN_GROUPS:
+            warnings.warn(
+                f"a row group of {str(self.folder)!r} has {largest:,} of its {self.num_rows:,} rows, which are read in "
+                "their order: unless they are shuffled already, write the files with smaller row groups",
+                stacklevel=2,
+            )
 
     def order(self, generator: np.random.Generator) -> list[Chunk]:
         """Draw an order of all rows, as chunks: row groups at random, several of them in turn."""
@@ -153,6 +166,10 @@ class TokenizingRows:
 
     def __len__(self) -> int:
         return self.shards.num_rows
+
+    def name(self, rows: list[dict[str, Any]]) -> list[str]:
+        """Give what a message calls rows, which have no number: the beginnings of their texts."""
+        return [repr((row[self.columns["text"]] or "")[:NAMED_CHARACTERS]) for row in rows]
 
     def __getitems__(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Tokenize rows; see `encode_texts` for the columns."""

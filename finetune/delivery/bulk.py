@@ -2,6 +2,8 @@
 
 What is done is kept in `OUTPUT.partial`, and `OUTPUT.state.json` says how much of it counts: a run that was cut off is
 continued exactly by the same command, each row once, in order. The output has its name only when it is whole.
+
+Several processes read the same rows and divide the batches of each chunk (`compute_rows`); the main one alone writes.
 """
 
 import csv
@@ -13,12 +15,16 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
+from accelerate import PartialState
+from torch import distributed
 
 from finetune.arguments import DataArguments
 from finetune.data.columns import Columns, choose_columns
@@ -35,9 +41,10 @@ __all__ = ["predict_file"]
 FORMATS = (".csv", ".tsv", ".jsonl", ".parquet")
 ROWS_AT_ONCE = 4_096  # sorted by length among themselves, and what is lost when a run is cut off
 LABEL_SEPARATOR = ";"
+SILENCE = timedelta(minutes=2)  # after which another process counts as gone
 
 
-def predict_file(path: str | Path, input_file: Path, output_file: Path, columns: dict[str, Any]) -> int:
+def predict_file(path: str | Path, input_file: Path, output_file: Path, columns: dict[str, Any]) -> int | None:
     """Label the texts of a file.
 
     The output has the columns of the input, then `predicted_label` (for several labels a text `predicted_labels`, a
@@ -50,7 +57,7 @@ def predict_file(path: str | Path, input_file: Path, output_file: Path, columns:
         columns: `text_column`, `text_pair_column` and `encoding`, where they can't be told.
 
     Returns:
-        The number of rows in the output.
+        The number of rows in the output; None in a process beside the main one.
 
     Raises:
         FinetuneError: If the files don't fit, or something else than the unfinished output's is asked for.
@@ -65,6 +72,7 @@ def predict_file(path: str | Path, input_file: Path, output_file: Path, columns:
         raise FinetuneError(f"Expected a new --output_file, but {str(output_file)!r} exists. Pass another one.")
     if not input_file.is_file():
         raise FinetuneError(f"Expected --input_file to be a file, but {str(input_file)!r} does not exist.")
+    is_main = _join_processes()
     folder = find_model_folder(path)
     asked = {"input": _hash(input_file), "model": _hash(*sorted(folder.glob("*"))), **columns}
     table = open_table(input_file, columns.get("encoding"))
@@ -76,6 +84,12 @@ def predict_file(path: str | Path, input_file: Path, output_file: Path, columns:
     if taken:
         raise FinetuneError(f"Expected {str(input_file)!r} without the columns {taken}, which are added. Rename them.")
     schema = _schema(input_file, table, added)
+    if not is_main:
+        done = _agree(0)
+        rows = itertools.islice(itertools.chain(sample, table.rows), done, None)
+        for chunk in _chunks(rows):
+            _label(chunk, chosen, predictor, added)
+        return None
 
     partial = output_file.with_name(f"{output_file.name}.partial")
     with partial.open("ab") as sink:
@@ -86,7 +100,7 @@ def predict_file(path: str | Path, input_file: Path, output_file: Path, columns:
                 f"Expected to write {str(partial)!r} alone, but another process is at it. Wait for it to end."
             ) from None
         state_file = output_file.with_name(f"{output_file.name}.state.json")
-        done = _resume(sink, state_file, asked)
+        done = _agree(_resume(sink, state_file, asked))
         rows = itertools.chain(sample, table.rows)
         next(itertools.islice(rows, done, done), None)  # past those that are done
         if done == 0:
@@ -104,6 +118,23 @@ def predict_file(path: str | Path, input_file: Path, output_file: Path, columns:
         partial.replace(output_file)
     state_file.unlink(missing_ok=True)
     return done
+
+
+def _join_processes() -> bool:
+    """Join the other processes of the launcher, if there are any; tells whether this is the main one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return True
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=SILENCE)
+    return state.is_main_process
+
+
+def _agree(done: int) -> int:
+    """Give every process the main one's number, once all of them have got here."""
+    if not distributed.is_initialized():
+        return done
+    numbers: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(numbers, done)
+    return numbers[0]
 
 
 def _hash(*files: Path) -> str:

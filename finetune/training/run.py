@@ -59,6 +59,7 @@ from finetune.training.loss import ExampleLoss, balanced_class_weights, oversamp
 from finetune.training.progress import HistoryWriter, ProgressReport
 from finetune.training.summary import summarize
 from finetune.training.trainer import FineTuningTrainer
+from finetune.training.waiting import WaitingRoom
 
 __all__ = ["SCHEMA_VERSION", "Run"]
 
@@ -81,8 +82,6 @@ FREE_SETTINGS = {
 }  # fmt: skip
 # Parts whose settings decide what the weights in a checkpoint are: they can't change on the way.
 FIXED_PARTS = ("model", "method")
-# The main process may take this long over data or the floor while the others wait; a training step has --ddp_timeout.
-PATIENCE = timedelta(days=1)
 
 
 class Run:
@@ -112,7 +111,7 @@ class Run:
         self.is_changed = False
         self.has_begun = False
         self.started_here = True
-        self.name_rows: Callable[[Sequence[int]], list[str]] | None = None
+        self.name_rows: Callable[[Sequence[Any]], list[str]] | None = None
         self.interruption = Interruption()
         self.lock: DirectoryLock | None = None
 
@@ -125,9 +124,7 @@ class Run:
         self.is_main = training.process_index == 0
         self.waiting_room = None
         if training.world_size > 1:
-            self.waiting_room = distributed.new_group(backend="gloo", timeout=PATIENCE)
-        if self.arguments.hub is not None and self.is_main:
-            check_login(HfApi(), self.arguments.hub.model_id)  # now, not after hours of training
+            self.waiting_room = WaitingRoom(timedelta(seconds=training.ddp_timeout))
         self.record = {
             "schema_version": SCHEMA_VERSION,
             "status": "running",
@@ -146,10 +143,13 @@ class Run:
         }
         self.interruption.__enter__()
         try:
+            self._compare_processes("settings", _flat(self.record["arguments"]))
+            if self.is_main and self.arguments.hub is not None:
+                check_login(HfApi(), self.arguments.hub.model_id)  # now, not after hours of training
             if self.is_main:
                 self._open_directory()
         except BaseException:
-            self._let_go()
+            self._let_go(after_error=True)
             raise
         if self.is_main:
             ignored = sorted(self.arguments.given & self.arguments.unused())
@@ -177,10 +177,12 @@ class Run:
                     "again: the run goes on from its last checkpoint."
                 ) from error
         finally:
-            self._let_go()
+            self._let_go(after_error=kind is not None)
 
-    def _let_go(self) -> None:
-        """Give back the lock and the signals."""
+    def _let_go(self, after_error: bool) -> None:
+        """Give back the lock and the signals, and leave the other processes."""
+        if self.waiting_room is not None:
+            self.waiting_room.leave(at_once=after_error)
         if self.lock is not None:
             self.lock.release()
         if self.is_main and self.directory.is_dir() and not any(self.directory.iterdir()):
@@ -190,7 +192,22 @@ class Run:
     def wait(self) -> None:
         """Wait until every process is here."""
         if self.waiting_room is not None:
-            distributed.barrier(self.waiting_room)
+            self.waiting_room.wait()
+
+    def _compare_processes(self, what: str, own: dict[str, Any]) -> None:
+        """Refuse a process, maybe on another host, whose settings or data are not those of the others."""
+        if self.waiting_room is None:
+            return
+        self.wait()
+        found: list[Any] = [None] * self.arguments.training.world_size
+        distributed.all_gather_object(found, own)
+        for number, other in enumerate(found):
+            differing = [name for name in found[0] if other.get(name) != found[0][name]]
+            if differing:
+                raise FinetuneError(
+                    f"Expected the same {what} in every process, but process {number} differs from process 0 in "
+                    f"{', '.join(differing)}. Start all of them alike, with the same files."
+                )
 
     @contextlib.contextmanager
     def main_process_first(self) -> Iterator[None]:
@@ -208,9 +225,9 @@ class Run:
         Raises:
             FinetuneError: If there is an error among them.
         """
-        findings = examine(given)
         if not self.is_main:
             return
+        findings = examine(given)
         write_json(self.directory / "findings.json", to_json(findings))
         print(describe_findings(findings, with_notes=False), file=sys.stderr)
         errors = [finding.message for finding in findings if finding.severity == "error"]
@@ -231,6 +248,8 @@ class Run:
             "label_names": task.label_names,
             "splits": {name: describe_split(split) for name, split in splits.items()},
         }
+        described = self.record["data"]["splits"]
+        self._compare_processes("data", {name: split["sha256"] for name, split in described.items()})
         self._compare_with_checkpoint(splits)
         train = splits["train"]
         self.name_rows = lambda rows: [str(name) for name in train.select(rows)["id"]]
@@ -259,7 +278,11 @@ class Run:
         With `--streaming` all rows of the shards, of which `tokenized` holds a sample.
         """
         if self.arguments.data.streaming:
-            return open_stream(self.arguments.data, task, tokenizer, self.text_config)
+            stream = open_stream(self.arguments.data, task, tokenizer, self.text_config)
+            self.name_rows = stream.name
+            if self.is_main:
+                stream.shards.warn_of_large_groups()
+            return stream
         train = tokenized["train"]
         if not self.arguments.method.oversample:
             return train
@@ -528,6 +551,16 @@ class _Beginning(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.begin()
+
+
+def _flat(settings: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Give the settings of all parts by name, as JSON holds them, but for those that may differ between hosts."""
+    return {
+        name: json.dumps(value, default=str)
+        for part in settings.values()
+        for name, value in part.items()
+        if name not in FREE_SETTINGS and name != "local_rank"
+    }
 
 
 def _changed_settings(before: dict[str, Any], now: dict[str, Any]) -> tuple[list[str], list[str]]:

@@ -131,7 +131,7 @@ class FineTuningTrainer(Trainer):
         self.example_loss = example_loss or ExampleLoss(problem_type, args.label_smoothing_factor)
         self.tuning = tuning or TuningArguments()
         self.interruption = Interruption()
-        self.name_rows: Callable[[Sequence[int]], list[str]] = lambda rows: [f"row {row}" for row in rows]
+        self.name_rows: Callable[[Sequence[Any]], list[str]] = lambda rows: [f"row {row}" for row in rows]
         self.apply_settings = False
         self.epoch_end = EpochEnd()
         self.resumed: tuple[Path, LoopState] | None = None
