@@ -467,6 +467,11 @@ def parse_arguments(description: str | None, defaults: dict[str, Any], argv: Seq
         )
     except FinetuneError:
         raise
+    except torch.distributed.DistError as error:  # TrainingArguments joins the other processes while it is built
+        raise FinetuneError(
+            f"Expected {os.environ.get('WORLD_SIZE')} processes to start within --ddp_timeout, but not all of them "
+            f"came ({error}). Look for a message of the others, and for the address and number of each host."
+        ) from error
     except (ValueError, TypeError, ImportError) as error:  # TrainingArguments checks itself while it is built
         raise FinetuneError(f"The training settings don't fit together: {error}") from error
     if unknown:

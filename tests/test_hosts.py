@@ -47,7 +47,7 @@ def start(hosts, plan):
     processes = []
     for number, name in enumerate(hosts):
         command = ["ip", "netns", "exec", name, sys.executable, "-m", "accelerate.commands.launch", "--config_file",
-                   str(CONFIG), "--cpu", "--machine_rank", str(number), "--main_process_ip", ADDRESSES[0],
+                   str(CONFIG), "--machine_rank", str(number), "--main_process_ip", ADDRESSES[0],
                    str(ROOT / "tests/train_in_processes.py"), str(plan)]  # fmt: skip
         environment = {**os.environ, "GLOO_SOCKET_IFNAME": f"ft-cable-{number}"}
         processes.append(
@@ -69,7 +69,7 @@ def test_two_hosts_train_as_one_and_resume_after_a_cut(hosts, classify, tmp_path
     }
     settings = [word for pair in data.items() for word in pair]
     settings += ["--method", "textcnn", "--textcnn_dropout", "0", "--bf16", "false", "--num_threads", "1",
-                 "--max_length", "24", "--num_train_epochs", "60", "--save_strategy", "steps", "--save_steps", "20",
+                 "--max_length", "24", "--early_stopping_patience", "0", "--num_train_epochs", "30", "--save_strategy", "steps", "--save_steps", "20",
                  "--eval_strategy", "steps", "--eval_steps", "20", "--logging_steps", "1", "--ddp_timeout", "20",
                  "--no_floor"]  # fmt: skip
     plans = {}

@@ -196,11 +196,8 @@ class Run:
 
     def _compare_processes(self, what: str, own: dict[str, Any]) -> None:
         """Refuse a process, maybe on another host, whose settings or data are not those of the others."""
-        if self.waiting_room is None:
-            return
         self.wait()
-        found: list[Any] = [None] * self.arguments.training.world_size
-        distributed.all_gather_object(found, own)
+        found = self._gather(own)
         for number, other in enumerate(found):
             differing = [name for name in found[0] if other.get(name) != found[0][name]]
             if differing:
@@ -208,6 +205,13 @@ class Run:
                     f"Expected the same {what} in every process, but process {number} differs from process 0 in "
                     f"{', '.join(differing)}. Start all of them alike, with the same files."
                 )
+
+    def _gather(self, own: Any) -> list[Any]:
+        """Give what each process has, in their order."""
+        found = [own] * self.arguments.training.world_size
+        if len(found) > 1:
+            distributed.all_gather_object(found, own)
+        return found
 
     @contextlib.contextmanager
     def main_process_first(self) -> Iterator[None]:
@@ -345,7 +349,7 @@ class Run:
             "train_steps": trainer.state.global_step,
             "train_tokens": costs.train_tokens,
             "tokens_per_second": costs.train_tokens / costs.train_seconds,
-            "peak_memory_bytes": peak_memory_bytes(),
+            "peak_memory_bytes": sum(self._gather(peak_memory_bytes())),
         }
         if self.arguments.training.torch_compile:
             self.record["costs"]["compile_seconds"] = costs.first_step_seconds
