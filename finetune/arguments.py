@@ -11,11 +11,13 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 import yaml
+from accelerate import PartialState
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.utils import is_torch_tf32_available
 
@@ -44,6 +46,8 @@ __all__ = [
     "parse_arguments",
 ]
 
+# A process that waits for a dead or unreachable one gives up after two minutes, not after half an hour.
+DDP_TIMEOUT = 120
 # Flags of `TrainingArguments` that would be taken and then have no effect here.
 REFUSED = {
     "resume_from_checkpoint": "a run resumes by itself from its --output_dir",
@@ -462,12 +466,13 @@ def parse_arguments(description: str | None, defaults: dict[str, Any], argv: Seq
     parser.set_defaults(**{**_machine_defaults(given), **defaults, **METHOD_DEFAULTS.get(method, {})})
     words = [word for name, value in config.items() for word in _to_flag(name, value)] + argv
     try:
+        _join_processes(words)
         data, model, method_arguments, tuning, run, training, unknown = parser.parse_args_into_dataclasses(
             words, return_remaining_strings=True, look_for_args_file=False
         )
     except FinetuneError:
         raise
-    except torch.distributed.DistError as error:  # TrainingArguments joins the other processes while it is built
+    except torch.distributed.DistError as error:
         raise FinetuneError(
             f"Expected {os.environ.get('WORLD_SIZE')} processes to start within --ddp_timeout, but not all of them "
             f"came ({error}). Look for a message of the others, and for the address and number of each host."
@@ -483,10 +488,17 @@ def parse_arguments(description: str | None, defaults: dict[str, Any], argv: Seq
     return arguments
 
 
+def _join_processes(words: Sequence[str]) -> None:
+    """On CPUs, join the other processes with --ddp_timeout; TrainingArguments would do it with torch's half hour."""
+    timeout = _value_of("ddp_timeout", words) or str(DDP_TIMEOUT)
+    use_cpu = not torch.cuda.is_available() or "--use_cpu" in words or os.environ.get("ACCELERATE_USE_CPU") == "True"
+    if use_cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1 and timeout.isdigit():
+        PartialState(cpu=True, timeout=timedelta(seconds=int(timeout)))
+
+
 def _machine_defaults(given: frozenset[str]) -> dict[str, Any]:
     """Choose device and number format, unless the user chose either of the half formats."""
-    # A process that waits for a dead or unreachable one gives up after two minutes, not after half an hour.
-    defaults: dict[str, Any] = {"use_cpu": not torch.cuda.is_available(), "ddp_timeout": 120}
+    defaults: dict[str, Any] = {"use_cpu": not torch.cuda.is_available(), "ddp_timeout": DDP_TIMEOUT}
     if not {"bf16", "fp16"} & given:
         precision = fastest_precision()
         defaults |= {"bf16": precision == "bf16", "fp16": precision == "fp16"}
