@@ -174,16 +174,19 @@ def test_a_dead_process_ends_the_job_and_it_resumes(by_two, classify, tmp_path):
     cut = tmp_path / "cut"
     plan = write_plan(tmp_path / "plan.json", [flags_of(by_two, "textcnn", 2, cut, *LONG)])
     process = subprocess.Popen(launch_command(2, plan), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    wait_for(lambda: (cut / "checkpoints/checkpoint-40").exists())
-    second = next(
-        child
-        for child in psutil.Process(process.pid).children(recursive=True)
-        if child.environ().get("LOCAL_RANK") == "1"
-    )
-    second.kill()
-    killed = time.monotonic()
-    _, errors = process.communicate(timeout=150)
-    assert time.monotonic() - killed < 150
+    try:
+        wait_for(lambda: (cut / "checkpoints/checkpoint-40").exists())
+        second = next(
+            child
+            for child in psutil.Process(process.pid).children(recursive=True)
+            if child.environ().get("LOCAL_RANK") == "1"
+        )
+        second.kill()
+        killed = time.monotonic()
+        _, errors = process.communicate(timeout=150)
+        assert time.monotonic() - killed < 150
+    finally:
+        process.terminate()  # which the launcher hands on
     assert process.returncode != 0
     assert "Expected 2 processes, but one ended" in errors or "exitcode  : -9" in errors, errors
     assert not (cut / "model").exists(), "the run ended before a process of it could be killed"
