@@ -171,11 +171,7 @@ class Run:
                 shutil.rmtree(self.set_aside, ignore_errors=True)
                 print(f"\n{summarize(self.record, self.directory)}")
             if self.waiting_room is not None and isinstance(error, RuntimeError) and _is_lost_connection(error):
-                raise FinetuneError(
-                    f"Expected {self.arguments.training.world_size} processes, but one ended or its host can't be "
-                    f"reached ({_first_line(error)}). Look for its own message above, then give the same command "
-                    "again: the run goes on from its last checkpoint."
-                ) from error
+                raise self._lost(error) from error
         finally:
             self._let_go(after_error=kind is not None)
 
@@ -190,9 +186,23 @@ class Run:
         self.interruption.__exit__()
 
     def wait(self) -> None:
-        """Wait until every process is here."""
+        """Wait until every process is here.
+
+        Raises:
+            FinetuneError: If one of them has ended, or can't be reached any more.
+        """
         if self.waiting_room is not None:
-            self.waiting_room.wait()
+            try:
+                self.waiting_room.wait()
+            except RuntimeError as error:
+                raise self._lost(error) from error
+
+    def _lost(self, error: RuntimeError) -> FinetuneError:
+        return FinetuneError(
+            f"Expected {self.arguments.training.world_size} processes, but one ended or its host can't be reached "
+            f"({_first_line(error)}). Look for its own message above, then give the same command again: the run goes "
+            "on from its last checkpoint."
+        )
 
     def _compare_processes(self, what: str, own: dict[str, Any]) -> None:
         """Refuse a process, maybe on another host, whose settings or data are not those of the others."""
