@@ -167,7 +167,7 @@ class TokenizingRows:
     def __len__(self) -> int:
         return self.shards.num_rows
 
-    def name(self, rows: list[dict[str, Any]]) -> list[str]:
+    def name(self, rows: Sequence[dict[str, Any]]) -> list[str]:
         """Give what a message calls rows, which have no number: the beginnings of their texts."""
         return [repr((row[self.columns["text"]] or "")[:NAMED_CHARACTERS]) for row in rows]
 

@@ -86,8 +86,7 @@ def predict_file(path: str | Path, input_file: Path, output_file: Path, columns:
     schema = _schema(input_file, table, added)
     if not is_main:
         done = _agree(0)
-        rows = itertools.islice(itertools.chain(sample, table.rows), done, None)
-        for chunk in _chunks(rows):
+        for chunk in _chunks(itertools.islice(itertools.chain(sample, table.rows), done, None)):
             _label(chunk, chosen, predictor, added)
         return None
 
