@@ -31,8 +31,8 @@ EXAMPLES = 8  # in a step, over all processes and two accumulation steps
 NUM_STEPS = 14  # two epochs of 53 rows
 MOST = {"validation": 21, "test": 31}  # divisible by neither 2 nor 4
 NUM_MANY = 5_000  # two chunks, each of several batches
-LONG = ["--num_train_epochs", "40", "--save_strategy", "steps", "--eval_strategy", "steps", "--save_steps", "20",
-        "--eval_steps", "20"]  # fmt: skip
+LONG = ["--num_train_epochs", "20", "--save_strategy", "steps", "--eval_strategy", "steps", "--save_steps", "20",
+        "--eval_steps", "20", "--early_stopping_patience", "0"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +201,7 @@ def test_a_dead_process_ends_the_job_and_it_resumes(by_two, classify, tmp_path):
         np.testing.assert_array_equal(weights[1][name], tensor, err_msg=name)
 
 
-def wait_for(condition, seconds=240):
+def wait_for(condition, seconds=400):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
