@@ -12,9 +12,9 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-__all__ = ["cpu_attention_forward", "use_cpu_attention"]
+__all__ = ["cpu_attention_forward", "use_cpu_attention", "use_unpadded_attention"]
 
-NAME = "finetune_cpu"
+NAME, UNPADDED = "finetune_cpu", "finetune_unpadded"
 PIECE_NUMEL = 2**21  # attention weights computed at once: 4 MiB in bfloat16
 
 
@@ -122,7 +122,36 @@ AttentionInterface.register(NAME, cpu_attention_forward)
 AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
+def _unpadded_mask(
+    *sizes: Any,
+    attention_mask: torch.Tensor | None = None,
+    allow_is_bidirectional_skip: bool = False,
+    local_size: int | None = None,
+    **kwargs: Any,
+) -> torch.Tensor | None:
+    """Make no mask where every token may see every other; transformers' own makes one whenever a model is traced."""
+    if attention_mask is None and allow_is_bidirectional_skip and local_size is None:
+        return None
+    return sdpa_mask(
+        *sizes,
+        attention_mask=attention_mask,
+        allow_is_bidirectional_skip=allow_is_bidirectional_skip,
+        local_size=local_size,
+        **kwargs,
+    )
+
+
+AttentionInterface.register(UNPADDED, sdpa_attention_forward)
+AttentionMaskInterface.register(UNPADDED, _unpadded_mask)
+
+
 def use_cpu_attention(model: PreTrainedModel) -> None:
     """Let a model that would use torch's fused kernel use this one where it is faster. What is saved stays the same."""
     if model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(NAME)
+
+
+def use_unpadded_attention(model: PreTrainedModel) -> None:
+    """Let a model that is to be traced without `attention_mask` have none in its graph: its batches have no padding."""
+    if model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation(UNPADDED)
