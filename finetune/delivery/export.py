@@ -9,6 +9,7 @@ import importlib.util
 import inspect
 import io
 import json
+import logging
 import shutil
 import time
 import warnings
@@ -186,7 +187,7 @@ def write_onnx(folder: Path, model: PreTrainedModel, tokenizer: Any, config: Fin
 
     taken = inspect.signature(model.forward).parameters
     encoded = tokenizer(SAMPLE, truncation=True, max_length=16, return_attention_mask=False)
-    inputs = {name: torch.tensor([tokens] * 3) for name, tokens in encoded.items() if name in taken}
+    inputs: dict[str, Any] = {name: torch.tensor([tokens] * 3) for name, tokens in encoded.items() if name in taken}
     use_unpadded_attention(model)
     quantizer = OnnxRuntimeQuantizer(OnnxRuntimeDynamicConfig(**QUANTIZATION)) if int8 else None
     try:
@@ -199,7 +200,7 @@ def write_onnx(folder: Path, model: PreTrainedModel, tokenizer: Any, config: Fin
             f"Expected a model that can be written as ONNX, but {type(model).__name__} can't: {reason}"
         ) from error
     tokenizer.save_pretrained(str(folder))
-    content = {"problem_type": config.problem_type, "text": config.text and config.text.to_dict()}
+    content: dict[str, Any] = {"problem_type": config.problem_type, "text": config.text and config.text.to_dict()}
     if config.thresholds is not None:
         content["thresholds"] = config.thresholds
     write_json(folder / FINETUNE_CONFIG_FILE, content)
@@ -208,9 +209,14 @@ def write_onnx(folder: Path, model: PreTrainedModel, tokenizer: Any, config: Fin
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the exporters' reports on their own progress from the terminal."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        yield
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
 
 
 def read_validation(path: str | Path, task: Task) -> Examples | None:
@@ -256,7 +262,7 @@ def _measure(reference: Predictor, exported: ExportedPredictor, examples: Exampl
     for predictor, name in ((reference, "the original"), (exported, "the export")):
         with progress_bar(len(examples), f"Measuring {name}") as advance:
             logits.append(predictor.compute_logits(examples.texts, examples.pairs, advance)[0])
-    measured = _compare(reference, *logits, examples.labels)
+    measured = _compare(reference, logits[0], logits[1], examples.labels)
     costs = {"original": measure_cost(reference, examples), "exported": measure_cost(exported, examples)}
     return {
         "num_texts": len(examples),

@@ -148,6 +148,7 @@ def build_app(predictor: TextClassifier, name: str, limits: Limits | None = None
             names = task.label_names
             answers = [
                 Answer(
+                    value=None,
                     labels=[name for name, is_chosen in zip(names, chosen, strict=True) if is_chosen],
                     probabilities=dict(zip(names, map(float, row), strict=True)),
                 )

@@ -122,23 +122,13 @@ AttentionInterface.register(NAME, cpu_attention_forward)
 AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
-def _unpadded_mask(
-    *sizes: Any,
-    attention_mask: torch.Tensor | None = None,
-    allow_is_bidirectional_skip: bool = False,
-    local_size: int | None = None,
-    **kwargs: Any,
-) -> torch.Tensor | None:
+def _unpadded_mask(*sizes: Any, **settings: Any) -> torch.Tensor | None:
     """Make no mask where every token may see every other; transformers' own makes one whenever a model is traced."""
-    if attention_mask is None and allow_is_bidirectional_skip and local_size is None:
+    if settings.get("allow_is_bidirectional_skip") and all(
+        settings.get(name) is None for name in ("attention_mask", "local_size")
+    ):
         return None
-    return sdpa_mask(
-        *sizes,
-        attention_mask=attention_mask,
-        allow_is_bidirectional_skip=allow_is_bidirectional_skip,
-        local_size=local_size,
-        **kwargs,
-    )
+    return sdpa_mask(*sizes, **settings)
 
 
 AttentionInterface.register(UNPADDED, sdpa_attention_forward)
