@@ -1,6 +1,6 @@
 """What an export costs and gives: fp32 torch, ONNX, ONNX in 8 bits, and a TextCNN, on one machine in turns.
 
-    python benchmarks/export.py runs/imdb/full-seed42 runs/imdb/textcnn-seed42 --output_json benchmarks/results/export.json
+    python benchmarks/export.py runs/full-seed42 runs/textcnn-seed42 --output_json benchmarks/results/export.json
 
 The first run is exported twice, in float32 and in 8 bits, by `finetune export` with its default tolerance; of the
 second, a TextCNN, both forms are measured too. Accuracy is that on the texts of each run's own test split (as they lie

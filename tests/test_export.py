@@ -127,7 +127,7 @@ def test_too_much_lost_leaves_nothing(runs, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("source", "flags", "message"),
+    ("source", "extra", "message"),
     [
         ("tfidf", [], "is TF-IDF"),
         ("full/model", [], "--validation_file"),
@@ -135,9 +135,9 @@ def test_too_much_lost_leaves_nothing(runs, tmp_path, monkeypatch, capsys):
         ("nowhere", [], "does not exist"),
     ],
 )
-def test_what_can_t_be_exported_is_said_in_one_line(runs, tmp_path, capsys, source, flags, message):
+def test_what_can_t_be_exported_is_said_in_one_line(runs, tmp_path, capsys, source, extra, message):
     with pytest.raises(SystemExit) as caught:
-        finetune_command(["export", str(runs / source), str(tmp_path / "out"), "--format", "onnx", *flags])
+        finetune_command(["export", str(runs / source), str(tmp_path / "out"), "--format", "onnx", *extra])
     assert caught.value.code == 2
     error = capsys.readouterr().err
     assert message in error
