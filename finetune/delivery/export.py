@@ -168,7 +168,7 @@ def write_onnx(folder: Path, model: PreTrainedModel, tokenizer: Any, config: Fin
     """Trace a model with any batch and any length, and write it with all that its use needs.
 
     The graph takes no `attention_mask`: a batch holds texts of one length, so that nothing is padded. The mask would
-    cost a seventh of the time at 256 tokens and a fifth at 512.
+    cost a tenth of the time at 256 tokens and a fifth at 512.
 
     8 bits: weights of matrix products a scale a column, activations a scale a batch, found while it runs; the sums and
     everything else stay in float32. Weights take 7 of the 8 bits, since processors without VNNI overflow on 8.

@@ -28,8 +28,9 @@ from finetune.delivery.batching import BatchingQueue, QueueFullError
 from finetune.errors import FinetuneError
 from finetune.tasks import REGRESSION
 
-__all__ = ["Limits", "build_app", "serve"]
+__all__ = ["Answer", "Health", "Limits", "PredictRequest", "PredictResponse", "Refusal", "build_app", "serve"]
 
+BACKLOG = 2_048  # connections that wait to be taken
 GRACE_SECONDS = 30  # for what is in flight when the service is told to stop
 DRAINED = 16  # a body this many times too large is still read to its end, so that its sender sees the answer
 
@@ -69,6 +70,11 @@ class PredictRequest(BaseModel):
             raise ValueError("expected pair beside text, and pairs beside texts")
         if self.texts is not None and self.pairs is not None and len(self.pairs) != len(self.texts):
             raise ValueError(f"expected a second text for each of {len(self.texts)}, but got {len(self.pairs)}")
+        for text in (self.text, self.pair, *(self.texts or ()), *(self.pairs or ())):
+            try:
+                (text or "").encode()
+            except UnicodeEncodeError:
+                raise ValueError("expected whole characters, but got half of a character (a lone surrogate)") from None
         return self
 
 
@@ -189,7 +195,8 @@ def build_app(predictor: TextClassifier, name: str, limits: Limits | None = None
 
 
 def _refuse(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    return JSONResponse({"error": " ".join(message.split())}, status, headers)
+    line = " ".join(message.split()).encode("utf-8", "replace").decode()
+    return JSONResponse({"error": line}, status, headers)
 
 
 class _BodyLimit:
@@ -257,6 +264,7 @@ def serve(load: Callable[[], TextClassifier], name: str, host: str, port: int, l
     with _bind(host, port) as listener:
         predictor = load()
         predictor.predict(["A text."])  # what is done once, is done before the first request
+        listener.listen(BACKLOG)
         app = build_app(predictor, name, limits)
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=GRACE_SECONDS
