@@ -1,5 +1,6 @@
 """Exports give the logits of what they were made from, run without torch, and exist only if they are good."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -102,6 +103,34 @@ def test_evaluate_and_files_take_an_export(runs, exports, reviews, tmp_path, cap
     finetune_command(["predict", str(exports / "textcnn"), "--input_file", reviews["--test_file"],
                       "--output_file", str(target), "--num_threads", "1"])  # fmt: skip
     assert len(target.read_text().splitlines()) == 31
+
+
+def test_several_labels_in_windows_and_numbers_of_pairs(classify, tiny_bert, tmp_path):
+    texts = [text for text, _ in make_reviews(90)]
+    several = [[text * 2, "pos;any" if number % 2 else "any"] for number, text in enumerate(texts)]
+    paired = [[text, texts[-number], f"{number % 7 / 2 + 0.1:.2f}"] for number, text in enumerate(texts)]
+    flags = ["--model_name_or_path", tiny_bert, "--num_train_epochs", "1", "--num_threads", "1", "--no_floor"]
+    for name, header, rows, extra in (
+        ("several", ["text", "label"], several, ["--label_delimiter", ";", "--truncation", "window"]),
+        ("number", ["sentence1", "sentence2", "label"], paired, []),
+    ):
+        with (tmp_path / f"{name}.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([header, *rows])
+        run, folder = tmp_path / name, tmp_path / f"{name}-onnx"
+        classify.main(["--train_file", str(tmp_path / f"{name}.csv"), "--output_dir", str(run), "--max_length", "12",
+                       *flags, *extra])  # fmt: skip
+        finetune_command(["export", str(run), str(folder), "--format", "onnx", "--num_threads", "1"])
+        original, exported = load_predictor(run, torch.float32), load_exported(folder, 1)
+        pairs = texts[::-1] if name == "number" else None
+        found = exported.compute_logits(texts, pairs)[0]
+        np.testing.assert_allclose(found, original.compute_logits(texts, pairs)[0], atol=1e-5)
+        assert exported.task == original.task
+        assert np.all(exported.thresholds == original.thresholds)
+        for one, other in zip(exported.predict(texts, pairs), original.predict(texts, pairs), strict=True):
+            assert one.labels == other.labels
+        measured = json.loads((folder / "export.json").read_text())["measured"]
+        assert measured["agreement"] == 1
+        assert (measured["score"]["original"][0] < 0) == (name == "number")
 
 
 def test_too_much_lost_leaves_nothing(runs, tmp_path, monkeypatch, capsys):
