@@ -145,7 +145,7 @@ def export(
         manifest = json.loads((aside / EXPORT_FILE).read_text(encoding="utf-8"))
         write_json(
             aside / EXPORT_FILE,
-            {**manifest, "int8": int8, "tolerance": tolerance, "measured": measured, "finetune_version": __version__,
+            {**manifest, "tolerance": tolerance, "measured": measured, "finetune_version": __version__,
              "environment": describe_environment()},
         )  # fmt: skip
         replace_folder(output, aside)
@@ -170,7 +170,7 @@ def write_onnx(folder: Path, model: PreTrainedModel, tokenizer: Any, config: Fin
     The graph takes no `attention_mask`: a batch holds texts of one length, so that nothing is padded. The mask would
     cost a tenth of the time at 256 tokens and a fifth at 512.
 
-    8 bits: weights of matrix products a scale a column, activations a scale a batch, found while it runs; the sums and
+    8 bits: weights of matrix products a scale a column, activations a scale a text, found while it runs; the sums and
     everything else stay in float32. Weights take 7 of the 8 bits, since processors without VNNI overflow on 8.
 
     Args:
@@ -194,6 +194,8 @@ def write_onnx(folder: Path, model: PreTrainedModel, tokenizer: Any, config: Fin
         with _quiet():
             exported = OnnxExporter().export(model.eval(), inputs, OnnxConfig(dynamic=True, quantizer=quantizer))
             exported.save_pretrained(folder)
+        manifest = json.loads((folder / EXPORT_FILE).read_text(encoding="utf-8"))
+        write_json(folder / EXPORT_FILE, {**manifest, "int8": int8})
     except Exception as error:  # whatever torch's tracer and three libraries raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise FinetuneError(

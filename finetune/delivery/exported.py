@@ -85,6 +85,9 @@ class ExportedPredictor(TextClassifier):
         options.intra_op_num_threads = num_threads
         options.log_severity_level = 3
         self.session = onnxruntime.InferenceSession(folder / MODEL_FILE, options, providers=["CPUExecutionProvider"])
+        manifest = json.loads((folder / EXPORT_FILE).read_text(encoding="utf-8"))
+        # In 8 bits a batch shares the scale of its activations: alone, a text's answer is always the same.
+        self.max_tokens = 1 if manifest.get("int8") else MAX_TOKENS
         self.input_names = [one.name for one in self.session.get_inputs()]
 
     def compute_logits(
@@ -97,7 +100,7 @@ class ExportedPredictor(TextClassifier):
         rows, types, counts = self.tokenizer.encode(texts, pairs, self.text_config)
         lengths = [len(row) for row in rows]
         logits = np.zeros((len(rows), len(self.task.label_names)), dtype=np.float32)
-        for group in group_equal(lengths, MAX_TOKENS):
+        for group in group_equal(lengths, self.max_tokens):
             feed = {"input_ids": np.array([rows[at] for at in group], dtype=np.int64)}
             if "token_type_ids" in self.input_names:
                 zeros = np.zeros_like(feed["input_ids"])
