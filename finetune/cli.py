@@ -5,10 +5,13 @@ import itertools
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from finetune import __version__
 from finetune.errors import FinetuneError, exit_on_error
+
+if TYPE_CHECKING:
+    from finetune.delivery.answers import TextClassifier
 
 __all__ = [
     "build_parser",
@@ -16,11 +19,13 @@ __all__ = [
     "run_compare",
     "run_doctor",
     "run_evaluate",
+    "run_export",
     "run_merge",
     "run_methods",
     "run_predict",
     "run_push",
     "run_report",
+    "run_serve",
 ]
 
 
@@ -88,6 +93,36 @@ def build_parser() -> argparse.ArgumentParser:
     merge.add_argument("output", metavar="OUTPUT", help="the folder to write")
     merge.set_defaults(run=run_merge)
 
+    export = commands.add_parser("export", help="write a model as ONNX, and measure what it lost", allow_abbrev=False)
+    export.add_argument("path", metavar="RUN", help="a run directory or a model folder; an adapter is merged")
+    export.add_argument("output", metavar="OUTPUT", help="the folder to write")
+    export.add_argument("--format", choices=["onnx"], required=True, help="what to write")
+    export.add_argument("--int8", action="store_true", help="weights and matrix products in 8 bits")
+    export.add_argument(
+        "--tolerance", type=float, default=0.5, help="points that may be lost on the validation split (default: 0.5)"
+    )
+    export.add_argument("--validation_file", help="labelled texts to measure on (default: the run's validation split)")
+    export.add_argument("--text_column", help="their column (default: by its name)")
+    export.add_argument("--text_pair_column", help="column of the second texts, for pairs")
+    export.add_argument("--label_column", help="column of the labels (default: by its name)")
+    export.add_argument("--label_delimiter", help="what separates several labels of a text")
+    export.add_argument("--encoding", help="how the file's bytes are read as text (default: it is found out)")
+    export.add_argument("--max_samples", type=int, help="measure on so many of the texts (default: all)")
+    export.add_argument("--num_threads", type=int, help="threads (default: the physical cores)")
+    export.set_defaults(run=run_export)
+
+    serve = commands.add_parser("serve", help="answer over HTTP, with a page to try a model", allow_abbrev=False)
+    serve.add_argument(
+        "path", metavar="PATH", help="a run directory, a model folder, an export, or user/name[@revision] on the Hub"
+    )
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine)")
+    serve.add_argument("--port", type=int, default=8000, help="port; 0 takes any that is free (default: 8000)")
+    serve.add_argument("--max_body_bytes", type=int, default=2_000_000, help="of a request (default: 2,000,000)")
+    serve.add_argument("--max_texts", type=int, default=256, help="in a request (default: 256)")
+    serve.add_argument("--max_characters", type=int, default=100_000, help="of a text (default: 100,000)")
+    serve.add_argument("--num_threads", type=int, help="threads (default: the physical cores)")
+    serve.set_defaults(run=run_serve)
+
     compare = commands.add_parser(
         "compare", help="run methods x seeds through a recipe, and report", allow_abbrev=False
     )
@@ -151,8 +186,8 @@ def run_predict(arguments: argparse.Namespace) -> None:
             f"Expected a second text for each of {len(arguments.texts)} texts after --pairs, but got "
             f"{len(arguments.pairs)}. Pass as many."
         )
-    _prepare(arguments)
     if arguments.input_file is not None:
+        _prepare(arguments)
         from pathlib import Path
 
         from finetune.delivery.bulk import predict_file
@@ -162,9 +197,7 @@ def run_predict(arguments: argparse.Namespace) -> None:
         if count is not None:  # else the main process says it
             print(f"{count:,} rows in {arguments.output_file}")
         return
-    from finetune.delivery.predict import load_predictor
-
-    predictor = load_predictor(arguments.path)
+    predictor = _load_predictor(arguments)
     chunks = [arguments.texts] if arguments.texts else _lines(sys.stdin)
     for texts in chunks:
         for text, prediction in zip(texts, predictor.predict(texts, arguments.pairs), strict=True):
@@ -174,6 +207,19 @@ def run_predict(arguments: argparse.Namespace) -> None:
                 found = f"{','.join(prediction.labels)}\t{','.join(f'{p:.4f}' for p in prediction.probabilities)}"
             print(f"{found}\t{' '.join(text.split())}")
         sys.stdout.flush()
+
+
+def _load_predictor(arguments: argparse.Namespace) -> "TextClassifier":
+    """Load a model; of an export nothing but onnxruntime and the tokenizer is imported."""
+    from finetune.delivery.exported import is_exported, load_exported
+
+    if is_exported(arguments.path):
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+        return load_exported(arguments.path, arguments.num_threads)
+    _prepare(arguments)
+    from finetune.delivery.predict import load_predictor
+
+    return load_predictor(arguments.path)
 
 
 def _lines(stream: TextIO) -> Iterator[list[str]]:
@@ -230,6 +276,46 @@ def run_merge(arguments: argparse.Namespace) -> None:
     from finetune.delivery.merge import merge_folder
 
     print(merge_folder(arguments.path, arguments.output))
+
+
+def run_export(arguments: argparse.Namespace) -> None:
+    """Export, and print what was measured."""
+    _prepare(arguments)
+    from finetune.delivery.export import describe, export
+
+    names = ("text_column", "text_pair_column", "label_column", "label_delimiter", "encoding")
+    measured = export(
+        arguments.path,
+        arguments.output,
+        int8=arguments.int8,
+        tolerance=arguments.tolerance,
+        validation_file=arguments.validation_file,
+        columns={name: getattr(arguments, name) for name in names},
+        max_samples=arguments.max_samples,
+    )
+    print(f"{describe(measured)}\n{arguments.output}")
+
+
+def run_serve(arguments: argparse.Namespace) -> None:
+    """Serve until SIGTERM or Ctrl-C."""
+    import functools
+    import importlib.util
+    from pathlib import Path
+
+    if importlib.util.find_spec("fastapi") is None or importlib.util.find_spec("uvicorn") is None:
+        raise FinetuneError(
+            "Expected fastapi and uvicorn to serve, but they are not installed. "
+            "Install them: pip install -c constraints.txt -e '.[serve]'"
+        )
+    limits = {name: getattr(arguments, name) for name in ("max_body_bytes", "max_texts", "max_characters")}
+    for name, value in limits.items():
+        if value < 1:
+            raise FinetuneError(f"Expected --{name} of at least 1, but got {value}.")
+    from finetune.delivery.serve import Limits, serve
+
+    name = Path(arguments.path).resolve().name if Path(arguments.path).exists() else arguments.path
+    load = functools.partial(_load_predictor, arguments)
+    serve(load, name, arguments.host, arguments.port, Limits(**limits))
 
 
 def run_compare(arguments: argparse.Namespace) -> None:

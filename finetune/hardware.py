@@ -1,7 +1,6 @@
 """What the machine can do: threads, number formats, memory; read by the arguments and written into `run.json`."""
 
 import ctypes
-import os
 import platform
 import resource
 import sys
@@ -9,6 +8,8 @@ from pathlib import Path
 
 import psutil
 import torch
+
+from finetune.threads import count_physical_cores, default_num_threads
 
 __all__ = [
     "count_physical_cores",
@@ -32,18 +33,6 @@ OUT_OF_MEMORY = (
     "ALLOC_FAILED",  # cuBLAS, cuDNN
 )
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
-
-
-def count_physical_cores() -> int:
-    """Count the physical cores that this process may use."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(psutil.cpu_count(logical=False) or usable, usable))
-
-
-def default_num_threads() -> int:
-    """Divide the physical cores by the number of processes that the launcher started on this host."""
-    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, count_physical_cores() // local_processes)
 
 
 def use_processor(num_threads: int) -> None:

@@ -27,6 +27,8 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
+from finetune.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+
 __all__ = [
     "DEFAULT_METRIC",
     "GREATER_IS_BETTER",
@@ -45,9 +47,6 @@ __all__ = [
     "predict_labels",
     "tune_thresholds",
 ]
-
-# transformers' names of what is predicted: one class, any number of labels, or a number.
-SINGLE_LABEL, MULTI_LABEL, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 
 # Every metric that `compute_metrics` returns, and so every value `--metric_for_best_model` may take; whether more is
 # better.

@@ -63,6 +63,9 @@ def test_flags_that_the_readme_names_exist():
         "margin",
         "metric",
         "cost",
+        "format",
+        "int8",
+        "tolerance",
     }  # of commands and benchmarks
     flags = set(re.findall(r"--(\w+)", readme))
     assert len(flags) > 20

@@ -2,41 +2,17 @@
 
 import itertools
 import json
-import os
 import re
-import shutil
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from selenium import webdriver
 from selenium.webdriver.common.by import By
 from synthetic_runs import write_run
 
 from finetune.comparison.command import report_runs
 
-BROWSER, DRIVER = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
 SCRIPT = "<script>document.title = 'broken'</script><img src=x onerror=\"document.title = 'broken'\">"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    """Headless Chromium with a profile of its own. Without it the tests are skipped, but fail where CI is set."""
-    if BROWSER is None or DRIVER is None:
-        message = "Expected chromium and chromedriver, but found no such command. On Debian: apt-get install chromium chromium-driver"  # noqa: E501
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for flag in ("headless", "no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking",
-                 "disable-component-update", "disable-sync", "disable-dev-shm-usage",
-                 f"user-data-dir={tmp_path_factory.mktemp('profile')}"):  # fmt: skip
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
 
 
 @pytest.fixture(scope="module")

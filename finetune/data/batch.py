@@ -12,6 +12,8 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
+from finetune.data.cutting import cut_by_tokens
+
 __all__ = [
     "GlobalStepSampler",
     "MicroBatchCollator",
@@ -21,31 +23,6 @@ __all__ = [
     "cut_by_tokens",
     "split_micro_batch",
 ]
-
-
-def cut_by_tokens(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Cut examples into groups of similar length with at most `max_tokens` tokens each, padding included.
-
-    Args:
-        lengths: Tokens of each example.
-        max_tokens: Most tokens of a group: its size times its longest example. A longer example stands alone.
-
-    Returns:
-        Groups of positions in `lengths`, longest first, so that memory peaks at once rather than late.
-
-    Example:
-        >>> cut_by_tokens([3, 9, 4, 2], max_tokens=10)
-        [[1], [2, 0], [3]]
-    """
-    groups: list[list[int]] = []
-    longest = 0
-    for position in np.argsort(-np.asarray(lengths), kind="stable").tolist():
-        if groups and (len(groups[-1]) + 1) * longest <= max_tokens:
-            groups[-1].append(position)
-        else:
-            groups.append([position])
-            longest = lengths[position]
-    return groups
 
 
 class StepSampler(Sampler[list[Any]]):

@@ -3,14 +3,13 @@
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Features, List, Value
+from datasets import ClassLabel, Features, List
 
 from finetune.errors import FinetuneError
-from finetune.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from finetune.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Task
 
 __all__ = [
     "Task",
@@ -22,25 +21,6 @@ __all__ = [
     "number_labels",
     "task_of",
 ]
-
-
-@dataclass(frozen=True)
-class Task:
-    """A kind of task, by transformers' `problem_type`, and the names of its labels in the order of their numbers.
-
-    Regression has one label, the number itself, named by its column.
-    """
-
-    problem_type: str
-    label_names: list[str]
-
-    @property
-    def feature(self) -> Any:
-        """The column type of `label`: a class, a list of classes, or a number."""
-        if self.problem_type == REGRESSION:
-            return Value("float32")
-        label = ClassLabel(names=self.label_names)
-        return List(label) if self.problem_type == MULTI_LABEL else label
 
 
 def task_of(features: Features) -> Task:

@@ -29,8 +29,9 @@ from torch import distributed
 from finetune.arguments import DataArguments
 from finetune.data.columns import Columns, choose_columns
 from finetune.data.read import Row, Table, open_table
+from finetune.delivery.answers import TextClassifier
 from finetune.delivery.load import find_model_folder
-from finetune.delivery.predict import Predictor, load_predictor
+from finetune.delivery.predict import load_predictor
 from finetune.errors import FinetuneError
 from finetune.files import write_json
 from finetune.metrics import MULTI_LABEL, REGRESSION
@@ -145,7 +146,7 @@ def _hash(*files: Path) -> str:
     return digest.hexdigest()
 
 
-def _added_columns(predictor: Predictor) -> list[str]:
+def _added_columns(predictor: TextClassifier) -> list[str]:
     names = [f"probability_{name}" for name in predictor.task.label_names]
     match predictor.task.problem_type:
         case "regression":
@@ -187,7 +188,7 @@ def _chunks(rows: Iterator[Row]) -> Iterator[list[Row]]:
         yield chunk
 
 
-def _label(rows: list[Row], columns: Columns, predictor: Predictor, added: Sequence[str]) -> list[dict[str, Any]]:
+def _label(rows: list[Row], columns: Columns, predictor: TextClassifier, added: Sequence[str]) -> list[dict[str, Any]]:
     """Give the rows with the added columns."""
     texts = [_to_text(row.values.get(columns.text)) for row in rows]
     pairs = None if columns.text_pair is None else [_to_text(row.values.get(columns.text_pair)) for row in rows]

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from finetune.arguments import DataArguments
 from finetune.data.labels import Task, label_matrix
 from finetune.data.load import read_examples
+from finetune.delivery.answers import TextClassifier
 from finetune.delivery.predict import Predictor, load_predictor
 from finetune.errors import FinetuneError
 from finetune.files import write_aside
@@ -106,7 +107,7 @@ def evaluate_run(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase | None
     run.wait()
 
 
-def _measure_decisions(predictor: Predictor, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def _measure_decisions(predictor: TextClassifier, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Measure the labels that are predicted by the tuned thresholds."""
     chosen = predictor.decide(expit(logits))
     return {
@@ -135,7 +136,7 @@ def measure(logits: np.ndarray, split: Dataset, task: Task) -> dict[str, Any]:
     return {**metrics, "num_examples": len(labels)}
 
 
-def measure_latency(predictor: Predictor, split: Dataset) -> float:
+def measure_latency(predictor: TextClassifier, split: Dataset) -> float:
     """Measure the median seconds from one text to its logits, tokenization included."""
     seconds = []
     for row in range(len(split)):

@@ -1,20 +1,19 @@
 """Logits, labels and probabilities of texts, from any saved model."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.special import expit, softmax
 
 from finetune.data.batch import MicroBatchCollator
 from finetune.data.labels import Task
 from finetune.data.tokenize import TextConfig, encode_texts
+from finetune.delivery.answers import Prediction, TextClassifier
+from finetune.delivery.exported import is_exported, load_exported
 from finetune.delivery.load import find_model_folder, load
 from finetune.hardware import fastest_precision
-from finetune.metrics import MULTI_LABEL, REGRESSION
 from finetune.models.attention import use_cpu_attention
 from finetune.models.inference import compute_logits
 from finetune.models.precision import DTYPES, keep_activations_in_bf16
@@ -26,23 +25,7 @@ __all__ = ["Prediction", "Predictor", "load_predictor"]
 MAX_TOKENS = 4_096
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """What a model says of a text.
-
-    Attributes:
-        labels: The most probable class; with several labels a text those whose probability reaches their threshold;
-            none for regression.
-        probabilities: Of each of them, in [0, 1].
-        value: The predicted number; None for classes.
-    """
-
-    labels: tuple[str, ...]
-    probabilities: tuple[float, ...]
-    value: float | None = None
-
-
-class Predictor:
+class Predictor(TextClassifier):
     """A model that takes texts.
 
     Encoders and TextCNN compute in bfloat16 where the processor or GPU has units for it, else in float32; whoever
@@ -111,40 +94,15 @@ class Predictor:
         logits = compute_logits(self.model, examples, lengths, self.collate, MAX_TOKENS, self.dtype, pooling, on_batch)
         return logits, np.asarray(lengths, dtype=np.int64)
 
-    def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Prediction]:
-        """Give each text's most probable label, its labels, or its number."""
-        found = self.compute_probabilities(texts, pairs)
-        if self.task.problem_type == REGRESSION:
-            return [Prediction((), (), float(row[0])) for row in found]
-        predictions = []
-        for row, chosen in zip(found, self.decide(found), strict=True):
-            numbers = np.flatnonzero(chosen)
-            names = tuple(self.task.label_names[number] for number in numbers)
-            predictions.append(Prediction(names, tuple(float(row[number]) for number in numbers)))
-        return predictions
 
-    def compute_probabilities(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> np.ndarray:
-        """Give each label's probability, `(len(texts), num_labels)`; for regression the number, `(len(texts), 1)`."""
-        logits = self.compute_logits(texts, pairs)[0]
-        if self.task.problem_type == REGRESSION:
-            return logits
-        return expit(logits) if self.task.problem_type == MULTI_LABEL else softmax(logits, axis=-1)
-
-    def decide(self, probabilities: np.ndarray) -> np.ndarray:
-        """Tell which labels are predicted, true or false, `(texts, num_labels)`.
-
-        The most probable one; with several labels a text, all that reach their threshold.
-        """
-        if self.task.problem_type == MULTI_LABEL:
-            return probabilities >= self.thresholds
-        return np.arange(probabilities.shape[1]) == probabilities.argmax(axis=1)[:, None]
-
-
-def load_predictor(path: str | Path, dtype: torch.dtype | None = None, trust_remote_code: bool = False) -> Predictor:
+def load_predictor(
+    path: str | Path, dtype: torch.dtype | None = None, trust_remote_code: bool = False
+) -> TextClassifier:
     """Load a model for prediction.
 
     Args:
-        path: A run directory, a model folder, `user/name` or `user/name@revision` on the Hub.
+        path: A run directory, a model folder, also one that `finetune export` wrote, `user/name` or
+            `user/name@revision` on the Hub.
         dtype: Number format of the computation; by default what the machine does fast.
         trust_remote_code: Whether a model on the Hub may run code of its own.
 
@@ -152,6 +110,8 @@ def load_predictor(path: str | Path, dtype: torch.dtype | None = None, trust_rem
         FinetuneError: If there is none, or it can't be loaded.
     """
     folder = find_model_folder(path, trust_remote_code)
+    if is_exported(folder):
+        return load_exported(folder, torch.get_num_threads())
     model, tokenizer = load(folder, trust_remote_code)
     config = read_finetune_config(folder)
     return Predictor(model, tokenizer, config.text, dtype, config.thresholds)
