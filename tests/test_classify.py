@@ -152,7 +152,7 @@ def test_leakage_is_reported_and_removed_from_train_when_asked(run, tmp_path, ca
         (["--truncation", "window", "--window_pooling", "vote"], "--window_pooling mean with a number"),
         (["--focal_gamma", "2", "--label_smoothing_factor", "0.1"], "but got both"),
         (["--truncation", "window", "--window_stride", "30"], "--window_stride below --max_length"),
-        (["--truncation", "tail", "--text_pair_column", "x"], "--truncation head for pairs"),
+        (["--oversample", "--class_weights", "balanced"], "--oversample or --class_weights balanced, but got both"),
         (["--model_revision", "main"], "--model_revision with a model on the Hub"),
         (["--dataset_revision", "main"], "with a --dataset_name on the Hub only"),
     ],
