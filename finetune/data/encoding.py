@@ -24,21 +24,22 @@ WESTERN = ("àâæçéèêëîïôœùûüÿ", "äöüß", "áéíñóúü", "á
 CENTRAL = ("ąćęłńóśźż", "áčďéěíňóřšťúůýž", "áäčďéíĺľňóôŕšťúýž", "áéíóöőúüű", "ăâîşţșț", "čćđšž")
 ALPHABETS = {"cp1252": WESTERN, "cp1250": CENTRAL, "iso8859_2": CENTRAL, "cp1254": ("çğıöşüâîû",), "latin_1": WESTERN}
 
+SURE = 0.9  # share of an alphabet
 # Letters, control characters, and signs next to a letter, none of them ASCII.
 FOREIGN = re.compile(r"(?![\x00-\x7f])(?:[^\W\d_]|[\x80-\x9f]|(?<=[^\W\d_]).|.(?=[^\W\d_]))")
 
 
 def choose_encoding(sample: bytes) -> str | None:
     """Choose the encoding of a sample of text, none of it UTF-8; None if it looks like text in none that is known."""
+    shares = {name: _share_of_an_alphabet(sample, name) for name in ALPHABETS}
+    latin = max(shares, key=lambda name: shares[name])
     matches = from_bytes(sample, cp_isolation=ENCODINGS, enable_fallback=False)
     best = matches.best()
-    if best is None:
-        return None
+    if best is None:  # as of the same few words with accents in every line
+        return latin if shares[latin] > SURE else None
     equal = [match for match in matches if (match.chaos, match.coherence) == (best.chaos, best.coherence)]
     names = {name for match in equal for name in match.could_be_from_charset}
-    if names & ALPHABETS.keys():
-        names = {max(ALPHABETS, key=lambda name: _share_of_an_alphabet(sample, name))}
-    return min(names, key=ENCODINGS.index)
+    return latin if names & ALPHABETS.keys() else min(names, key=ENCODINGS.index)
 
 
 def _share_of_an_alphabet(sample: bytes, encoding: str) -> float:

@@ -221,7 +221,7 @@ def _number(value: Any, row: int, where: str) -> float:
     if not abs(number) <= float(np.finfo(np.float32).max):
         raise FinetuneError(
             f"Expected a number to predict in every row of {where}, but row {row} has {str(value)[:80]!r}. "
-            "Remove the row, or leave --problem_type out if these are classes."
+            "Write it with a decimal point, remove the row, or leave --problem_type out if these are classes."
         )
     return number
 

@@ -122,7 +122,7 @@ def check_label_names(splits: Sequence[Facts], task: Task) -> Iterator[Finding]:
 
     alike: dict[str, list[str]] = {}
     for name in task.label_names:
-        alike.setdefault("".join(re.findall(r"\w", name.casefold().replace("_", ""))) or name, []).append(name)
+        alike.setdefault(re.sub(r"[\s_-]+", "", name.casefold()), []).append(name)
     if similar := [names for names in alike.values() if len(names) > 1 and not all(map(_is_number, names))]:
         shown = ", ".join(" and ".join(map(repr, names)) for names in similar[:5])
         yield found(
@@ -131,7 +131,7 @@ def check_label_names(splits: Sequence[Facts], task: Task) -> Iterator[Finding]:
         )  # fmt: skip
     numbers = [name for name in task.label_names if _is_number(name)]
     words = [name for name in task.label_names if not _is_number(name)]
-    if len(numbers) > 1 and len(words) > 1:
+    if numbers and words:
         yield found(
             "mixed_label_names", numbers,
             f"{len(numbers):,} labels are numbers, such as {numbers[0]!r}, and {len(words):,} are not, such as "
@@ -142,7 +142,7 @@ def check_label_names(splits: Sequence[Facts], task: Task) -> Iterator[Finding]:
         yield found(
             "numbers_as_classes", numbers,
             f"{len(numbers):,} different numbers, from {numbers[0]} to {numbers[-1]}, are taken as that many classes",
-            "--problem_type regression predicts a number.",
+            "--problem_type regression predicts a number, written with a decimal point.",
         )  # fmt: skip
     if missing := [name for name in words if name.lower() in NULL_WORDS]:
         yield found(
@@ -161,7 +161,7 @@ def check_label_names(splits: Sequence[Facts], task: Task) -> Iterator[Finding]:
 
 
 def _is_number(name: str) -> bool:
-    return re.fullmatch(r"-?\d+(\.\d+)?", name) is not None
+    return re.fullmatch(r"-?\d+([.,]\d+)?", name) is not None
 
 
 def check_order(splits: Sequence[Facts], task: Task) -> Iterator[Finding]:

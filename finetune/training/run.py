@@ -214,7 +214,7 @@ class Run:
         errors = [finding for finding in findings if finding.severity == "error"]
         if errors:
             found = "; ".join(
-                f"{finding.message}{''.join(', as ' + example['id'] for example in finding.examples[:1])}"
+                " ".join([finding.message, *(f"({example['id']})" for example in finding.examples[:1])])
                 for finding in errors
             )
             raise FinetuneError(
