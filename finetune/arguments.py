@@ -358,12 +358,17 @@ class Arguments:
     given: frozenset[str]
     hub: HubTarget | None = None
 
-    def settle(self, problem_type: str) -> None:
+    def settle(self, problem_type: str, is_paired: bool = False) -> None:
         """Set what depends on the task, once it is known, and refuse what does not fit it.
 
         Raises:
-            FinetuneError: If a chosen metric, smoothing or weighting is not defined for the task.
+            FinetuneError: If a chosen metric, smoothing, weighting or truncation is not defined for the task.
         """
+        if is_paired and self.data.truncation != "head":
+            raise FinetuneError(
+                f"Expected --truncation head for pairs of texts, but got {self.data.truncation!r}. "
+                "The longer one is cut."
+            )
         method, training = self.method, self.training
         what = {MULTI_LABEL: "several labels a text", REGRESSION: "a number to predict"}.get(problem_type, "classes")
         metric = (training.metric_for_best_model or "loss").removeprefix("eval_")
@@ -614,6 +619,10 @@ def _check(arguments: Arguments) -> None:
     if training.fp16 and training.use_cpu:
         raise FinetuneError("Expected no --fp16 on a CPU, which trains in bf16 or fp32. Leave it out.")
     method = arguments.method
+    if method.oversample and method.class_weights != "none":
+        raise FinetuneError(
+            "Expected --oversample or --class_weights balanced, but got both, which would correct twice. Drop one."
+        )
     if method.focal_gamma and training.label_smoothing_factor and "label_smoothing_factor" in arguments.given:
         raise FinetuneError("Expected --focal_gamma or --label_smoothing_factor, but got both. Drop one of them.")
     if method.focal_gamma:
@@ -660,10 +669,6 @@ def _check(arguments: Arguments) -> None:
         raise FinetuneError(
             f"Expected --window_stride below --max_length {data.max_length}, but got {data.window_stride}. "
             "A quarter of it is usual."
-        )
-    if data.truncation != "head" and data.text_pair_column is not None:
-        raise FinetuneError(
-            f"Expected --truncation head for pairs of texts, but got {data.truncation!r}. The longer one is cut."
         )
     if arguments.model.model_revision is not None and (
         arguments.model.model_name_or_path == "embedded" or Path(arguments.model.model_name_or_path).exists()

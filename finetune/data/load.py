@@ -125,7 +125,20 @@ def load_given_splits(arguments: DataArguments) -> DatasetDict:
             sources[split] = _read_sample(Path(path), arguments)
         elif path is not None:
             sources[split] = _read_file(Path(path), arguments)
+    _refuse_unequal_texts(sources)
     return _number_labels(sources, arguments)
+
+
+def _refuse_unequal_texts(sources: dict[str, _Source]) -> None:
+    """Refuse splits of pairs beside splits of single texts: a model reads the one or the other."""
+    train = sources["train"]
+    for source in sources.values():
+        if ("text_pair" in source.examples.column_names) != ("text_pair" in train.examples.column_names):
+            paired, single = (source, train) if "text_pair" in source.examples.column_names else (train, source)
+            raise FinetuneError(
+                f"Expected one or two texts a row alike in all splits, but found two in {paired.where} and one in "
+                f"{single.where}. Name the columns alike, or pass --text_column and --text_pair_column."
+            )
 
 
 def open_stream(

@@ -241,12 +241,18 @@ class Run:
         """
         if not self.is_main:
             return
-        findings = examine(given)
+        findings = examine(given, max_length=self.arguments.data.max_length)
+        errors = [finding for finding in findings if finding.severity == "error"]
+        if errors:
+            found = "; ".join(
+                " ".join([finding.message, *(f"({example['id']})" for example in finding.examples[:1])])
+                for finding in errors
+            )
+            raise FinetuneError(
+                f"Expected data without errors, but found: {found}. {errors[0].advice} `finetune doctor` shows more."
+            )
         write_json(self.directory / "findings.json", to_json(findings))
         print(describe_findings(findings, with_notes=False), file=sys.stderr)
-        errors = [finding.message for finding in findings if finding.severity == "error"]
-        if errors:
-            raise FinetuneError(f"Expected data without errors, but found: {'; '.join(errors)}. See `finetune doctor`.")
 
     def record_data(self, splits: DatasetDict) -> Task:
         """Note the origin, size and content hash of each split, and settle what depends on the task.
@@ -255,7 +261,7 @@ class Run:
             The task that the labels of train define.
         """
         task = task_of(splits["train"].features)
-        self.arguments.settle(task.problem_type)
+        self.arguments.settle(task.problem_type, is_paired="text_pair" in splits["train"].column_names)
         self.record["arguments"] = self.arguments.to_dict()
         self.record["data"] = {
             "problem_type": task.problem_type,
