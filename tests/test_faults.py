@@ -30,7 +30,7 @@ STEP = "finetune.training.trainer:FineTuningTrainer.training_step"
 EVALUATION = "finetune.models.inference:_compute_unless_out_of_memory"
 SETTINGS = {
     "full": ["--method", "full"],
-    "unfreezing": ["--method", "full", "--unfreeze_every", "1"],
+    "unfreezing": ["--method", "full", "--unfreeze_every", "0.5"],
     "lora": ["--method", "lora", "--lora_dropout", "0.1"],
     "adalora": ["--method", "adalora"],
     "head": ["--method", "head"],
