@@ -3,12 +3,13 @@
 As a program it is that process: it takes a job a line, forks, and answers with how the child ended.
 """
 
-import contextlib
 import gc
 import importlib
 import json
 import math
+import mmap
 import os
+import random
 import resource
 import signal
 import subprocess
@@ -17,6 +18,14 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
+# What a run is at, innermost last, where the function that does it is at work.
+PHASES = {
+    "training": "finetune.training.run:Run.train",
+    "an evaluation": "finetune.training.trainer:FineTuningTrainer.evaluation_loop",
+    "a checkpoint": "finetune.training.trainer:FineTuningTrainer._save_checkpoint",
+    "the final save": "finetune.training.run:Run.save_model",
+    "the final evaluation": "imdb:evaluate_run",
+}
 TOKEN = "hf_plantedPlantedPlantedPlantedToken"
 
 
@@ -41,16 +50,17 @@ class Nursery:
             argv: Its flags.
             log: Gets what it prints.
             faults: Each is (what, function as "module:name", number of the call); see `_install`.
-            kill_after: SIGKILL after so many seconds.
+            kill_after: SIGKILL after so many seconds of its processor's time, and up to 20 ms of the clock's.
 
         Returns:
-            The exit status, minus the signal's number where one killed it, or None if it has stopped.
+            The exit status, minus the signal's number where one killed it, or None if it has stopped. `phase` then
+            says what it was at, and `seconds` how much processor time it took.
         """
         job = {"argv": list(argv), "log": str(log), "faults": list(faults), "kill_after": kill_after}
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
         answer = json.loads(self.process.stdout.readline())
-        self.pid = answer["pid"]
+        self.pid, self.phase, self.seconds = answer["pid"], answer["phase"], answer["seconds"]
         return answer["status"]
 
 
@@ -62,22 +72,52 @@ def _serve():
 
     import finetune.delivery.evaluate  # noqa: F401
 
-    recipe = load_recipe("imdb")
+    sys.modules["imdb"] = recipe = load_recipe("imdb")
     torch.set_num_threads(1)
     gc.collect()
     gc.freeze()  # else each child's first collection copies all that it shares
+    phase = mmap.mmap(-1, 1)  # shared with the children
     for line in sys.stdin:
         job = json.loads(line)
+        phase[0] = 0
         pid = os.fork()
         if pid == 0:
+            _note_phases(phase)
             _run(recipe, job)
         if job["kill_after"] is not None:
-            time.sleep(job["kill_after"])
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        _, status = os.waitpid(pid, os.WUNTRACED)
+            _kill_after(pid, job["kill_after"])
+        _, status, usage = os.wait4(pid, os.WUNTRACED)
         ended = None if os.WIFSTOPPED(status) else os.waitstatus_to_exitcode(status)
-        print(json.dumps({"pid": pid, "status": ended}), flush=True)
+        at = ["the start", *PHASES][phase[0]]
+        seconds = usage.ru_utime + usage.ru_stime
+        print(json.dumps({"pid": pid, "status": ended, "phase": at, "seconds": seconds}), flush=True)
+
+
+def _kill_after(pid, seconds):
+    """SIGKILL a process when it has used so much of its processor, if it lives that long."""
+    clock = (~pid << 3) | 2  # as clock_getcpuclockid(3) gives it
+    while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        if time.clock_gettime(clock) >= seconds:
+            time.sleep(random.uniform(0, 0.02))  # the moments at which it waits for the disk
+            os.kill(pid, signal.SIGKILL)  # a child that has ended meanwhile waits to be asked for its status
+            return
+        time.sleep(0.001)
+
+
+def _note_phases(phase):
+    """Write the number of what the process is at into memory that outlives it."""
+    for number, function in enumerate(PHASES.values(), start=1):
+        owner, name = _find(function)
+        original = getattr(owner, name)
+
+        def wrapper(*args, original=original, number=number, **kwargs):
+            before, phase[0] = phase[0], number
+            try:
+                return original(*args, **kwargs)
+            finally:
+                phase[0] = before
+
+        setattr(owner, name, wrapper)
 
 
 def _run(recipe, job):
@@ -104,6 +144,16 @@ def _run(recipe, job):
     os._exit(status)
 
 
+def _find(function):
+    """Find the owner of "module:name" or "module:class.name", and give the last name."""
+    module, _, path = function.partition(":")
+    owner = importlib.import_module(module)
+    *parents, name = path.split(".")
+    for parent in parents:
+        owner = getattr(owner, parent)
+    return owner, name
+
+
 def _install(what, function, number):
     """Let something happen before a call of a function of the package.
 
@@ -113,11 +163,7 @@ def _install(what, function, number):
         function: "module:name" or "module:class.name".
         number: Which call, from 1.
     """
-    module, _, path = function.partition(":")
-    owner = importlib.import_module(module)
-    *parents, name = path.split(".")
-    for parent in parents:
-        owner = getattr(owner, parent)
+    owner, name = _find(function)
     original, calls = getattr(owner, name), 0
 
     def wrapper(*args, **kwargs):

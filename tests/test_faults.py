@@ -30,7 +30,7 @@ STEP = "finetune.training.trainer:FineTuningTrainer.training_step"
 EVALUATION = "finetune.models.inference:_compute_unless_out_of_memory"
 SETTINGS = {
     "full": ["--method", "full"],
-    "unfreezing": ["--method", "full", "--unfreeze_every", "1"],
+    "unfreezing": ["--method", "full", "--unfreeze_every", "0.5"],
     "lora": ["--method", "lora", "--lora_dropout", "0.1"],
     "adalora": ["--method", "adalora"],
     "head": ["--method", "head"],
@@ -344,47 +344,134 @@ def test_memory_for_not_even_one_text_ends_with_one_line(nursery, reviews, wide,
 
 
 def main():
-    """Kill each kind of run at random moments, and count."""
+    """Kill, tamper with and starve runs at random, resume each to its end, and count those that end the same."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--kills", type=int, default=30, help="for each of the settings")
+    parser.add_argument("--kills", type=int, default=30, help="for each of the methods")
     parser.add_argument("--methods", default="full,unfreezing,lora,textcnn")
+    parser.add_argument("--changed_files", action="store_true", help="each file of a checkpoint, in three ways")
+    parser.add_argument("--full_disks", type=int, default=0, help="of random sizes; takes root")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output_json")
     arguments = parser.parse_args()
     draw = random.Random(arguments.seed)
     counts = {}
+
+    def note(name, count):
+        counts[name] = count
+        print(name, json.dumps(count), flush=True)
+        if arguments.output_json:
+            Path(arguments.output_json).write_text(json.dumps(counts, indent=2) + "\n")
+
     with tempfile.TemporaryDirectory() as name, Nursery() as nursery:
         folder = Path(name)
         flags = ["--model_name_or_path", write_tiny_bert(folder / "bert"), "--max_length", "24", "--bf16", "false",
-                 "--num_threads", "1", "--num_train_epochs", "8", "--per_device_train_batch_size", "4", "--no_floor",
-                 "--early_stopping_patience", "0"]  # fmt: skip
+                 "--num_threads", "1", "--num_train_epochs", "3", "--per_device_train_batch_size", "4", "--no_floor",
+                 "--logging_steps", "7"]  # fmt: skip
         for split, count, offset in (("train", 60, 0), ("validation", 20, 100), ("test", 30, 200)):
             flags += [f"--{split}_file", write_csv(folder / f"{split}.csv", make_reviews(count, offset))]
-        for method in arguments.methods.split(","):
+        straight = folder / "straight"
+        for method in arguments.methods.split(",") if arguments.kills else ():
             own = [*flags, *SETTINGS[method], *BY_STEPS]
-            straight, cut, log = folder / "straight", folder / "cut", folder / "log"
-            nursery.run([*own, "--output_dir", str(straight)], log)  # fills the caches
-            start = time.monotonic()
-            assert nursery.run([*own, "--restart", "--output_dir", str(straight)], log) == 0, log.read_text()
-            seconds = time.monotonic() - start
-            expected = outcome(straight)
-            count = {"kills": 0, "runs": 0, "equal": 0, "straight_seconds": seconds}
-            while count["kills"] < arguments.kills:
-                status = -signal.SIGKILL
-                while status == -signal.SIGKILL:
-                    left = draw.uniform(0, seconds) if count["kills"] < arguments.kills else None
-                    status = nursery.run([*own, "--output_dir", str(cut)], log, kill_after=left)
-                    count["kills"] += status == -signal.SIGKILL
-                assert status == 0, log.read_text()
-                count["runs"] += 1
-                count["equal"] += outcome(cut) == expected
-                shutil.rmtree(cut)
-            shutil.rmtree(straight)
-            counts[method] = count
-            print(method, count, flush=True)
-    if arguments.output_json:
-        Path(arguments.output_json).write_text(json.dumps(counts, indent=2) + "\n")
-    return any(count["equal"] < count["runs"] for count in counts.values())
+            for _ in range(2):  # the first one fills the caches
+                end(nursery, [*own, "--restart", "--output_dir", str(straight)], folder)
+            count_kills(nursery, own, nursery.seconds, outcome(straight), arguments.kills, draw, folder, note, method)
+        own = [*flags, *SETTINGS["full"], *BY_STEPS]
+        if arguments.changed_files or arguments.full_disks:
+            end(nursery, [*own, "--restart", "--output_dir", str(straight)], folder)
+        if arguments.changed_files:
+            note("changed files", count_changed_files(nursery, own, outcome(straight), draw, folder))
+        if arguments.full_disks:
+            size = disk_bytes(straight)
+            note("full disks", count_full_disks(nursery, own, outcome(straight), size, arguments.full_disks, draw, folder))  # fmt: skip # noqa: E501
+    return any(count["equal"] < count["trials"] for count in counts.values())
+
+
+def end(nursery, argv, folder):
+    """Run to the end; gives what was printed."""
+    status, text = nursery.run(argv, folder / "log"), (folder / "log").read_text()
+    assert status == 0, text
+    return text
+
+
+def count_kills(nursery, own, seconds, expected, kills, draw, folder, note, name):
+    """Kill at moments uniform over the processor time of a whole run, and resume."""
+    count = {"trials": 0, "equal": 0, "resumed from a checkpoint": 0, "killed during": {}}
+    cut = folder / "cut"
+    while count["trials"] < kills:
+        argv = [*own, "--output_dir", str(cut)]
+        status = nursery.run(argv, folder / "log", kill_after=draw.uniform(0, seconds))
+        if status == -signal.SIGKILL:
+            phase = nursery.phase
+            record = cut / "run.json"
+            assert not record.exists() or json.loads(record.read_text())["status"] == "running"
+            text = end(nursery, argv, folder)
+            count["trials"] += 1
+            count["equal"] += outcome(cut) == expected
+            count["resumed from a checkpoint"] += "resuming from" in text
+            count["killed during"][phase] = count["killed during"].get(phase, 0) + 1
+            note(name, count)
+        else:
+            assert status == 0, (folder / "log").read_text()
+        shutil.rmtree(cut)
+
+
+def count_changed_files(nursery, own, expected, draw, folder):
+    """Change each file of the newest checkpoint, and resume from the one before."""
+    count = {"trials": 0, "equal": 0, "skipped and said": 0, "files": 0}
+    cut, kept = folder / "cut", folder / "kept"
+    argv = [*own, "--output_dir", str(cut)]
+    assert nursery.run(argv, folder / "log", [("SIGKILL", STEP, 33)]) == -signal.SIGKILL
+    cut.rename(kept)
+    for path in sorted((kept / "checkpoints/checkpoint-30").iterdir()):
+        count["files"] += 1
+        for how in ("removed", "truncated", "flipped"):
+            shutil.copytree(kept, cut)
+            broken = cut / "checkpoints/checkpoint-30" / path.name
+            content = bytearray(path.read_bytes())
+            where = draw.randrange(len(content))
+            if how == "removed":
+                broken.unlink()
+            elif how == "truncated":
+                broken.write_bytes(content[:where])
+            else:
+                content[where] ^= 1 << draw.randrange(8)
+                broken.write_bytes(content)
+            text = end(nursery, argv, folder)
+            count["trials"] += 1
+            count["equal"] += outcome(cut) == expected
+            from_earlier = f"resuming from {cut}/checkpoints/checkpoint-20"
+            count["skipped and said"] += f"warning: skipped {broken.parent}: " in text and from_earlier in text
+            shutil.rmtree(cut)
+    return count
+
+
+def count_full_disks(nursery, own, expected, size, trials, draw, folder):
+    """Run on a disk that is too small, make it larger, and resume."""
+    count = {"trials": 0, "equal": 0, "one line": 0, "resumed from a checkpoint": 0}
+    disk = folder / "disk"
+    disk.mkdir()
+    while count["trials"] < trials:
+        options = f"size={draw.randrange(8192, 2 * size)}"
+        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(disk)], check=True)
+        try:
+            argv = [*own, "--output_dir", str(disk / "run")]
+            status = nursery.run(argv, folder / "log")
+            lines = (folder / "log").read_text().splitlines()
+            if status == 0:
+                continue
+            subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
+            text = end(nursery, argv, folder)
+            count["trials"] += 1
+            count["equal"] += outcome(disk / "run") == expected
+            errors = [line for line in lines if line.startswith("error: ")]
+            is_said = status == 2 and len(errors) == 1 and not any("Traceback" in line for line in lines)
+            count["one line"] += is_said
+            if not is_said:
+                print("\n".join(lines), flush=True)
+            count["resumed from a checkpoint"] += "resuming from" in text
+        finally:
+            subprocess.run(["umount", str(disk)], check=True)
+    return count
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Generated input through the entry points, in process: an answer or one line, no traceback, nothing half-written.
 
 pytest tests/test_fuzz.py
-python tests/test_fuzz.py --examples 10000 --commands 200 --output_json fuzz.json      the counts in docs/faults.md
+python tests/test_fuzz.py --examples 10000 --commands 200     the counts in docs/faults.md
 """
 
 import argparse
@@ -10,9 +10,11 @@ import io
 import json
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
+import traceback
 import warnings
 from pathlib import Path
 
@@ -29,6 +31,7 @@ from finetune.cli import main as finetune_command
 from finetune.errors import exit_on_error
 from finetune.training.checkpoints import find_resumable
 
+FINISHED = ("tfidf", "textcnn", "lora")
 QUICK = settings(
     max_examples=25, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
 )
@@ -77,9 +80,10 @@ SETTINGS = st.dictionaries(
     st.one_of(SCALARS, st.lists(SCALARS, max_size=3), st.dictionaries(st.sampled_from(NAMES), SCALARS, max_size=3)),
     max_size=4,
 )
-WORDS = ["text", "label", "good film", "bad", '"', ",", "\n", "\r\n", "\t", ";", "é", "0", "1.5", "nan", "{", "}", "[",
-         "]", ":", '"text":', '"label":', "pos", "neg", "\x00", "﻿", " "]  # fmt: skip
+WORDS = ["text", "label", "good", "bad", "\\ud800", '"', ",", "\n", "\r\n", "\t", ";", "é", "0", "1.5", "nan", "{", "}",
+         "[", "]", ":", '"text":', '"label":', "pos", "neg", "\x00", "﻿", " "]  # fmt: skip
 SUFFIXES = [".csv", ".tsv", ".json", ".jsonl", ".txt", ".parquet", ".csv.gz", ".jsonl.zst", ".xyz"]
+BULK = [".csv", ".tsv", ".jsonl", ".parquet"]
 CONTENTS = st.one_of(
     st.binary(max_size=200),
     st.lists(st.sampled_from(WORDS), max_size=60).map(lambda words: "".join(words).encode()),
@@ -90,7 +94,83 @@ CONTENTS = st.one_of(
 DAMAGE = st.tuples(
     st.integers(0, 10**6), st.sampled_from(["remove", "cut", "flip", "empty", "replace"]), st.integers(0)
 )
-COMMANDS = ["predict", "evaluate", "report"]
+STEP = "finetune.training.trainer:FineTuningTrainer.training_step"
+COMMANDS = ["predict", "evaluate", "report", "merge", "push", "predict a file"]
+# For the whole commands, in words that are mostly wrong; none of them starts a run.
+PATHS = [
+    "{run}",
+    "{run}/model",
+    "{run}/run.json",
+    "{file}",
+    "missing",
+    "",
+    ".",
+    "..",
+    "a/b",
+    "a/b@c",
+    "\x00",
+    "x://y/z",
+]
+KNOWN = [
+    "--pairs",
+    "--input_file",
+    "--output_file",
+    "--text_column",
+    "--text_pair_column",
+    "--encoding",
+    "--num_threads",
+    "--test_file",
+    "--label_column",
+    "--label_delimiter",
+    "--output_json",
+    "--margin",
+    "--metric",
+    "--cost",
+    "--output_dir",
+    "--adapter",
+    "--public",
+    "--revision",
+    "--message",
+    "--card",
+    "--help",
+    "--version",
+    "--seeds",
+    "--accelerate_config",
+    "--",
+    "{new}",
+    "{new}.csv",
+    "{new}.parquet",
+    "{new}.json",
+    "text",
+    "label",
+    "utf-8",
+    "utf-99",
+    "1",
+    "-1",
+    "accuracy",
+    "bytes",
+    "0,x",
+    "{seed}",
+]
+PARTS = st.one_of(st.sampled_from([*PATHS, *KNOWN]), VALUES)
+WORDS_OF = {
+    "predict": [["{run}"], ["{run}", "--input_file", "{file}", "--output_file", "{new}.csv"], []],
+    "evaluate": [["{run}", "--test_file", "{file}"], []],
+    "report": [["{run}", "--output_dir", "{new}"], []],
+    "merge": [["{run}", "{new}"], []],
+    "push": [["{run}", "me/reviews"], []],
+    "compare": [["{file}", "--methods", "none,such", "--output_dir", "{new}"], ["missing.py", "--methods", "tfidf"]],
+    "methods": [[]],
+    "": [[]],
+}
+ARGV = st.sampled_from(sorted(WORDS_OF)).flatmap(
+    lambda command: st.tuples(
+        st.just([command]), st.sampled_from(WORDS_OF[command]), st.lists(PARTS, max_size=4), st.integers(0, 9)
+    )
+)
+
+
+SECONDS = 120
 
 
 def ends_well(call, folder):
@@ -98,7 +178,15 @@ def ends_well(call, folder):
     errors = io.StringIO()
     before = datasets.config.HF_DATASETS_CACHE
     datasets.config.HF_DATASETS_CACHE = folder / "cache"
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(errors):
+    signal.signal(signal.SIGALRM, _is_hanging)
+    signal.alarm(SECONDS)
+    sys.stdin = io.StringIO("a good film\n")
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(errors),
+        contextlib.chdir(folder),
+    ):
         warnings.simplefilter("ignore")
         status = 0
         try:
@@ -107,10 +195,17 @@ def ends_well(call, folder):
         except SystemExit as end:
             status = end.code
         finally:
+            signal.alarm(0)
+            sys.stdin = sys.__stdin__
             datasets.config.HF_DATASETS_CACHE = before
     lines = [line for line in errors.getvalue().splitlines() if line.startswith("error")]
     assert (status, len(lines)) in ((0, 0), (None, 0), (1, 0), (2, 1)), (status, errors.getvalue())
     assert not list(folder.rglob("*.partial"))
+    return status
+
+
+def _is_hanging(number, frame):
+    raise TimeoutError(f"no end after {SECONDS} s")
 
 
 def try_flags(words, folder):
@@ -153,13 +248,37 @@ def try_run(finished, test_file, command, spoilt, folder):
     shutil.copytree(finished, run)
     for one in spoilt:
         damage(run, *one)
+    new = folder / "new"
     argv = {
         "predict": ["predict", str(run), "a good film"],
+        "predict a file": ["predict", str(run), "--input_file", test_file, "--output_file", f"{new}.csv"],
         "evaluate": ["evaluate", str(run), "--test_file", test_file],
-        "report": ["report", str(run), "--output_dir", str(folder / "report")],
+        "report": ["report", str(run), "--output_dir", str(new)],
+        "merge": ["merge", str(run), str(new)],
+        "push": ["push", str(run), "me/reviews"],
     }[command]
-    ends_well(lambda: finetune_command([*argv, *(["--num_threads", "1"] if command != "report" else [])]), folder)
+    threads = ["--num_threads", "1"] if command.startswith(("predict", "evaluate")) else []
+    if ends_well(lambda: finetune_command([*argv, *threads]), folder) == 2:
+        assert not new.exists()
+        assert not new.with_suffix(".csv").exists()
     find_resumable(run / "checkpoints")
+
+
+def try_prediction(finished, name, content, folder):
+    """Label a generated file."""
+    (folder / name).write_bytes(content)
+    output = folder / f"output{Path(name).suffix}"
+    argv = ["predict", str(finished), "--input_file", str(folder / name), "--output_file", str(output)]
+    assert (ends_well(lambda: finetune_command([*argv, "--num_threads", "1"]), folder) == 2) != output.exists()
+
+
+def try_command(finished, file, drawn, folder):
+    """Give a command words that may or may not fit."""
+    command, usual, more, where = drawn
+    words = [*usual[:where], *more, *usual[where:]]
+    filled = [word.replace("{run}", str(finished)).replace("{file}", file).replace("{new}", str(folder / "new"))
+              for word in (*command, *words)]  # fmt: skip
+    ends_well(lambda: finetune_command(filled), folder)
 
 
 FLAGS = st.lists(st.tuples(st.sampled_from(NAMES), VALUES), max_size=4).map(
@@ -170,11 +289,11 @@ CONFIGS = st.one_of(st.binary(max_size=80), SETTINGS.map(lambda found: yaml.safe
 
 @pytest.fixture(scope="module")
 def finished(imdb, flags, tmp_path_factory):
-    """A finished run of TF-IDF and one of a TextCNN."""
+    """Finished runs."""
     folder = tmp_path_factory.mktemp("finished")
-    for method in ("tfidf", "textcnn"):
+    for method in FINISHED:
         imdb.main([*flags, "--method", method, "--no_floor", "--output_dir", str(folder / method)])
-    return [folder / "tfidf", folder / "textcnn"]
+    return [folder / method for method in FINISHED]
 
 
 @pytest.fixture
@@ -211,10 +330,24 @@ def test_files(scratch, suffix, content):
 
 
 @QUICK
-@given(number=st.integers(0, 1), command=st.sampled_from(COMMANDS), spoilt=st.lists(DAMAGE, min_size=1, max_size=2))
+@given(number=st.integers(0, 2), command=st.sampled_from(COMMANDS), spoilt=st.lists(DAMAGE, min_size=1, max_size=2))
 def test_run_directories(scratch, finished, reviews, number, command, spoilt):
     with scratch() as folder:
         try_run(finished[number], reviews["--test_file"], command, spoilt, folder)
+
+
+@QUICK
+@given(number=st.integers(0, 1), suffix=st.sampled_from(BULK), content=CONTENTS)
+def test_predictions_of_files(scratch, finished, number, suffix, content):
+    with scratch() as folder:
+        try_prediction(finished[number], f"data{suffix}", content, folder)
+
+
+@QUICK
+@given(number=st.integers(0, 2), drawn=ARGV)
+def test_commands(scratch, finished, reviews, number, drawn):
+    with scratch() as folder:
+        try_command(finished[number], reviews["--test_file"], drawn, folder)
 
 
 def main():
@@ -236,35 +369,41 @@ def main():
         flags = [*given_files, "--model_name_or_path", write_tiny_bert(base / "bert"), "--max_length", "24",
                  "--bf16", "false", "--num_threads", "1", "--no_floor", "--num_train_epochs", "1"]  # fmt: skip
         recipe = load_recipe("imdb")
-        for method in ("tfidf", "textcnn"):
+        for method in FINISHED:
             recipe.main([*flags, "--method", method, "--output_dir", str(base / method)])
-        runs = st.tuples(
-            st.sampled_from([base / "tfidf", base / "textcnn"]),
-            st.just(files["test"]),
-            st.sampled_from(COMMANDS),
-            st.lists(DAMAGE, min_size=1, max_size=2),
-        )
+        run = st.sampled_from([base / method for method in FINISHED])
+        named = st.sampled_from(SUFFIXES).map(lambda suffix: f"data{suffix}")
+        bulk = st.sampled_from(BULK).map(lambda suffix: f"data{suffix}")
+        # share of the examples, what is drawn, what is done with it
+        spoilt = st.tuples(run, st.just(files["test"]), st.sampled_from(COMMANDS), st.lists(DAMAGE, min_size=1, max_size=2))  # fmt: skip # noqa: E501
         kinds = {
-            "flags": (FLAGS.map(lambda words: (words,)), try_flags),
-            "YAML": (CONFIGS.map(lambda content: (content,)), try_config),
-            "files": (st.tuples(st.sampled_from(SUFFIXES).map(lambda s: f"data{s}"), CONTENTS), try_file),
-            "run directories": (runs, try_run),
+            "flags of recipes": (0.25, st.tuples(FLAGS), try_flags),
+            "YAML files": (0.2, st.tuples(CONFIGS), try_config),
+            "files to the doctor": (0.2, st.tuples(named, CONTENTS), try_file),
+            "files to predict": (0.1, st.tuples(run, bulk, CONTENTS), try_prediction),
+            "words of commands": (0.15, st.tuples(run, st.just(files["test"]), ARGV), try_command),
+            "spoilt run directories": (0.1, spoilt, try_run),
         }
-        for kind, (strategy, call) in kinds.items():
+        for kind, (share, strategy, call) in kinds.items():
             counts[kind] = 0
+            before, used = time.monotonic(), time.process_time()
 
-            @settings(QUICK, max_examples=arguments.examples // len(kinds))
+            @settings(QUICK, max_examples=round(arguments.examples * share))
             @given(drawn=strategy)
-            def run(drawn, call=call, kind=kind):
-                counts[kind] += 1
+            def run_all(drawn):
+                counts[kind] += 1  # noqa: B023  called in the same turn
                 with tempfile.TemporaryDirectory(dir=base) as scratch:
                     try:
-                        call(*drawn, Path(scratch))
+                        call(*drawn, Path(scratch))  # noqa: B023
                     except Exception as error:
-                        failures.append({"kind": kind, "input": repr(drawn)[:500], "error": repr(error)[:500]})
+                        where = traceback.extract_tb(error.__traceback__)[-1]
+                        found = f"{error!r} at {where.filename}:{where.lineno}"
+                        failures.append({"kind": kind, "input": repr(drawn)[:500], "error": found[:1500]})  # noqa: B023
+                        print(failures[-1], flush=True)
 
-            run()
-            print(kind, counts[kind], "failures so far:", len(failures), flush=True)
+            run_all()
+            print(f"{kind}: {counts[kind]}, {time.process_time() - used:.0f} s of the processor's, "
+                  f"{time.monotonic() - before:.0f} s of the clock's, {len(failures)} failures so far", flush=True)  # fmt: skip # noqa: E501
         draw = random.Random(arguments.seed)
         simple = [
             "-1",
@@ -283,14 +422,33 @@ def main():
             "x",
         ]
         with Nursery() as nursery:
-            counts["the real command"] = arguments.commands
-            for _ in range(arguments.commands):
-                chosen = [word for _ in range(draw.randrange(4)) for word in (f"--{draw.choice(NAMES)}", draw.choice(simple))]  # fmt: skip # noqa: E501
-                argv = [*flags, "--max_steps", "2", *chosen, "--output_dir", str(base / "run")]
-                status = nursery.run(argv, base / "log", kill_after=None)
+            unfinished = base / "unfinished"
+            argv = [*flags, "--save_strategy", "steps", "--save_steps", "2", "--eval_strategy", "no", "--load_best_model_at_end", "false"]  # fmt: skip # noqa: E501
+            status = nursery.run([*argv, "--output_dir", str(unfinished)], base / "log", [("SIGKILL", STEP, 4)])
+            assert status == -signal.SIGKILL, (base / "log").read_text()
+            for number in range(arguments.commands):
+                if number % 2:
+                    kind = "recipes in processes, with generated flags"
+                    chosen = [word for _ in range(draw.randrange(4)) for word in (f"--{draw.choice(NAMES)}", draw.choice(simple))]  # fmt: skip # noqa: E501
+                    words = [*flags, "--max_steps", "2", *chosen, "--output_dir", str(base / "run")]
+                else:
+                    kind = "recipes in processes, in spoilt unfinished run directories"
+                    shutil.copytree(unfinished, base / "run")
+                    hows = ["remove", "cut", "flip", "empty", "replace"]
+                    chosen = [(draw.randrange(10**6), draw.choice(hows), draw.randrange(10**6)) for _ in range(draw.choice([1, 1, 2]))]  # fmt: skip # noqa: E501
+                    for one in chosen:
+                        damage(base / "run", *one)
+                    words = [*argv, "--output_dir", str(base / "run")]
+                counts[kind] = counts.get(kind, 0) + 1
+                status = nursery.run(words, base / "log")
                 text = (base / "log").read_text()
-                if status not in (0, 2) or "Traceback" in text:
-                    failures.append({"kind": "the real command", "input": chosen, "error": text[-500:]})
+                record = base / "run/run.json"
+                is_complete = record.exists() and '"status": "complete"' in record.read_text(errors="replace")
+                lines = [line for line in text.splitlines() if line.startswith("error: ")]
+                ended = (status, len(lines), is_complete) in ((0, 0, True), (2, 1, False))
+                if not ended or "Traceback" in text or list((base / "run").rglob("*.partial")):
+                    failures.append({"kind": kind, "input": chosen, "error": f"{status} {is_complete} {text[-1500:]}"})
+                    print(failures[-1], flush=True)
                 shutil.rmtree(base / "run", ignore_errors=True)
     result = {"counts": counts, "failures": failures, "seconds": round(time.monotonic() - start)}
     print(json.dumps(result, indent=2))
