@@ -44,6 +44,7 @@ __all__ = [
     "RunArguments",
     "TuningArguments",
     "parse_arguments",
+    "read_peft_config",
 ]
 
 # A process that waits for a dead or unreachable one gives up after two minutes, not after half an hour.
@@ -402,7 +403,8 @@ class Arguments:
         unused: set[str] = set()
         if method == "tfidf":
             text = {"max_length", "truncation", "window_stride", "window_pooling", "max_train_windows"}
-            network = text.union(vars(self.model), vars(self.method), vars(self.run), vars(self.training))
+            parts = (self.model, self.method, self.tuning, self.run, self.training)
+            network = text.union(*(vars(part) for part in parts))
             used = {
                 "method",
                 "output_dir",
@@ -415,9 +417,15 @@ class Arguments:
             }
             unused = network - used - {"push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision"}
         else:
-            prefixes = [prefix for prefix in ("lora", "textcnn") if prefix != method]
-            names = [name for part in (self.model, self.method) for name in vars(part)]
-            unused = {name for name in names for prefix in prefixes if name.startswith(f"{prefix}_")}
+            takes_adapter = method == "peft" or CATALOGUE[method].peft_type is not None
+            prefixes = [] if takes_adapter else ["lora_"]
+            prefixes += [] if method == "textcnn" else ["textcnn_"]
+            names = [name for part in (self.model, self.method, self.tuning) for name in vars(part)]
+            unused = {name for name in names if name.startswith(tuple(prefixes))}
+            if method != "last_layers":
+                unused.add("num_layers")
+            if self.tuning.lr_schedule in (None, "slanted_triangular"):
+                unused.add("num_cycles")
             if self.data.truncation != "window":
                 unused |= {"window_stride", "window_pooling", "max_train_windows"}
         if method == "textcnn":
@@ -431,6 +439,8 @@ class Arguments:
     def to_dict(self) -> dict[str, Any]:
         """Give every setting by part and name, without tokens, for `run.json`."""
         parts = {part: vars(getattr(self, part)).copy() for part in ("data", "model", "method", "tuning", "run")}
+        if self.method.peft_config is not None:
+            parts["method"]["peft_config"] = read_peft_config(self.method.peft_config)  # the file may change
         training = {name: value for name, value in self.training.to_dict().items() if not name.endswith("_token")}
         return {**parts, "training": training}
 
@@ -457,6 +467,9 @@ def parse_arguments(description: str | None, defaults: dict[str, Any], argv: Seq
         FinetuneError: If a setting is unknown, has the wrong type, or is outside its range.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    methods = dict.fromkeys(_values_of("method", argv))
+    if len(methods) > 1:
+        raise FinetuneError(f"Expected one --method, but got {' and '.join(methods)}. Drop all but one.")
     parts: Any = [DataArguments, ModelArguments, MethodArguments, TuningArguments, RunArguments, TrainingArguments]
     parser = _Parser(
         parts, usage="%(prog)s [--config FILE.yaml] [--name value ...]", description=description, allow_abbrev=False
@@ -499,6 +512,21 @@ def _join_processes(words: Sequence[str]) -> None:
     use_cpu = not torch.cuda.is_available() or "--use_cpu" in words or os.environ.get("ACCELERATE_USE_CPU") == "True"
     if use_cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1 and timeout.isdigit():
         PartialState(cpu=True, timeout=timedelta(seconds=int(timeout)))
+
+
+def read_peft_config(path: str) -> dict[str, Any]:
+    """Read the fields of a PEFT config from a YAML file.
+
+    Raises:
+        FinetuneError: If it is not a file of names and values.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise FinetuneError(f"Expected a YAML file after --peft_config, but {path!r} can't be read: {error}") from error
+    if not isinstance(content, dict):
+        raise FinetuneError(f"Expected 'name: value' lines in {path!r}, but found a {type(content).__name__}.")
+    return content
 
 
 def _machine_defaults(given: frozenset[str]) -> dict[str, Any]:
@@ -545,15 +573,20 @@ def _read_config(argv: Sequence[str], known: set[str]) -> dict[str, Any]:
     return settings
 
 
-def _value_of(name: str, argv: Sequence[str]) -> str | None:
-    """Find the last value of `--name value` or `--name=value`."""
-    value = None
+def _values_of(name: str, argv: Sequence[str]) -> list[str]:
+    """Find the values of `--name value` and `--name=value`."""
+    values = []
     for position, word in enumerate(argv):
         if word == f"--{name}" and position + 1 < len(argv):
-            value = argv[position + 1]
+            values.append(argv[position + 1])
         elif word.startswith(f"--{name}="):
-            value = word.split("=", 1)[1]
-    return value
+            values.append(word.split("=", 1)[1])
+    return values
+
+
+def _value_of(name: str, argv: Sequence[str]) -> str | None:
+    """Find the last value of a flag, which is the one that counts."""
+    return next(reversed(_values_of(name, argv)), None)
 
 
 def _flags_to_names(argv: Sequence[str], known: set[str]) -> set[str]:
@@ -732,26 +765,23 @@ def _check_tuning(arguments: Arguments) -> None:
             f"Expected --peft_config with --method peft or an adapter, but got --method {method.method} "
             f"{'with' if method.peft_config else 'without'} it. Give both, or neither."
         )
+    if method.peft_config is not None:
+        read_peft_config(method.peft_config)
     if method.method == "qlora" and training.use_cpu:
         raise FinetuneError(
             "Expected a GPU for --method qlora: on a CPU bitsandbytes packs the weights at the first evaluation, and "
             "they can't be trained further. Take --method lora."
         )
-    usual = CATALOGUE[method.method].defaults.get("learning_rate")
-    if "learning_rate" in arguments.given and usual is not None:
-        adapter = CATALOGUE[method.method].peft_type is not None
-        if adapter and training.learning_rate <= usual / 8:
-            warnings.warn(
-                f"--learning_rate {training.learning_rate:g} is one for full fine-tuning; --method {method.method} "
-                f"usually needs about {usual:g}, else it hardly moves",
-                stacklevel=2,
-            )
-        elif not adapter and training.learning_rate >= usual * 8:
-            warnings.warn(
-                f"--learning_rate {training.learning_rate:g} is far above the {usual:g} that --method {method.method} "
-                "usually takes; adapters take such rates",
-                stacklevel=2,
-            )
+    _warn_of_learning_rate(arguments)
+    if (
+        method.reinit_layers
+        and method.method != "full"
+        and not (method.method == "last_layers" and method.reinit_layers <= method.num_layers)
+    ):
+        raise FinetuneError(
+            f"Expected --reinit_layers with --method full, or last_layers and as many --num_layers, but got --method "
+            f"{method.method}: it would freeze layers that were drawn at random. Leave it out."
+        )
     if tuning.unfreeze_every is not None and method.method != "full":
         raise FinetuneError(
             f"Expected --unfreeze_every with --method full, but got --method {method.method}, which freezes for good."
@@ -763,3 +793,25 @@ def _check_tuning(arguments: Arguments) -> None:
             if name in arguments.given:
                 raise FinetuneError(f"Expected --lr_schedule or --{name}, but got both. Drop one of them.")
         training.warmup_steps = 0
+
+
+def _warn_of_learning_rate(arguments: Arguments) -> None:
+    """Warn of a rate for full fine-tuning given to an adapter, and of the reverse."""
+    method, rate = arguments.method.method, arguments.training.learning_rate
+    usual = CATALOGUE[method].defaults.get("learning_rate")
+    if "learning_rate" not in arguments.given or usual is None:
+        return
+    if rate <= usual / 8:
+        what = " and is one for full fine-tuning" if rate <= 1e-4 < usual else ""
+        warnings.warn(
+            f"--learning_rate {rate:g} is far below the {usual:g} that --method {method} usually needs{what}: "
+            "it will hardly move",
+            stacklevel=2,
+        )
+    elif rate >= usual * 8:
+        what = " and is one for adapters" if usual <= 1e-4 <= rate else ""
+        warnings.warn(
+            f"--learning_rate {rate:g} is far above the {usual:g} that --method {method} usually takes{what}: "
+            "it may forget what it was pretrained for",
+            stacklevel=2,
+        )

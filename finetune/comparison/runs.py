@@ -232,7 +232,7 @@ def _check_record(record: dict[str, Any]) -> None:
     if not re.fullmatch(r"[\w.+-]{1,40}", _expect(record, "method", str)):
         raise FinetuneError(f"its run.json has {_short(record['method'])} as method")
     _expect(record, "seed", int)
-    for name in ("data", "model", "method", "run", "training"):
+    for name in ("data", "model", "method", "tuning", "run", "training"):
         _expect(record, f"arguments.{name}", dict)
     for name, kind in {"command": list, "environment": dict, "environment.packages": dict}.items():
         _expect(record, name, kind)

@@ -36,6 +36,7 @@ from finetune.quiet import quiet_loading
 __all__ = [
     "HEADS",
     "SAFE_LOADING",
+    "count_positions",
     "load_encoder",
     "load_model",
     "load_pretrained_tokenizer",
@@ -118,10 +119,16 @@ def load_tokenizer(arguments: ModelArguments, method: str, train: Dataset, max_l
 def longest_input(name: str, tokenizer: PreTrainedTokenizerBase, revision: str | None = None) -> int:
     """Give the most tokens that a pretrained model reads, by its tokenizer and by its number of positions."""
     config = AutoConfig.from_pretrained(resolve_model(name), revision=revision, trust_remote_code=False)
-    positions = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
-    if "roberta" in config.model_type:  # its positions are counted from the padding token's number on
+    positions = count_positions(config)
+    return tokenizer.model_max_length if positions is None else min(tokenizer.model_max_length, positions)
+
+
+def count_positions(config: Any) -> int | None:
+    """Give the most positions that a model of this config was built for; None if it does not say."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions and "roberta" in config.model_type:  # its positions are counted from the padding token's number on
         positions -= config.pad_token_id + 1
-    return min(tokenizer.model_max_length, positions)
+    return positions or None
 
 
 def load_model(

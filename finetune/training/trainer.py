@@ -43,6 +43,7 @@ from finetune.errors import FinetuneError, Interrupted
 from finetune.files import is_disk_full
 from finetune.hardware import is_out_of_memory, release_memory
 from finetune.methods import new_modules_of
+from finetune.methods.adapters import refuse_too_long
 from finetune.methods.features import (
     FeatureCollator,
     compute_features,
@@ -113,6 +114,7 @@ class FineTuningTrainer(Trainer):
         tuning: TuningArguments | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ):
+        refuse_too_long(model, processing_class.model_max_length)
         args._n_gpu = min(args.n_gpu, 1)  # several GPUs take several processes, never nn.DataParallel
         super().__init__(
             model=model,
