@@ -166,7 +166,7 @@ class Handler(BaseHTTPRequestHandler):
             threading.Event().wait(self.server.slow_seconds)
         try:
             if fault is not None and fault.isdigit():
-                raise RefusalError(int(fault), "injected", url=f"{self.server.url}/injected")
+                raise RefusalError(int(fault), "injected", url=f"{self.server.url}/me/injected")
             found = self.route(path, body)
         except RefusalError as refusal:
             headers = {"X-Error-Message": refusal.message}

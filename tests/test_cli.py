@@ -66,6 +66,11 @@ def test_flags_that_the_readme_names_exist():
         "format",
         "int8",
         "tolerance",
+        "adapter",
+        "public",
+        "input_file",
+        "output_file",
+        "port",
     }  # of commands and benchmarks
     flags = set(re.findall(r"--(\w+)", readme))
     assert len(flags) > 20

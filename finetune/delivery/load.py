@@ -51,7 +51,12 @@ def download_model(
     api = HfApi()
     patterns = [*FETCHED, "*.py"] if trust_remote_code else FETCHED
     fetch = functools.partial(
-        api.snapshot_download, name, revision=revision, cache_dir=cache_dir, allow_patterns=patterns
+        api.snapshot_download,
+        name,
+        revision=revision,
+        cache_dir=cache_dir,
+        allow_patterns=patterns,
+        max_workers=1,  # one that loses its connection closes the client that the others are about to take
     )
     try:
         folder = Path(retry(fetch))
