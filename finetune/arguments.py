@@ -552,7 +552,7 @@ def _read_config(argv: Sequence[str], known: set[str]) -> dict[str, Any]:
         settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FinetuneError(f"Expected a YAML file after --config, but {path!r} does not exist.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:  # also a NUL in the name
         raise FinetuneError(f"Expected a YAML file after --config, but {path!r} can't be read: {error}") from error
     if settings is None:
         return {}

@@ -403,7 +403,10 @@ def count_kills(nursery, own, seconds, expected, kills, draw, folder, note, name
         if status == -signal.SIGKILL:
             phase = nursery.phase
             record = cut / "run.json"
-            assert not record.exists() or json.loads(record.read_text())["status"] == "running"
+            if record.exists() and json.loads(record.read_text())["status"] == "complete":
+                assert_equal(outcome(cut), expected)  # nothing was left to do but to print the summary
+                shutil.rmtree(cut)
+                continue
             text = end(nursery, argv, folder)
             count["trials"] += 1
             count["equal"] += outcome(cut) == expected

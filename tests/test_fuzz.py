@@ -23,7 +23,7 @@ import pytest
 import yaml
 from conftest import load_recipe, make_reviews, write_csv, write_tiny_bert
 from faulty import Nursery
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from finetune.arguments import parse_arguments
@@ -309,6 +309,7 @@ def scratch(tmp_path):
 
 
 @QUICK
+@example(words=["--config", "\x00"])
 @given(words=FLAGS)
 def test_flags(scratch, words):
     with scratch() as folder:

@@ -411,6 +411,7 @@ def test_run_directories_are_found_at_any_depth_each_once(tmp_path):
         (tmp_path / name / "run.json").write_text("{}")
     (tmp_path / "a/logs").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "b")
+    (tmp_path / "a/deep/circle").symlink_to(tmp_path / "a")
     paths = [tmp_path / "a", tmp_path / "b", tmp_path / "b/run3", tmp_path / "link"]
     found = [str(path.relative_to(tmp_path)) for path in find_run_directories(paths)]
     assert found == ["a/deep/er/run2", "a/run1", "b/run3"]

@@ -134,6 +134,10 @@ def load(path: str | Path, trust_remote_code: bool = False) -> tuple[Any, Any]:
             raise
         reason = str(error).strip().splitlines()[0]
         raise FinetuneError(f"Expected a loadable model in {str(folder)!r}, but got: {reason}") from error
+    if tokenizer.pad_token is None:
+        raise FinetuneError(
+            f"Expected a tokenizer with a padding token in {str(folder)!r}, but it has none. Save the model again."
+        )
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     return model.eval(), tokenizer
