@@ -128,6 +128,24 @@ def test_interrupted_and_started_again_it_gives_the_same_predictions(undisturbed
         np.testing.assert_array_equal(found[name], logits)
 
 
+def test_killed_and_started_again_it_waits_for_the_run_that_goes_on(undisturbed, small, tmp_path):
+    """SIGKILL ends the comparison alone: the run at work goes on, and must neither fail nor be started twice."""
+    words = [str(RECIPE), "--methods", "textcnn", "--seeds", "0", "--output_dir", str(tmp_path / "runs"), "--", *small]
+    process = compare([*words, "--no_floor"])
+    lock = tmp_path / "runs/textcnn-seed0/run.lock"
+    while not lock.exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    out, err = (process := compare([*words, "--no_floor"])).communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert "is at work on it, waiting for its end" in out
+    np.testing.assert_array_equal(
+        read_logits(tmp_path / "runs")["textcnn-seed0"], read_logits(undisturbed[0])["textcnn-seed0"]
+    )
+
+
 def test_time_left_is_honest():
     runs = [Planned(method, seed, Path(f"{method}-seed{seed}")) for seed in (1, 2) for method in ("tfidf", "full")]
     assert estimate_time_left(runs, {}) == "time left: that of tfidf, full not known yet"

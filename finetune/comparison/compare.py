@@ -20,6 +20,7 @@ from typing import Any
 from finetune.catalogue import CATALOGUE
 from finetune.errors import FinetuneError
 from finetune.files import write_json
+from finetune.training.lock import find_holder
 
 __all__ = ["Plan", "Planned", "estimate_time_left", "run_plan"]
 
@@ -27,6 +28,7 @@ PLAN_FILE = "comparison.json"
 # The plan sets these itself, for each run.
 OWN_FLAGS = ("method", "seed", "output_dir", "restart")
 DETERMINISTIC = ("tfidf",)  # another seed changes nothing
+POLL_SECONDS = 1
 GRACE_SECONDS = 120  # for a run to end its step and write a checkpoint after a signal
 
 
@@ -138,7 +140,7 @@ def run_plan(plan: Plan) -> list[str]:
         print(f"{where}: started, {estimate_time_left(plan.runs[number - 1 :], seconds)}", flush=True)
         start = time.monotonic()
         log = plan.output_directory / "logs" / f"{run.name}.log"
-        status = _launch(plan.command(run), log)
+        status = _launch_or_join(plan, run, log, where)
         took = time.monotonic() - start
         if status == 0 and run.is_finished():
             seconds.setdefault(run.method, []).append(took)
@@ -175,6 +177,21 @@ def _open(plan: Plan) -> None:
         write_json(path, now)
     except OSError as error:
         raise FinetuneError(f"Expected --output_dir to be writable, but got: {error}. Pass another folder.") from error
+
+
+def _launch_or_join(plan: Plan, run: Planned, log: Path, where: str) -> int:
+    """Start a run; one that an earlier comparison started, before it was killed, is waited for instead."""
+    while True:
+        holder = find_holder(run.directory)
+        if holder is not None:
+            print(f"{where}: {holder} is at work on it, waiting for its end", flush=True)
+            while find_holder(run.directory) is not None:
+                time.sleep(POLL_SECONDS)
+        if run.is_finished():
+            return 0
+        status = _launch(plan.command(run), log)
+        if status == 0 or find_holder(run.directory) is None:
+            return status
 
 
 def _launch(command: Sequence[str], log: Path) -> int:

@@ -60,10 +60,12 @@ def add_adapter(model: PreTrainedModel, method: str, settings: dict[str, Any], n
         fields.setdefault("exclude_modules", [*HEADS, *new_modules])
     if "modules_to_save" in known:
         modules = [name for name, _ in model.named_modules()]
-        for name in _names(fields.get("modules_to_save")):
-            if not any(module.endswith(name) for module in modules):
-                raise FinetuneError(f"Expected modules of the model as modules_to_save, but it has no {name!r}.")
-        fields["modules_to_save"] = [*new_modules, *_names(fields.get("modules_to_save"))] or None
+        more = _names(fields.get("modules_to_save"))
+        there = [name for name in more if any(f".{module}".endswith(f".{name}") for module in modules)]
+        if "modules_to_save" in settings and there != more:
+            missing = next(name for name in more if name not in there)
+            raise FinetuneError(f"Expected modules of the model as modules_to_save, but it has no {missing!r}.")
+        fields["modules_to_save"] = list(dict.fromkeys([*new_modules, *there])) or None
     if "total_step" in known:
         fields.setdefault("total_step", UNPLANNED)
     try:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from finetune.errors import FinetuneError
 
-__all__ = ["LOCK_FILE", "DirectoryLock"]
+__all__ = ["LOCK_FILE", "DirectoryLock", "find_holder"]
 
 LOCK_FILE = "run.lock"
 
@@ -65,3 +65,20 @@ class DirectoryLock:
             self.path.unlink(missing_ok=True)
             os.close(self.descriptor)
             self.descriptor = None
+
+
+def find_holder(directory: Path) -> str | None:
+    """Tell which process has the lock of a directory; None if none has."""
+    try:
+        descriptor = os.open(directory / LOCK_FILE, os.O_RDWR)
+    except OSError:
+        return None
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return os.pread(descriptor, 100, 0).decode("ascii", "replace") or "another process"
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+    return None
