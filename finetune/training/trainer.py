@@ -714,6 +714,7 @@ class FineTuningTrainer(Trainer):
                 factors = [factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas]
                 for group, rate, factor in zip(optimizer.param_groups, rates, factors, strict=True):
                     group["lr"] = rate * factor
+                scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]  # what the next step logs
 
 
 class _EvaluationCutShort(Exception):  # noqa: N818  not an error
