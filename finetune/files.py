@@ -13,6 +13,8 @@ from typing import Any
 __all__ = ["flush_folder", "is_disk_full", "replace_folder", "write_aside", "write_json"]
 
 FULL = {errno.ENOSPC, errno.EDQUOT}
+# Of safetensors and tokenizers; then of torch, whose archive writer says which of its steps failed, and not why.
+FULL_IN_WORDS = ("No space left", "os error 28", "file write failed", "unexpected pos", "iostream error")
 
 
 @contextlib.contextmanager
@@ -62,15 +64,13 @@ def flush_folder(folder: Path) -> None:
 def is_disk_full(error: BaseException) -> bool:
     """Tell whether an error, or what caused it, says that the disk or the quota is full.
 
-    safetensors and torch say it in words of their own.
+    safetensors, tokenizers and torch say it in words of their own.
     """
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno in FULL:
             return True
-        if any(
-            words in str(cause) for words in ("No space left", "os error 28", "file write failed", "unexpected pos")
-        ):
+        if any(words in str(cause) for words in FULL_IN_WORDS):
             return True
         cause = cause.__cause__ or cause.__context__
     return False

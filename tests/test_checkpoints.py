@@ -142,6 +142,7 @@ def test_disk_full_is_known_through_other_errors():
     error = RuntimeError("writing failed")
     error.__cause__ = OSError(28, "No space left on device")
     assert is_disk_full(error)
+    assert is_disk_full(RuntimeError("basic_ios::clear: iostream error"))  # torch.save, as its archive ends
     assert not is_disk_full(OSError(2, "No such file or directory"))
 
 

@@ -423,7 +423,7 @@ def count_changed_files(nursery, own, expected, draw, folder):
     """Change each file of the newest checkpoint, and resume from the one before."""
     count = {"trials": 0, "equal": 0, "skipped and said": 0, "files": 0}
     cut, kept = folder / "cut", folder / "kept"
-    argv = [*own, "--output_dir", str(cut)]
+    argv = [*own, "--save_total_limit", "9", "--output_dir", str(cut)]
     assert nursery.run(argv, folder / "log", [("SIGKILL", STEP, 33)]) == -signal.SIGKILL
     cut.rename(kept)
     for path in sorted((kept / "checkpoints/checkpoint-30").iterdir()):
