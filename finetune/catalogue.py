@@ -141,9 +141,8 @@ CATALOGUE: dict[str, Method] = {
         "the embeddings of virtual tokens before the text",
         "Lester et al. 2021",
         # On 1,500 sentences of MR the prompt and the last layer alone stay near the majority class (52 to 60 % after an
-        # epoch at six settings of their rates, 52.8 % at 3e-2 from random vectors). With the pooler trained as well,
-        # as RoBERTa's head is, two epochs reach 64.8 % from random vectors and 69.5 % from words (Lester et al. 2021,
-        # section 3.2).
+        # epoch at six settings of their rates, 52.8 % at 3e-2 from random vectors). With the pooler trained as well, as
+        # RoBERTa's head is, two epochs reach 64.8 % from random vectors and 69.5 % from words (Lester et al. 2021).
         {"learning_rate": 3e-3},
         "PROMPT_TUNING",
         {"num_virtual_tokens": 10, "prompt_tuning_init": "SAMPLE_VOCAB", "modules_to_save": ["pooler"]},
