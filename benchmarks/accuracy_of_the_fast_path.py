@@ -10,6 +10,7 @@ seed; the 95 % interval of the mean difference over seeds is Student's, of the p
 
 import json
 import statistics
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,7 +42,7 @@ def measure(name: str, seed: int, options: Any) -> dict[str, float]:
     """Fine-tune once and measure on the test sentences."""
     quiet_program()
     use_processor(options.num_threads)
-    sentences = read_sentences(options.train_file)
+    sentences = read_sentences(Path(options.train_file))
     assert isinstance(sentences.features["label"], ClassLabel)
     splits = carve_splits(drop_duplicates(sentences), {"test": TEST_SIZE}, seed=0)
     fast = name == FAST

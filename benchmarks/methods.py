@@ -31,7 +31,7 @@ RECIPE = Path(__file__).parent.parent / "recipes/classify.py"
 
 def write_splits(path: str, folder: Path) -> None:
     """Write train.csv and test.csv: the same rows in every run."""
-    sentences = drop_duplicates(read_sentences(path))
+    sentences = drop_duplicates(read_sentences(Path(path)))
     for name, split in carve_splits(sentences, {"test": TEST_SIZE}, seed=0).items():
         with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)

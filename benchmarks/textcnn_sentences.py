@@ -32,10 +32,10 @@ from finetune.data.labels import task_of
 from finetune.data.split import carve_splits
 from finetune.data.tokenize import TextConfig, tokenize_dataset
 from finetune.errors import FinetuneError, exit_on_error
+from finetune.files import write_json
 from finetune.hardware import default_num_threads, describe_hardware, supports_bf16, use_processor
 from finetune.metrics import accuracy_interval, compute_metrics
 from finetune.models.load import load_model, load_tokenizer
-from finetune.models.save import write_json
 from finetune.quiet import quiet_program
 from finetune.training.trainer import FineTuningTrainer
 

@@ -14,11 +14,13 @@ __version__ = "0.1.0"
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
-def load(path: str) -> tuple[Any, Any]:
-    """Load the model and the tokenizer of a run directory or of a saved model folder.
+def load(path: str, trust_remote_code: bool = False) -> tuple[Any, Any]:
+    """Load the model and the tokenizer of a run directory, of a saved model folder, or from the Hub.
 
     Args:
-        path: A run directory (its `model/` is taken) or a folder that a recipe, `save_pretrained` or PEFT wrote.
+        path: A run directory (its `model/` is taken), a folder that a recipe, `save_pretrained` or PEFT wrote, or
+            `user/name`, `user/name@revision` of the Hub, of which only safetensors are read.
+        trust_remote_code: Whether a model may run Python code that lies beside its weights; finetune's own don't.
 
     Returns:
         `(model, tokenizer)`: a `PreTrainedModel` or `PeftModel` in evaluation mode, in float32 on the CPU, with
@@ -26,8 +28,8 @@ def load(path: str) -> tuple[Any, Any]:
         `finetune.models.tfidf.TfidfClassifier` and None.
 
     Raises:
-        finetune.errors.FinetuneError: If `path` holds no model.
+        finetune.errors.FinetuneError: If `path` holds no model, or it can't be had.
     """
     from finetune.delivery.load import load as load_model_and_tokenizer
 
-    return load_model_and_tokenizer(path)
+    return load_model_and_tokenizer(path, trust_remote_code)

@@ -11,17 +11,20 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 import yaml
+from accelerate import PartialState
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.utils import is_torch_tf32_available
 
 from finetune.catalogue import CATALOGUE, METHOD_DEFAULTS
 from finetune.errors import FinetuneError
 from finetune.hardware import default_num_threads, fastest_precision
+from finetune.hub import parse_hub_id
 from finetune.metrics import (
     DEFAULT_METRIC,
     GREATER_IS_BETTER,
@@ -35,13 +38,17 @@ from finetune.metrics import (
 __all__ = [
     "Arguments",
     "DataArguments",
+    "HubTarget",
     "MethodArguments",
     "ModelArguments",
     "RunArguments",
     "TuningArguments",
     "parse_arguments",
+    "read_peft_config",
 ]
 
+# A process that waits for a dead or unreachable one gives up after two minutes, not after half an hour.
+DDP_TIMEOUT = 120
 # Flags of `TrainingArguments` that would be taken and then have no effect here.
 REFUSED = {
     "resume_from_checkpoint": "a run resumes by itself from its --output_dir",
@@ -54,6 +61,13 @@ REFUSED = {
     "fp16_full_eval": "evaluation computes as training does",
     "prediction_loss_only": "the metrics need the predictions",
     "remove_unused_columns": "only what a model takes is handed to it",
+    "enable_jit_checkpoint": "a run checkpoints by itself on SIGTERM and SIGINT",
+    "save_only_model": "a run that is cut off could not resume",
+    "save_on_each_node": "the main process writes the run directory",
+    "restore_callback_states_from_checkpoint": "a run restores them by itself",
+    "ignore_data_skip": "a resumed run would train on other examples",
+    "hub_strategy": "the finished model is pushed, once",
+    "hub_always_push": "the finished model is pushed, once",
     "do_train": "a recipe trains and evaluates",
     "do_eval": "a recipe trains and evaluates",
     "do_predict": "a recipe trains and evaluates",
@@ -111,6 +125,13 @@ class DataArguments:
     )
     label_delimiter: str | None = field(
         default=None, metadata={"help": "What separates several labels of a text in one column."}
+    )
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read the training texts from disk while training: --train_file is a folder of Parquet files. For "
+            "data larger than memory."
+        },
     )
     remove_leakage: bool = field(
         default=False, metadata={"help": "Drop training texts that are also in the given validation or test split."}
@@ -302,6 +323,27 @@ class RunArguments:
     )
     no_store_text: bool = field(default=False, metadata={"help": "Leave the texts out of predictions/."})
     restart: bool = field(default=False, metadata={"help": "Delete the run that --output_dir holds and start it over."})
+    resume_with_changes: bool = field(
+        default=False,
+        metadata={
+            "help": "Go on from the checkpoint although settings or data have changed since; run.json says which."
+        },
+    )
+
+
+@dataclass(frozen=True)
+class HubTarget:
+    """Where a finished run goes: taken out of `TrainingArguments`, whose `Trainer` would push at every checkpoint.
+
+    Attributes:
+        model_id: `user/name` on the Hub.
+        private: Whether only its owner can see it.
+        revision: The branch; None for main.
+    """
+
+    model_id: str
+    private: bool = True
+    revision: str | None = None
 
 
 @dataclass
@@ -315,13 +357,19 @@ class Arguments:
     run: RunArguments
     training: TrainingArguments
     given: frozenset[str]
+    hub: HubTarget | None = None
 
-    def settle(self, problem_type: str) -> None:
+    def settle(self, problem_type: str, is_paired: bool = False) -> None:
         """Set what depends on the task, once it is known, and refuse what does not fit it.
 
         Raises:
-            FinetuneError: If a chosen metric, smoothing or weighting is not defined for the task.
+            FinetuneError: If a chosen metric, smoothing, weighting or truncation is not defined for the task.
         """
+        if is_paired and self.data.truncation != "head":
+            raise FinetuneError(
+                f"Expected --truncation head for pairs of texts, but got {self.data.truncation!r}. "
+                "The longer one is cut."
+            )
         method, training = self.method, self.training
         what = {MULTI_LABEL: "several labels a text", REGRESSION: "a number to predict"}.get(problem_type, "classes")
         metric = (training.metric_for_best_model or "loss").removeprefix("eval_")
@@ -355,12 +403,29 @@ class Arguments:
         unused: set[str] = set()
         if method == "tfidf":
             text = {"max_length", "truncation", "window_stride", "window_pooling", "max_train_windows"}
-            network = text.union(vars(self.model), vars(self.method), vars(self.run), vars(self.training))
-            unused = network - {"method", "output_dir", "seed", "config", "restart", "num_threads", "no_store_text"}
+            parts = (self.model, self.method, self.tuning, self.run, self.training)
+            network = text.union(*(vars(part) for part in parts))
+            used = {
+                "method",
+                "output_dir",
+                "seed",
+                "config",
+                "restart",
+                "resume_with_changes",
+                "num_threads",
+                "no_store_text",
+            }
+            unused = network - used - {"push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision"}
         else:
-            prefixes = [prefix for prefix in ("lora", "textcnn") if prefix != method]
-            names = [name for part in (self.model, self.method) for name in vars(part)]
-            unused = {name for name in names for prefix in prefixes if name.startswith(f"{prefix}_")}
+            takes_adapter = method == "peft" or CATALOGUE[method].peft_type is not None
+            prefixes = [] if takes_adapter else ["lora_"]
+            prefixes += [] if method == "textcnn" else ["textcnn_"]
+            names = [name for part in (self.model, self.method, self.tuning) for name in vars(part)]
+            unused = {name for name in names if name.startswith(tuple(prefixes))}
+            if method != "last_layers":
+                unused.add("num_layers")
+            if self.tuning.lr_schedule in (None, "slanted_triangular"):
+                unused.add("num_cycles")
             if self.data.truncation != "window":
                 unused |= {"window_stride", "window_pooling", "max_train_windows"}
         if method == "textcnn":
@@ -374,6 +439,8 @@ class Arguments:
     def to_dict(self) -> dict[str, Any]:
         """Give every setting by part and name, without tokens, for `run.json`."""
         parts = {part: vars(getattr(self, part)).copy() for part in ("data", "model", "method", "tuning", "run")}
+        if self.method.peft_config is not None:
+            parts["method"]["peft_config"] = read_peft_config(self.method.peft_config)  # the file may change
         training = {name: value for name, value in self.training.to_dict().items() if not name.endswith("_token")}
         return {**parts, "training": training}
 
@@ -400,6 +467,9 @@ def parse_arguments(description: str | None, defaults: dict[str, Any], argv: Seq
         FinetuneError: If a setting is unknown, has the wrong type, or is outside its range.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    methods = dict.fromkeys(_values_of("method", argv))
+    if len(methods) > 1:
+        raise FinetuneError(f"Expected one --method, but got {' and '.join(methods)}. Drop all but one.")
     parts: Any = [DataArguments, ModelArguments, MethodArguments, TuningArguments, RunArguments, TrainingArguments]
     parser = _Parser(
         parts, usage="%(prog)s [--config FILE.yaml] [--name value ...]", description=description, allow_abbrev=False
@@ -414,25 +484,54 @@ def parse_arguments(description: str | None, defaults: dict[str, Any], argv: Seq
     parser.set_defaults(**{**_machine_defaults(given), **defaults, **METHOD_DEFAULTS.get(method, {})})
     words = [word for name, value in config.items() for word in _to_flag(name, value)] + argv
     try:
+        _join_processes(words)
         data, model, method_arguments, tuning, run, training, unknown = parser.parse_args_into_dataclasses(
             words, return_remaining_strings=True, look_for_args_file=False
         )
     except FinetuneError:
         raise
+    except torch.distributed.DistError as error:
+        raise FinetuneError(
+            f"Expected {os.environ.get('WORLD_SIZE')} processes to start within --ddp_timeout, but not all of them "
+            f"came ({error}). Look for a message of the others, and for the address and number of each host."
+        ) from error
     except (ValueError, TypeError, ImportError) as error:  # TrainingArguments checks itself while it is built
         raise FinetuneError(f"The training settings don't fit together: {error}") from error
     if unknown:
         raise FinetuneError(_unknown_setting(unknown[0].lstrip("-").split("=")[0], known, "on the command line"))
 
-    arguments = Arguments(data, model, method_arguments, tuning, run, training, given)
+    arguments = Arguments(data, model, method_arguments, tuning, run, training, given, _take_hub_target(training))
     _fill_in(arguments)
     _check(arguments)
     return arguments
 
 
+def _join_processes(words: Sequence[str]) -> None:
+    """On CPUs, join the other processes with --ddp_timeout; TrainingArguments would do it with torch's half hour."""
+    timeout = _value_of("ddp_timeout", words) or str(DDP_TIMEOUT)
+    use_cpu = not torch.cuda.is_available() or "--use_cpu" in words or os.environ.get("ACCELERATE_USE_CPU") == "True"
+    if use_cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1 and timeout.isdigit():
+        PartialState(cpu=True, timeout=timedelta(seconds=int(timeout)))
+
+
+def read_peft_config(path: str) -> dict[str, Any]:
+    """Read the fields of a PEFT config from a YAML file.
+
+    Raises:
+        FinetuneError: If it is not a file of names and values.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise FinetuneError(f"Expected a YAML file after --peft_config, but {path!r} can't be read: {error}") from error
+    if not isinstance(content, dict):
+        raise FinetuneError(f"Expected 'name: value' lines in {path!r}, but found a {type(content).__name__}.")
+    return content
+
+
 def _machine_defaults(given: frozenset[str]) -> dict[str, Any]:
     """Choose device and number format, unless the user chose either of the half formats."""
-    defaults: dict[str, Any] = {"use_cpu": not torch.cuda.is_available()}
+    defaults: dict[str, Any] = {"use_cpu": not torch.cuda.is_available(), "ddp_timeout": DDP_TIMEOUT}
     if not {"bf16", "fp16"} & given:
         precision = fastest_precision()
         defaults |= {"bf16": precision == "bf16", "fp16": precision == "fp16"}
@@ -453,7 +552,7 @@ def _read_config(argv: Sequence[str], known: set[str]) -> dict[str, Any]:
         settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FinetuneError(f"Expected a YAML file after --config, but {path!r} does not exist.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:  # also a NUL in the name
         raise FinetuneError(f"Expected a YAML file after --config, but {path!r} can't be read: {error}") from error
     if settings is None:
         return {}
@@ -474,15 +573,20 @@ def _read_config(argv: Sequence[str], known: set[str]) -> dict[str, Any]:
     return settings
 
 
-def _value_of(name: str, argv: Sequence[str]) -> str | None:
-    """Find the last value of `--name value` or `--name=value`."""
-    value = None
+def _values_of(name: str, argv: Sequence[str]) -> list[str]:
+    """Find the values of `--name value` and `--name=value`."""
+    values = []
     for position, word in enumerate(argv):
         if word == f"--{name}" and position + 1 < len(argv):
-            value = argv[position + 1]
+            values.append(argv[position + 1])
         elif word.startswith(f"--{name}="):
-            value = word.split("=", 1)[1]
-    return value
+            values.append(word.split("=", 1)[1])
+    return values
+
+
+def _value_of(name: str, argv: Sequence[str]) -> str | None:
+    """Find the last value of a flag, which is the one that counts."""
+    return next(reversed(_values_of(name, argv)), None)
 
 
 def _flags_to_names(argv: Sequence[str], known: set[str]) -> set[str]:
@@ -500,6 +604,21 @@ def _unknown_setting(name: str, known: set[str], where: str) -> str:
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"Did you mean {close[0]!r}?" if close else "--help lists every setting."
     return f"Expected a setting that the recipe knows, but found {name!r} {where}. {hint}"
+
+
+def _take_hub_target(training: TrainingArguments) -> HubTarget | None:
+    """Take what says where to push out of the settings of the `Trainer`, which would make the repository at once."""
+    wanted, name, revision = training.push_to_hub, training.hub_model_id, training.hub_revision
+    private = training.hub_private_repo is not False
+    training.push_to_hub, training.hub_model_id, training.hub_private_repo = False, None, None
+    training.hub_revision = None
+    if not wanted:
+        if name is not None:
+            raise FinetuneError("Expected --push_to_hub with --hub_model_id, but got the latter alone. Add it.")
+        return None
+    if name is None or parse_hub_id(name) is None or "@" in name:
+        raise FinetuneError(f"Expected --hub_model_id user/name with --push_to_hub, but got {name!r}.")
+    return HubTarget(name, private, revision)
 
 
 def _fill_in(arguments: Arguments) -> None:
@@ -532,11 +651,11 @@ def _check(arguments: Arguments) -> None:
             raise FinetuneError(f"Expected no --{name}, because {instead}. Leave it out.")
     if training.fp16 and training.use_cpu:
         raise FinetuneError("Expected no --fp16 on a CPU, which trains in bf16 or fp32. Leave it out.")
-    if training.push_to_hub:
-        raise FinetuneError(
-            "Expected no --push_to_hub: training does not push. Upload the finished run's model/ with `hf upload`."
-        )
     method = arguments.method
+    if method.oversample and method.class_weights != "none":
+        raise FinetuneError(
+            "Expected --oversample or --class_weights balanced, but got both, which would correct twice. Drop one."
+        )
     if method.focal_gamma and training.label_smoothing_factor and "label_smoothing_factor" in arguments.given:
         raise FinetuneError("Expected --focal_gamma or --label_smoothing_factor, but got both. Drop one of them.")
     if method.focal_gamma:
@@ -584,10 +703,6 @@ def _check(arguments: Arguments) -> None:
             f"Expected --window_stride below --max_length {data.max_length}, but got {data.window_stride}. "
             "A quarter of it is usual."
         )
-    if data.truncation != "head" and data.text_pair_column is not None:
-        raise FinetuneError(
-            f"Expected --truncation head for pairs of texts, but got {data.truncation!r}. The longer one is cut."
-        )
     if arguments.model.model_revision is not None and (
         arguments.model.model_name_or_path == "embedded" or Path(arguments.model.model_name_or_path).exists()
     ):
@@ -615,6 +730,30 @@ def _check(arguments: Arguments) -> None:
         if path is not None and not Path(path).exists():
             raise FinetuneError(f"Expected --{name} to be a file or folder, but {path!r} does not exist.")
 
+    if data.streaming:
+        _check_streaming(arguments)
+
+
+def _check_streaming(arguments: Arguments) -> None:
+    """Refuse what needs all training texts at once."""
+    data, method = arguments.data, arguments.method
+    if data.train_file is None or not Path(data.train_file).is_dir():
+        raise FinetuneError("Expected --train_file to be a folder of Parquet files with --streaming, but it is not.")
+    if data.validation_file is None or data.test_file is None:
+        raise FinetuneError(
+            "Expected --validation_file and --test_file with --streaming, which can't carve splits. Pass both."
+        )
+    wants_all = {
+        "--method tfidf": method.method == "tfidf",
+        "--oversample": method.oversample,
+        "--class_weights balanced": method.class_weights == "balanced",
+        "--max_train_samples": data.max_train_samples is not None,
+        "--remove_leakage": data.remove_leakage,
+    }
+    found = [name for name, is_set in wants_all.items() if is_set]
+    if found:
+        raise FinetuneError(f"Expected no {found[0]} with --streaming: it needs all training texts at once.")
+
 
 def _check_tuning(arguments: Arguments) -> None:
     """Refuse settings of the method that contradict one another."""
@@ -626,26 +765,23 @@ def _check_tuning(arguments: Arguments) -> None:
             f"Expected --peft_config with --method peft or an adapter, but got --method {method.method} "
             f"{'with' if method.peft_config else 'without'} it. Give both, or neither."
         )
+    if method.peft_config is not None:
+        read_peft_config(method.peft_config)
     if method.method == "qlora" and training.use_cpu:
         raise FinetuneError(
             "Expected a GPU for --method qlora: on a CPU bitsandbytes packs the weights at the first evaluation, and "
             "they can't be trained further. Take --method lora."
         )
-    usual = CATALOGUE[method.method].defaults.get("learning_rate")
-    if "learning_rate" in arguments.given and usual is not None:
-        adapter = CATALOGUE[method.method].peft_type is not None
-        if adapter and training.learning_rate <= usual / 8:
-            warnings.warn(
-                f"--learning_rate {training.learning_rate:g} is one for full fine-tuning; --method {method.method} "
-                f"usually needs about {usual:g}, else it hardly moves",
-                stacklevel=2,
-            )
-        elif not adapter and training.learning_rate >= usual * 8:
-            warnings.warn(
-                f"--learning_rate {training.learning_rate:g} is far above the {usual:g} that --method {method.method} "
-                "usually takes; adapters take such rates",
-                stacklevel=2,
-            )
+    _warn_of_learning_rate(arguments)
+    if (
+        method.reinit_layers
+        and method.method != "full"
+        and not (method.method == "last_layers" and method.reinit_layers <= method.num_layers)
+    ):
+        raise FinetuneError(
+            f"Expected --reinit_layers with --method full, or last_layers and as many --num_layers, but got --method "
+            f"{method.method}: it would freeze layers that were drawn at random. Leave it out."
+        )
     if tuning.unfreeze_every is not None and method.method != "full":
         raise FinetuneError(
             f"Expected --unfreeze_every with --method full, but got --method {method.method}, which freezes for good."
@@ -657,3 +793,25 @@ def _check_tuning(arguments: Arguments) -> None:
             if name in arguments.given:
                 raise FinetuneError(f"Expected --lr_schedule or --{name}, but got both. Drop one of them.")
         training.warmup_steps = 0
+
+
+def _warn_of_learning_rate(arguments: Arguments) -> None:
+    """Warn of a rate for full fine-tuning given to an adapter, and of the reverse."""
+    method, rate = arguments.method.method, arguments.training.learning_rate
+    usual = CATALOGUE[method].defaults.get("learning_rate")
+    if "learning_rate" not in arguments.given or usual is None:
+        return
+    if rate <= usual / 8:
+        what = " and is one for full fine-tuning" if rate <= 1e-4 < usual else ""
+        warnings.warn(
+            f"--learning_rate {rate:g} is far below the {usual:g} that --method {method} usually needs{what}: "
+            "it will hardly move",
+            stacklevel=2,
+        )
+    elif rate >= usual * 8:
+        what = " and is one for adapters" if usual <= 1e-4 <= rate else ""
+        warnings.warn(
+            f"--learning_rate {rate:g} is far above the {usual:g} that --method {method} usually takes{what}: "
+            "it may forget what it was pretrained for",
+            stacklevel=2,
+        )

@@ -20,7 +20,7 @@ class Method:
         paper: Where it is from.
         defaults: Settings by flag name that it needs where they differ from the recipe's.
         peft_type: PEFT's name of it; None for what is done without PEFT.
-        peft_config: Fields of PEFT's config class.
+        peft_config: Fields of PEFT's config class. Of its `modules_to_save` those count that a model has.
         merges: Whether the adapter can be merged into the weights; None without an adapter.
         trainable_share: Of the embedded encoder's parameters with a head for two classes; None where it has no meaning.
     """
@@ -121,6 +121,7 @@ CATALOGUE: dict[str, Method] = {
     "ia3": Method(
         "a factor on each key, value and feed-forward feature",
         "Liu et al. 2022",
+        # The factors start at 1 and have to move far: 76.0 % after an epoch of 1,500 sentences of MR.
         {"learning_rate": 1e-2},
         "IA3",
         {"target_modules": "all-linear", "feedforward_modules": []},
@@ -139,11 +140,14 @@ CATALOGUE: dict[str, Method] = {
     "prompt": Method(
         "the embeddings of virtual tokens before the text",
         "Lester et al. 2021",
-        {"learning_rate": 3e-2},
+        # On 1,500 sentences of MR the prompt and the last layer alone stay near the majority class (52 to 60 % after an
+        # epoch at six settings of their rates, 52.8 % at 3e-2 from random vectors). With the pooler trained as well, as
+        # RoBERTa's head is, two epochs reach 64.8 % from random vectors and 69.5 % from words (Lester et al. 2021).
+        {"learning_rate": 3e-3},
         "PROMPT_TUNING",
-        {"num_virtual_tokens": VIRTUAL_TOKENS},
+        {"num_virtual_tokens": 10, "prompt_tuning_init": "SAMPLE_VOCAB", "modules_to_save": ["pooler"]},
         merges=False,
-        trainable_share=0.00037,
+        trainable_share=0.0067,
     ),
     "p_tuning": Method(
         "virtual tokens before the text, from a small network",

@@ -1,12 +1,17 @@
 """The command `finetune`. Libraries are imported by the command that needs them, so that `--help` is immediate."""
 
 import argparse
+import itertools
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, TextIO
 
 from finetune import __version__
 from finetune.errors import FinetuneError, exit_on_error
+
+if TYPE_CHECKING:
+    from finetune.delivery.answers import TextClassifier
 
 __all__ = [
     "build_parser",
@@ -14,9 +19,13 @@ __all__ = [
     "run_compare",
     "run_doctor",
     "run_evaluate",
+    "run_export",
+    "run_merge",
     "run_methods",
     "run_predict",
+    "run_push",
     "run_report",
+    "run_serve",
 ]
 
 
@@ -42,14 +51,23 @@ def build_parser() -> argparse.ArgumentParser:
     methods.set_defaults(run=run_methods)
 
     predict = commands.add_parser("predict", help="label texts with a trained model", allow_abbrev=False)
-    predict.add_argument("path", metavar="PATH", help="a run directory or a model folder")
-    predict.add_argument("texts", metavar="TEXT", nargs="+", help="texts to label")
+    predict.add_argument(
+        "path", metavar="PATH", help="a run directory, a model folder, or user/name[@revision] on the Hub"
+    )
+    predict.add_argument("texts", metavar="TEXT", nargs="*", help="texts to label (default: the lines of the input)")
     predict.add_argument("--pairs", metavar="TEXT", nargs="+", help="a second text for each, for models of pairs")
+    predict.add_argument("--input_file", help="texts to label: .csv, .tsv, .jsonl or .parquet, of any size")
+    predict.add_argument("--output_file", help="gets the rows of --input_file, with label and probabilities added")
+    predict.add_argument("--text_column", help="column of the texts (default: by its name)")
+    predict.add_argument("--text_pair_column", help="column of the second texts, for pairs")
+    predict.add_argument("--encoding", help="how the file's bytes are read as text (default: it is found out)")
     predict.add_argument("--num_threads", type=int, help="threads (default: the physical cores)")
     predict.set_defaults(run=run_predict)
 
     evaluate = commands.add_parser("evaluate", help="measure a trained model on labelled texts", allow_abbrev=False)
-    evaluate.add_argument("path", metavar="PATH", help="a run directory or a model folder")
+    evaluate.add_argument(
+        "path", metavar="PATH", help="a run directory, a model folder, or user/name[@revision] on the Hub"
+    )
     evaluate.add_argument("--test_file", required=True, help="labelled texts, in any format that recipes take")
     evaluate.add_argument("--text_column", help="column of the texts (default: by its name)")
     evaluate.add_argument("--text_pair_column", help="column of the second texts, for pairs")
@@ -59,6 +77,51 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--output_json", help="also write the metrics to this file")
     evaluate.add_argument("--num_threads", type=int, help="threads (default: the physical cores)")
     evaluate.set_defaults(run=run_evaluate)
+
+    push = commands.add_parser("push", help="put a model on the Hub, and make sure it works there", allow_abbrev=False)
+    push.add_argument("path", metavar="PATH", help="a run directory or a model folder")
+    push.add_argument("name", metavar="USER/NAME", help="the repository, made if it does not exist")
+    push.add_argument("--public", action="store_true", help="let everybody see it (default: a private repository)")
+    push.add_argument("--revision", help="the branch to push to, made if it does not exist (default: main)")
+    push.add_argument("--adapter", action="store_true", help="ship an adapter as it is (default: merged into its base)")
+    push.add_argument("--message", help="the commit's message")
+    push.add_argument("--card", help="a file with a model card (default: one is drawn from the run)")
+    push.set_defaults(run=run_push)
+
+    merge = commands.add_parser("merge", help="fold an adapter into the weights of its base", allow_abbrev=False)
+    merge.add_argument("path", metavar="RUN", help="a run directory, or a folder with an adapter")
+    merge.add_argument("output", metavar="OUTPUT", help="the folder to write")
+    merge.set_defaults(run=run_merge)
+
+    export = commands.add_parser("export", help="write a model as ONNX, and measure what it lost", allow_abbrev=False)
+    export.add_argument("path", metavar="RUN", help="a run directory or a model folder; an adapter is merged")
+    export.add_argument("output", metavar="OUTPUT", help="the folder to write")
+    export.add_argument("--format", choices=["onnx"], required=True, help="what to write")
+    export.add_argument("--int8", action="store_true", help="weights and matrix products in 8 bits")
+    export.add_argument(
+        "--tolerance", type=float, default=0.5, help="points that may be lost on the validation split (default: 0.5)"
+    )
+    export.add_argument("--validation_file", help="labelled texts to measure on (default: the run's validation split)")
+    export.add_argument("--text_column", help="their column (default: by its name)")
+    export.add_argument("--text_pair_column", help="column of the second texts, for pairs")
+    export.add_argument("--label_column", help="column of the labels (default: by its name)")
+    export.add_argument("--label_delimiter", help="what separates several labels of a text")
+    export.add_argument("--encoding", help="how the file's bytes are read as text (default: it is found out)")
+    export.add_argument("--max_samples", type=int, help="measure on so many of the texts (default: all)")
+    export.add_argument("--num_threads", type=int, help="threads (default: the physical cores)")
+    export.set_defaults(run=run_export)
+
+    serve = commands.add_parser("serve", help="answer over HTTP, with a page to try a model", allow_abbrev=False)
+    serve.add_argument(
+        "path", metavar="PATH", help="a run directory, a model folder, an export, or user/name[@revision] on the Hub"
+    )
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine)")
+    serve.add_argument("--port", type=int, default=8000, help="port; 0 takes any that is free (default: 8000)")
+    serve.add_argument("--max_body_bytes", type=int, default=2_000_000, help="of a request (default: 2,000,000)")
+    serve.add_argument("--max_texts", type=int, default=256, help="in a request (default: 256)")
+    serve.add_argument("--max_characters", type=int, default=100_000, help="of a text (default: 100,000)")
+    serve.add_argument("--num_threads", type=int, help="threads (default: the physical cores)")
+    serve.set_defaults(run=run_serve)
 
     compare = commands.add_parser(
         "compare", help="run methods x seeds through a recipe, and report", allow_abbrev=False
@@ -116,23 +179,62 @@ def run_methods(arguments: argparse.Namespace) -> None:
 
 def run_predict(arguments: argparse.Namespace) -> None:
     """Print label, probability and text, separated by tabs, one line a text; the number and text for regression."""
+    if (arguments.input_file is None) != (arguments.output_file is None) or (arguments.input_file and arguments.texts):
+        raise FinetuneError("Expected texts, or --input_file with --output_file. Pass one or the other.")
+    if arguments.pairs is not None and len(arguments.pairs) != len(arguments.texts):
+        raise FinetuneError(
+            f"Expected a second text for each of {len(arguments.texts)} texts after --pairs, but got "
+            f"{len(arguments.pairs)}. Pass as many."
+        )
+    if arguments.input_file is not None:
+        _prepare(arguments)
+        from pathlib import Path
+
+        from finetune.delivery.bulk import predict_file
+
+        columns = {name: getattr(arguments, name) for name in ("text_column", "text_pair_column", "encoding")}
+        count = predict_file(arguments.path, Path(arguments.input_file), Path(arguments.output_file), columns)
+        if count is not None:  # else the main process says it
+            print(f"{count:,} rows in {arguments.output_file}")
+        return
+    predictor = _load_predictor(arguments)
+    chunks = [arguments.texts] if arguments.texts else _lines(sys.stdin)
+    for texts in chunks:
+        for text, prediction in zip(texts, predictor.predict(texts, arguments.pairs), strict=True):
+            if prediction.value is not None:
+                found = f"{prediction.value:.4f}"
+            else:
+                found = f"{','.join(prediction.labels)}\t{','.join(f'{p:.4f}' for p in prediction.probabilities)}"
+            print(f"{found}\t{' '.join(text.split())}")
+        sys.stdout.flush()
+
+
+def _load_predictor(arguments: argparse.Namespace) -> "TextClassifier":
+    """Load a model; of an export nothing but onnxruntime and the tokenizer is imported."""
+    from finetune.delivery.exported import is_exported, load_exported
+
+    if is_exported(arguments.path):
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+        return load_exported(arguments.path, arguments.num_threads)
     _prepare(arguments)
     from finetune.delivery.predict import load_predictor
 
-    predictor = load_predictor(arguments.path)
-    for text, prediction in zip(arguments.texts, predictor.predict(arguments.texts, arguments.pairs), strict=True):
-        if prediction.value is not None:
-            found = f"{prediction.value:.4f}"
-        else:
-            found = f"{','.join(prediction.labels)}\t{','.join(f'{p:.4f}' for p in prediction.probabilities)}"
-        print(f"{found}\t{' '.join(text.split())}")
+    return load_predictor(arguments.path)
+
+
+def _lines(stream: TextIO) -> Iterator[list[str]]:
+    """Give the lines of a stream, one by one from a terminal, else many at once."""
+    count = 1 if stream.isatty() else 4096
+    lines = (line.rstrip("\r\n") for line in stream)
+    while chunk := list(itertools.islice(lines, count)):
+        yield chunk
 
 
 def run_evaluate(arguments: argparse.Namespace) -> None:
     """Print the metrics and the classification report."""
     _prepare(arguments)
     from finetune.delivery.evaluate import evaluate_file
-    from finetune.models.save import write_json
+    from finetune.files import write_json
 
     columns = {
         name: getattr(arguments, name)
@@ -150,6 +252,70 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         from pathlib import Path
 
         write_json(Path(arguments.output_json), metrics)
+
+
+def run_push(arguments: argparse.Namespace) -> None:
+    """Push, and say what was checked."""
+    _prepare(arguments)
+    from finetune.delivery.push import push
+
+    push(
+        arguments.path,
+        arguments.name,
+        private=not arguments.public,
+        revision=arguments.revision,
+        adapter=arguments.adapter,
+        message=arguments.message,
+        card=arguments.card,
+    )
+
+
+def run_merge(arguments: argparse.Namespace) -> None:
+    """Write the merged model."""
+    _prepare(arguments)
+    from finetune.delivery.merge import merge_folder
+
+    print(merge_folder(arguments.path, arguments.output))
+
+
+def run_export(arguments: argparse.Namespace) -> None:
+    """Export, and print what was measured."""
+    _prepare(arguments)
+    from finetune.delivery.export import describe, export
+
+    names = ("text_column", "text_pair_column", "label_column", "label_delimiter", "encoding")
+    measured = export(
+        arguments.path,
+        arguments.output,
+        int8=arguments.int8,
+        tolerance=arguments.tolerance,
+        validation_file=arguments.validation_file,
+        columns={name: getattr(arguments, name) for name in names},
+        max_samples=arguments.max_samples,
+    )
+    print(f"{describe(measured)}\n{arguments.output}")
+
+
+def run_serve(arguments: argparse.Namespace) -> None:
+    """Serve until SIGTERM or Ctrl-C."""
+    import functools
+    import importlib.util
+    from pathlib import Path
+
+    if importlib.util.find_spec("fastapi") is None or importlib.util.find_spec("uvicorn") is None:
+        raise FinetuneError(
+            "Expected fastapi and uvicorn to serve, but they are not installed. "
+            "Install them: pip install -c constraints.txt -e '.[serve]'"
+        )
+    limits = {name: getattr(arguments, name) for name in ("max_body_bytes", "max_texts", "max_characters")}
+    for name, value in limits.items():
+        if value < 1:
+            raise FinetuneError(f"Expected --{name} of at least 1, but got {value}.")
+    from finetune.delivery.serve import Limits, serve
+
+    name = Path(arguments.path).resolve().name if Path(arguments.path).exists() else arguments.path
+    load = functools.partial(_load_predictor, arguments)
+    serve(load, name, arguments.host, arguments.port, Limits(**limits))
 
 
 def run_compare(arguments: argparse.Namespace) -> None:
@@ -207,7 +373,7 @@ def _prepare(arguments: argparse.Namespace) -> None:
 
     quiet_program()
     datasets.disable_progress_bars()
-    use_processor(arguments.num_threads or default_num_threads())
+    use_processor(getattr(arguments, "num_threads", None) or default_num_threads())
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -5,24 +5,48 @@ under `exit_on_error`, so that such an error ends the program with that line and
 """
 
 import contextlib
+import errno
+import os
 import sys
 from collections.abc import Iterator
 
-__all__ = ["FinetuneError", "exit_on_error"]
+__all__ = ["RESUME_ME", "FinetuneError", "Interrupted", "exit_on_error"]
+
+RESUME_ME = os.EX_TEMPFAIL  # 75: not a failure; the same command goes on from here
+OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO}
 
 
 class FinetuneError(ValueError):
     """A mistake in the user's input: its message is one line that says what was expected, found, and the fix."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """SIGTERM or SIGINT ended a run that the same command continues."""
+
+
 @contextlib.contextmanager
 def exit_on_error() -> Iterator[None]:
-    """Turn a `FinetuneError` into one line on standard error and exit status 2, Ctrl-C into status 130."""
+    """End the program with one line on standard error and a status instead of a traceback.
+
+    2 for a `FinetuneError`, a disk that is full or can't be written to, and memory that does not suffice; 75 for an
+    interrupted run that can be resumed; 130 for Ctrl-C elsewhere.
+    """
     try:
         yield
     except FinetuneError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        _exit(2, f"error: {error}")
+    except Interrupted as interruption:
+        _exit(RESUME_ME, f"interrupted: {interruption}")
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        _exit(130, "interrupted")
+    except OSError as error:
+        if error.errno not in OF_THE_DISK:
+            raise
+        _exit(2, f"error: {error.strerror}: {error.filename or 'a file'}. Make room, or pass another folder.")
+    except MemoryError:
+        _exit(2, "error: Expected more memory: an allocation failed. Free some, or pass a smaller model or batch.")
+
+
+def _exit(status: int, line: str) -> None:
+    print(" ".join(line.split()), file=sys.stderr)
+    sys.exit(status)

@@ -1,7 +1,6 @@
 """What the machine can do: threads, number formats, memory; read by the arguments and written into `run.json`."""
 
 import ctypes
-import os
 import platform
 import resource
 import sys
@@ -10,11 +9,14 @@ from pathlib import Path
 import psutil
 import torch
 
+from finetune.threads import count_physical_cores, default_num_threads
+
 __all__ = [
     "count_physical_cores",
     "default_num_threads",
     "describe_hardware",
     "fastest_precision",
+    "is_out_of_memory",
     "peak_memory_bytes",
     "processor_name",
     "release_memory",
@@ -22,19 +24,15 @@ __all__ = [
     "use_processor",
 ]
 
+OUT_OF_MEMORY = (
+    "can't allocate memory",  # torch on a CPU
+    "not enough memory",
+    "bad_alloc",
+    "could not create a memory object",  # oneDNN
+    "could not create a primitive",
+    "ALLOC_FAILED",  # cuBLAS, cuDNN
+)
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
-
-
-def count_physical_cores() -> int:
-    """Count the physical cores that this process may use."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(psutil.cpu_count(logical=False) or usable, usable))
-
-
-def default_num_threads() -> int:
-    """Divide the physical cores by the number of processes that the launcher started on this host."""
-    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, count_physical_cores() // local_processes)
 
 
 def use_processor(num_threads: int) -> None:
@@ -57,6 +55,13 @@ def release_memory() -> None:
     """
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error is an allocator's: of a GPU, of the system, or of a library below torch."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def supports_bf16() -> bool:

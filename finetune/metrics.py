@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy.special import log_softmax, softmax
+from scipy.special import expit, log_softmax, softmax
 from scipy.stats import binomtest, pearsonr, spearmanr
 from sklearn.metrics import (
     accuracy_score,
@@ -27,6 +27,8 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
+from finetune.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+
 __all__ = [
     "DEFAULT_METRIC",
     "GREATER_IS_BETTER",
@@ -43,10 +45,8 @@ __all__ = [
     "compute_roc_auc",
     "mean_interval",
     "predict_labels",
+    "tune_thresholds",
 ]
-
-# transformers' names of what is predicted: one class, any number of labels, or a number.
-SINGLE_LABEL, MULTI_LABEL, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 
 # Every metric that `compute_metrics` returns, and so every value `--metric_for_best_model` may take; whether more is
 # better.
@@ -148,6 +148,39 @@ def _compute_regression_metrics(predictions: np.ndarray, labels: np.ndarray) -> 
 def predict_labels(logits: np.ndarray, problem_type: str) -> np.ndarray:
     """Decide: the most probable class, `(n,)`; every label of probability one half or more, 0 and 1, `(n, labels)`."""
     return (logits >= 0).astype(np.int64) if problem_type == MULTI_LABEL else logits.argmax(axis=-1)
+
+
+def tune_thresholds(logits: np.ndarray, labels: np.ndarray) -> list[float]:
+    """Choose for each label the probability from which on it is predicted, so that its F1 is greatest.
+
+    Halfway between the two probabilities that it parts (Lipton et al. 2014: the best threshold is half the best F1, so
+    rarely one half); of equally good ones the nearest to one half. A label that no example has, or all, keeps one half.
+
+    Args:
+        logits: Of validation examples, `(num_examples, num_labels)`.
+        labels: 0 and 1, `(num_examples, num_labels)`.
+
+    Returns:
+        Thresholds in (0, 1), one a label.
+
+    Example:
+        >>> tune_thresholds(np.array([[-3.0], [-2.0], [-1.0]]), np.array([[0], [1], [1]]))[0] < 0.2
+        True
+    """
+    thresholds = []
+    for scores, truth in zip(expit(logits.astype(np.float64)).T, labels.T, strict=True):
+        order = np.argsort(-scores, kind="stable")
+        scores, hits = scores[order], np.cumsum(truth[order])
+        if hits[-1] in (0, len(truth)):
+            thresholds.append(0.5)
+            continue
+        f1 = 2 * hits / (np.arange(1, len(hits) + 1) + hits[-1])
+        lower = np.append(scores[1:], 0.0)
+        cuts = (scores + lower) / 2
+        f1 = np.where(scores > lower, f1, -1.0)  # equal probabilities can't be parted
+        best = np.flatnonzero(f1 == f1.max())
+        thresholds.append(float(cuts[best[np.abs(cuts[best] - 0.5).argmin()]]))
+    return thresholds
 
 
 def compute_per_class(

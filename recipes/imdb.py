@@ -14,6 +14,7 @@ from finetune.arguments import parse_arguments
 from finetune.data.load import complete_splits, load_given_splits
 from finetune.data.tokenize import tokenize_splits
 from finetune.delivery.evaluate import evaluate_run
+from finetune.delivery.push import push_run
 from finetune.errors import exit_on_error
 from finetune.methods import apply_method
 from finetune.metrics import compute_metrics
@@ -46,7 +47,7 @@ def main(argv=None):
     method, seed = arguments.method.method, arguments.training.seed
     with Run(arguments) as run:
         # 1. Data: three splits with the columns id, text and label, examined before they are trusted
-        with arguments.training.main_process_first():
+        with run.main_process_first():
             given = load_given_splits(arguments.data)
             run.examine(given)
             splits = complete_splits(given, arguments.data)
@@ -60,7 +61,7 @@ def main(argv=None):
         else:
             # 2. Tokens
             tokenizer = load_tokenizer(arguments.model, method, splits["train"], arguments.data.max_length)
-            with arguments.training.main_process_first():
+            with run.main_process_first():
                 tokenized = tokenize_splits(splits, tokenizer, run.text_config)
             run.record_tokens(tokenized)
 
@@ -72,7 +73,7 @@ def main(argv=None):
             trainer = FineTuningTrainer(
                 model=model,
                 args=arguments.training,
-                train_dataset=run.training_rows(tokenized),
+                train_dataset=run.training_rows(tokenized, tokenizer, task),
                 eval_dataset=tokenized["validation"],
                 processing_class=tokenizer,
                 compute_metrics=lambda prediction: compute_metrics(*prediction, task.problem_type),
@@ -87,6 +88,9 @@ def main(argv=None):
         # 5. Save, reload, and measure what was saved on the untouched test split
         run.save_model(model, tokenizer)
         evaluate_run(run, model, tokenizer, splits)
+
+    # 6. With --push_to_hub: to the Hub, and back, to see that it works there
+    push_run(run)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,16 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import csv
 import importlib.util
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from selenium import webdriver
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
+METHODS = ("full", "lora", "head", "textcnn", "tfidf")
+BROWSER, DRIVER = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
 ROOT = Path(__file__).parent.parent
 GOOD = ["good", "great", "fine", "lovely", "superb"]
 BAD = ["bad", "awful", "dull", "poor", "boring"]
@@ -101,3 +105,46 @@ def imdb():
 def classify():
     """The module recipes/classify.py."""
     return load_recipe("classify")
+
+
+@pytest.fixture(scope="session")
+def runs(imdb, flags, tmp_path_factory):
+    """One finished run of each method, to be read only."""
+    folder = tmp_path_factory.mktemp("runs")
+    for method in METHODS:
+        extra = ["--num_train_epochs", "4"] if method == "textcnn" else []
+        imdb.main([*flags, *extra, "--method", method, "--output_dir", str(folder / method)])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def exports(runs, tmp_path_factory):
+    """Runs as ONNX: an encoder, an adapter that is merged, a TextCNN, and the encoder in 8 bits."""
+    from finetune.cli import main
+
+    folder = tmp_path_factory.mktemp("exports")
+    for name in ("full", "lora", "textcnn"):
+        main(["export", str(runs / name), str(folder / name), "--format", "onnx", "--num_threads", "1"])
+    flags = ["--format", "onnx", "--int8", "--tolerance", "100", "--num_threads", "1"]
+    main(["export", str(runs / "full"), str(folder / "int8"), *flags])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """Headless Chromium with a profile of its own. Without it the tests are skipped, but fail where CI is set."""
+    if BROWSER is None or DRIVER is None:
+        message = "Expected chromium and chromedriver, but found no such command. On Debian: apt-get install chromium chromium-driver"  # noqa: E501
+        if os.environ.get("CI"):
+            pytest.fail(message)
+        pytest.skip(message)
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER
+    for flag in ("headless", "no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking",
+                 "disable-component-update", "disable-sync", "disable-dev-shm-usage",
+                 f"user-data-dir={tmp_path_factory.mktemp('profile')}"):  # fmt: skip
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    yield driver
+    driver.quit()

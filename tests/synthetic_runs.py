@@ -116,6 +116,7 @@ def write_run(
                 "data": {"train_file": "my reviews.csv", "max_length": 256, "truncation": "head"},
                 "model": {"model_name_or_path": "embedded", "textcnn_dropout": 0.5},
                 "method": {"method": method, "lora_r": 16},
+                "tuning": {"layer_decay": 1.0},
                 "run": {"num_threads": 2, "no_store_text": not texts},
                 "training": {"learning_rate": 5e-5, "seed": seed, "output_dir": str(folder)},
             }.items()

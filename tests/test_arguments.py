@@ -64,13 +64,20 @@ def test_threads_are_shared_among_the_processes_of_the_host(monkeypatch):
     ("argv", "message"),
     [
         (["--method", "fulll"], r"invalid choice: 'fulll' \(choose from 'full', 'head', .*'lora'"),
+        (["--method", "lora", "--method", "head"], "Expected one --method, but got lora and head"),
+        (["--method=lora,head"], "invalid choice: 'lora,head'"),
+        (["--method", "full", "--peft_config", "x.yaml"], "--peft_config with --method peft or an adapter"),
+        (["--method", "lora", "--peft_config", "nowhere.yaml"], "after --peft_config, but 'nowhere.yaml' can't be"),
+        (["--method", "lora", "--reinit_layers", "1"], "would freeze layers that were drawn at random"),
+        (["--method", "last_layers", "--reinit_layers", "3"], "--reinit_layers with --method full, or last_layers"),
         (["--learning_rat", "1"], "found 'learning_rat' on the command line. Did you mean 'learning_rate'"),
         (["--max_length", "many"], "invalid int value: 'many'"),
         (["--label_smoothing_factor", "1"], r"in \[0, 1\), but got 1.0"),
         (["--label_smoothing_factor", "-0.1"], r"in \[0, 1\), but got -0.1"),
         (["--metric_for_best_model", "acuracy"], "one of accuracy, .* but got 'acuracy'"),
         (["--hub_token", "secret"], "Set HF_TOKEN"),
-        (["--push_to_hub"], "hf upload"),
+        (["--push_to_hub"], "--hub_model_id user/name"),
+        (["--hub_model_id", "me/x"], "the latter alone"),
         (["--train_file", "nowhere.csv"], "'nowhere.csv' does not exist"),
         (["--dataset_name", "embedded", "--train_file", "x.csv"], "but got both"),
         (["--lora_r", "0"], "at least 1, but got 0"),
@@ -119,6 +126,46 @@ def test_help_documents_every_setting(capsys):
         for field in dataclasses.fields(part):
             assert f"--{field.name}" in text
             assert field.metadata.get("help"), field.name
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--method", "lora", "--learning_rate", "5e-5"], "far below the 0.0005 .* is one for full fine-tuning"),
+        (["--method", "bitfit", "--learning_rate", "2e-5"], "far below the 0.001 .* is one for full fine-tuning"),
+        (["--method", "full", "--learning_rate", "1e-3"], "far above the 5e-05 .* is one for adapters"),
+    ],
+)
+def test_a_learning_rate_of_another_kind_of_method_is_warned_about(argv, message):
+    with pytest.warns(UserWarning, match=message):
+        parse(*argv)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [[], ["--method", "lora"], ["--method", "lora", "--learning_rate", "1e-4"], ["--learning_rate", "1e-5"]],
+)
+def test_a_usual_learning_rate_is_not(argv, recwarn):
+    parse(*argv)
+    assert [str(warning.message) for warning in recwarn if "learning_rate" in str(warning.message)] == []
+
+
+def test_what_a_method_uses_is_not_called_unused():
+    for method in ("lora", "dora", "adalora", "peft", "vera"):
+        arguments = parse()
+        arguments.method.method = method
+        assert not {"lora_r", "lora_alpha", "lora_dropout"} & arguments.unused()
+    assert {"lora_r", "lora_plus_ratio", "num_layers", "num_cycles"} <= parse().unused()
+    assert "num_layers" not in parse("--method", "last_layers").unused()
+    assert "num_cycles" not in parse("--lr_schedule", "triangular").unused()
+    assert {"layer_decay", "lora_r"} <= parse("--method", "tfidf").unused()
+
+
+def test_the_record_holds_what_the_peft_config_says(tmp_path):
+    path = tmp_path / "peft.yaml"
+    path.write_text("peft_type: IA3\ntarget_modules: [query]\n")
+    written = parse("--method", "peft", "--peft_config", str(path)).to_dict()["method"]["peft_config"]
+    assert written == {"peft_type": "IA3", "target_modules": ["query"]}
 
 
 def test_settings_are_written_without_tokens():

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -110,9 +111,10 @@ def test_withheld_test_labels_are_predicted_and_never_scored(run, tmp_path, caps
 def test_rare_classes_weights_and_oversampling(run, tmp_path):
     rows = [*make_reviews(60), ("the story of this scene", "rare"), ("this plot and film", "rare")]
     path = write_table(tmp_path / "reviews.csv", ["text", "label"], rows)
-    record = run(tmp_path, "--train_file", path, "--class_weights", "balanced", "--oversample", "true")
-    assert record["data"]["splits"]["train"]["labels"]["rare"] == 2
-    assert record["metrics"]["test"]["per_class"]["rare"]["num_examples"] == 0
+    for words in (["--class_weights", "balanced", "--label_smoothing_factor", "0.1"], ["--oversample", "--restart"]):
+        record = run(tmp_path, "--train_file", path, *words)
+        assert record["data"]["splits"]["train"]["labels"]["rare"] == 2
+        assert record["metrics"]["test"]["per_class"]["rare"]["num_examples"] == 0
 
 
 def test_groups_stay_together(run, tmp_path):
@@ -152,7 +154,7 @@ def test_leakage_is_reported_and_removed_from_train_when_asked(run, tmp_path, ca
         (["--truncation", "window", "--window_pooling", "vote"], "--window_pooling mean with a number"),
         (["--focal_gamma", "2", "--label_smoothing_factor", "0.1"], "but got both"),
         (["--truncation", "window", "--window_stride", "30"], "--window_stride below --max_length"),
-        (["--truncation", "tail", "--text_pair_column", "x"], "--truncation head for pairs"),
+        (["--oversample", "--class_weights", "balanced"], "--oversample or --class_weights balanced, but got both"),
         (["--model_revision", "main"], "--model_revision with a model on the Hub"),
         (["--dataset_revision", "main"], "with a --dataset_name on the Hub only"),
     ],
@@ -165,10 +167,27 @@ def test_settings_that_do_not_fit_are_one_line_and_leave_nothing(run, tmp_path, 
     assert not (tmp_path / "run").exists()
 
 
-def test_errors_among_the_findings_stop_a_training(run, tmp_path):
+def test_errors_among_the_findings_stop_a_training(run, tmp_path, capsys):
     path = tmp_path / "null.jsonl"
     rows = [{"text": text, "label": label} for text, label in make_reviews(60)] + [{"text": None, "label": "pos"}]
     path.write_text("\n".join(map(json.dumps, rows)))
-    with pytest.raises(FinetuneError, match="1 rows of train have no text"):
+    with pytest.raises(FinetuneError, match=r"1 rows of train have no text \(null.jsonl-60\). Remove them"):
         run(tmp_path, "--train_file", path)
     assert not (tmp_path / "run").exists()
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("truncation", ["tail", "head+tail", "window"])
+def test_pairs_are_cut_at_their_end_alone(run, tmp_path, truncation):
+    rows = [(text, text[::-1], label) for text, label in make_reviews(60)]
+    path = write_table(tmp_path / "pairs.csv", ["sentence1", "sentence2", "label"], rows)
+    with pytest.raises(FinetuneError, match=f"--truncation head for pairs of texts, but got '{re.escape(truncation)}'"):
+        run(tmp_path, "--train_file", path, "--truncation", truncation)
+    assert not (tmp_path / "run").exists()
+
+
+def test_texts_without_a_word_are_classified_by_how_frequent_each_class_is(run, tmp_path):
+    rows = [("👍" * (number + 1), "up" if number % 3 else "down") for number in range(60)]
+    path = write_table(tmp_path / "signs.csv", ["text", "label"], rows)
+    record = run(tmp_path, "--train_file", path, "--method", "tfidf")
+    assert record["metrics"]["test"]["per_class"]["up"]["recall"] == 1.0

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from faulty import TOKEN
 
 from finetune.comparison.compare import Plan, Planned, estimate_time_left, run_plan
 from finetune.errors import FinetuneError
@@ -51,10 +52,12 @@ def undisturbed(small, tmp_path_factory):
     """A whole comparison, by the command."""
     folder = tmp_path_factory.mktemp("compare") / "runs"
     process = compare(
-        [str(RECIPE), "--methods", "tfidf,textcnn", "--seeds", "0,1", "--output_dir", str(folder), "--", *small]
+        [str(RECIPE), "--methods", "tfidf,textcnn", "--seeds", "0,1", "--output_dir", str(folder), "--", *small],
+        env={**os.environ, "HF_TOKEN": TOKEN},
     )
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
+    (folder.parent / "printed").write_text(out + err)
     return folder, out
 
 
@@ -70,6 +73,14 @@ def test_each_method_and_seed_has_its_run_and_a_method_without_chance_only_one(u
     assert "[3/3] textcnn-seed1: started, about" in out
     assert (folder / "report/report.html").is_file()
     assert (folder / "report/report.md").is_file()
+
+
+def test_a_token_in_the_environment_is_in_no_byte_that_is_written(undisturbed):
+    files = [path for path in undisturbed[0].parent.rglob("*") if path.is_file()]
+    names = {path.name for path in files}
+    assert {"printed", "run.json", "model.safetensors", "report.html", "comparison.json", "trainer_state.json"} <= names
+    for path in files:
+        assert TOKEN.encode() not in path.read_bytes(), path
 
 
 def test_what_is_finished_is_kept(undisturbed, small, capsys):
@@ -126,6 +137,24 @@ def test_interrupted_and_started_again_it_gives_the_same_predictions(undisturbed
     assert expected.keys() == found.keys()
     for name, logits in expected.items():
         np.testing.assert_array_equal(found[name], logits)
+
+
+def test_killed_and_started_again_it_waits_for_the_run_that_goes_on(undisturbed, small, tmp_path):
+    """SIGKILL ends the comparison alone: the run at work goes on, and must neither fail nor be started twice."""
+    words = [str(RECIPE), "--methods", "textcnn", "--seeds", "0", "--output_dir", str(tmp_path / "runs"), "--", *small]
+    process = compare([*words, "--no_floor"])
+    lock = tmp_path / "runs/textcnn-seed0/run.lock"
+    while not lock.exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    out, err = (process := compare([*words, "--no_floor"])).communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert "is at work on it, waiting for its end" in out
+    np.testing.assert_array_equal(
+        read_logits(tmp_path / "runs")["textcnn-seed0"], read_logits(undisturbed[0])["textcnn-seed0"]
+    )
 
 
 def test_time_left_is_honest():

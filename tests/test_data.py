@@ -71,6 +71,29 @@ def test_duplicates_are_dropped_before_carving(tmp_path):
     assert note.endswith("3 duplicates dropped, of 1 texts with different labels the first row was kept")
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_class_in_few_groups_stays_in_train_with_its_groups(seed):
+    labels = ["a", "b"] * 50 + ["rare"] * 6
+    groups = [f"author {row // 4}" for row in range(100)] + ["author 3", "one", "one", "one", "one", "one"]
+    names = sorted(set(labels))
+    train = make([f"text {row}" for row in range(106)], [names.index(label) for label in labels], names=names)
+    train = train.add_column("group", groups)
+    splits = carve_splits(train, {"test": 10, "validation": 10}, seed=seed)
+    assert splits["train"]["label"][:].count(names.index("rare")) == 6
+    assert {"author 3", "one"} <= set(splits["train"]["group"])
+    found = [set(split["group"]) for split in splits.values()]
+    assert sum(map(len, found)) == len(set().union(*found)) == 26
+    assert all(set(split["label"]) >= {0, 1} for split in splits.values())
+
+
+def test_train_that_is_all_in_another_split_is_refused(tmp_path):
+    path = tmp_path / "same.csv"
+    path.write_text("\n".join(["text,label", *(f"text {i},{'ab'[i % 2]}" for i in range(50))]))
+    arguments = DataArguments(train_file=str(path), test_file=str(path), remove_leakage=True)
+    with pytest.raises(FinetuneError, match="in no other split, but all 50 rows are"):
+        load_splits(arguments)
+
+
 def test_a_split_of_one_class_is_refused():
     sorted_by_label = make([f"text {i}" for i in range(100)], [0] * 50 + [1] * 50)
     splits = DatasetDict(train=sorted_by_label, validation=sorted_by_label.select(range(20)))

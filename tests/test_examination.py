@@ -141,6 +141,11 @@ def test_lengths_are_counted_in_words_or_in_signs_where_words_have_no_spaces(tmp
     rows = [{"text": " ".join(["word"] * count), "label": "ab"[count % 2]} for count in (1, 2, 3, 9, 4, 5)]
     finding = only(look(tmp_path, train=rows), "lengths")
     assert finding.message == "train: a text has 4 words in the median, 95 % at most 8, the longest 9"
+    finding = only(look(tmp_path, settings={"max_length": 4}, train=rows), "lengths")
+    assert finding.message.endswith("the longest 9; 33.3% have more than 4, so --max_length 4 cuts them")
+    assert "--truncation" in finding.advice
+    rows = [{"text": "हिन्दी फ़िल्में", "label": "a"}, {"text": "re\u0301sume\u0301", "label": "b"}]
+    assert only(look(tmp_path, train=rows), "lengths").message.endswith("the longest 2")
     rows = [{"text": "映画は、とても良い。", "label": "a"}, {"text": "悪い", "label": "b"}]
     assert only(look(tmp_path, train=rows), "lengths").message.endswith("the longest 8")
 
@@ -177,6 +182,48 @@ def test_rows_in_blocks_of_a_label_are_found(tmp_path):
     joined = [*rows[:50], *rows[100:150], *rows[50:100], *rows[150:]]  # as two sorted files, one behind the other
     message = only(look(tmp_path, train=joined), "sorted_by_label").message
     assert message.startswith("the rows of train are in 4 blocks of one label: the first 50 are all 'no'")
+
+
+def test_rows_sorted_by_the_number_to_predict_are_found(tmp_path):
+    rows = [{"text": text, "label": row / 7} for row, text in enumerate(make_texts(60))]
+    finding = only(look(tmp_path, train=rows), "sorted_by_label")
+    assert finding.message.startswith("the rows of train are sorted by the number to predict")
+    assert ids_of(finding) == ["train.jsonl-0", "train.jsonl-59"]
+    random.Random(0).shuffle(rows)
+    assert troubles(look(tmp_path, train=rows)) == []
+
+
+@pytest.mark.parametrize(
+    ("labels", "flags", "name", "message"),
+    [
+        (("Pos", "pos", "neg"), {}, "similar_label_names", "1 classes go by several names: 'Pos' and 'pos'"),
+        (("so so", "so-so", "neg"), {}, "similar_label_names", "1 classes go by several names: 'so so' and 'so-so'"),
+        (("0", "1", "neg"), {}, "mixed_label_names",
+         "2 labels are numbers, such as '0', and 1 are not, such as 'neg'"),
+        (tuple(range(3, 33)), {}, "numbers_as_classes",
+         "30 different numbers, from 3 to 32, are taken as that many classes"),
+        (("neg", "null", "pos"), {}, "null_word_label", "'null' among the labels may stand for a missing one"),
+        (("joy", "joy|fear", "fear"), {}, "several_labels_in_one",
+         "1 labels look like several, such as 'joy|fear'"),
+        ((["Joy"], ["joy", "fear"]), {}, "similar_label_names", "1 classes go by several names: 'Joy' and 'joy'"),
+    ],
+)  # fmt: skip
+def test_names_of_labels_that_are_doubtful_are_found(tmp_path, labels, flags, name, message):
+    rows = [{"text": text, "label": labels[row % len(labels)]} for row, text in enumerate(make_texts(90 * 2))]
+    random.Random(0).shuffle(rows)
+    finding = only(look(tmp_path, flags, train=rows), name)
+    assert (finding.severity, finding.splits, finding.message) == ("warning", ("train",), message)
+    assert 0 < finding.num_rows <= len(rows)
+    assert finding.examples
+
+
+@pytest.mark.parametrize(
+    "labels", [("1", "2", "10"), ("C", "C++", "C#"), ("a, b", "c, d"), ("1.0.0", "v2"), tuple(range(20))]
+)
+def test_names_of_labels_that_are_not_doubtful(tmp_path, labels):
+    rows = [{"text": text, "label": labels[row % len(labels)]} for row, text in enumerate(make_texts(120))]
+    random.Random(0).shuffle(rows)
+    assert troubles(look(tmp_path, train=rows)) == []
 
 
 @pytest.mark.parametrize("labels", [["a"] * 19 + ["b"], ["a", "a", "b"] * 2 + ["c"], ["a", "b"] * 40])

@@ -159,6 +159,15 @@ def test_fractions_may_be_classes(tmp_path):
         ([["a"], [""]], {}, "row 2 lacks one"),
         ([0.5, None], {}, "row 2 lacks one"),
         ([None, None], {}, "row 1 lacks one"),
+        (["a", "b", "nan"], {}, "row 3 has 'nan', which stands for a missing one. Remove or complete the row"),
+        ([["a"], ["b", " NaN"]], {}, "row 2 has ['b', ' NaN'], which stands for a missing one"),
+        (["a|b", "<NA>"], {"label_delimiter": "|"}, "row 2 has '<NA>'"),
+        (["1", "0", "#N/A"], {}, "row 3 has '#N/A'"),
+        (["1", "0", "none"], {}, "Expected a number in every row of column 'label' of 'a.jsonl', but row 3 has 'none'"),
+        (["0.5", "NA"], {"problem_type": REGRESSION}, "row 2 has 'NA' where others have numbers"),
+        (["a", "b"], {"label_delimiter": ""}, "Expected a sign --label_delimiter for column 'label' of 'a.jsonl'"),
+        (["a", "b"], {"label_delimiter": "|", "problem_type": SINGLE_LABEL}, "one label each, but got '|'. Leave it"),
+        ([0.5, 1.5], {"label_delimiter": "|", "problem_type": REGRESSION}, "one label each, but got '|'. Leave it out"),
         (["a|b", None], {"label_delimiter": "|"}, "row 2 lacks one"),
         ([1, "b"], {}, "Expected labels of one type in column 'label' of 'a.jsonl', but found a number and str"),
         ([1, True], {}, "found a number and bool. Write all as strings"),
@@ -176,7 +185,7 @@ def test_fractions_may_be_classes(tmp_path):
         ([[0.0, 1.0, 1.0]], {}, "found vectors of 0 and 1"),
         ([[True, False, True]], {}, "found vectors of 0 and 1"),
         ([0.5, "much"], {"problem_type": REGRESSION}, "Expected a number to predict in every row of column 'label' of"),
-        ([0.5, "much"], {"problem_type": REGRESSION}, "row 2 has 'much'. Remove the row"),
+        ([0.5, "much"], {"problem_type": REGRESSION}, "row 2 has 'much'. Write it with"),
         ([0.5, [1]], {"problem_type": REGRESSION}, "row 2 has '[1]'"),
         ([0.5, "inf"], {"problem_type": REGRESSION}, "row 2 has 'inf'"),
         ([0.5, 1e39], {}, "row 2 has '1e+39'"),
@@ -224,6 +233,7 @@ def given_splits(folder: Path, train: list, test: list, ending: str = ".jsonl", 
         (["no", "yes"], [None, None]),
         ([0.5, 1.5], [-1.0, -1.0]),
         ([0.0, 1.0], [float("nan"), float("nan")]),
+        (["no", "yes"], ["nan", "nan"]),
         ([["a"], ["b"]], [None, None]),
         (["no", "yes"], [-1, None]),
     ],
@@ -320,6 +330,15 @@ def test_pairs_carry_their_labels(tmp_path):
         {"id": "train.tsv-1", "text": "z", "text_pair": "w", "label": 1},
     ]
     assert splits["test"].to_list() == [{"id": "test.tsv-0", "text": "a", "text_pair": "b"}]
+
+
+def test_pairs_beside_single_texts_are_refused(tmp_path):
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text("sentence1,sentence2,label\nx,y,a\nz,w,b\n")
+    single = write_labels(tmp_path / "single.csv", ["a", "b"])
+    for train, test in ((pairs, single), (single, pairs)):
+        with pytest.raises(FinetuneError, match=r"found two in .*pairs\.csv' and one in .*single\.csv'"):
+            load_given_splits(DataArguments(train_file=str(train), test_file=str(test)))
 
 
 def test_hidden_is_a_matter_of_every_row():

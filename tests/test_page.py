@@ -2,48 +2,28 @@
 
 import itertools
 import json
-import os
 import re
-import shutil
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from selenium import webdriver
 from selenium.webdriver.common.by import By
 from synthetic_runs import write_run
 
 from finetune.comparison.command import report_runs
 
-BROWSER, DRIVER = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
 SCRIPT = "<script>document.title = 'broken'</script><img src=x onerror=\"document.title = 'broken'\">"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    """Headless Chromium with a profile of its own. Without it the tests are skipped, but fail where CI is set."""
-    if BROWSER is None or DRIVER is None:
-        message = "Expected chromium and chromedriver, but found no such command. On Debian: apt-get install chromium chromium-driver"  # noqa: E501
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for flag in ("headless", "no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking",
-                 "disable-component-update", "disable-sync", "disable-dev-shm-usage",
-                 f"user-data-dir={tmp_path_factory.mktemp('profile')}"):  # fmt: skip
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A report of four methods on three classes, with texts and a label that would do harm as markup."""
     folder = tmp_path_factory.mktemp("page")
-    names = ["a rather long name of a class without any sense", f"sport {SCRIPT}", "politics"]
+    names = [
+        "a rather long name of a class without any sense",
+        f"sport {SCRIPT}",
+        "\u202eספורט ترفيه",
+    ]  # which turns what follows
     for method, skill in (("tfidf", 2.0), ("textcnn", 2.4), ("lora", 3.3), ("full", 3.4)):
         for seed in (0,) if method == "tfidf" else (0, 1):
             run = write_run(folder / f"runs/{method}-{seed}", method, seed, skill, label_names=names, long_texts=True)
@@ -196,6 +176,19 @@ def test_tables_sort_by_every_column_and_back(page):
         assert sorted_by.count("none") == len(headings) - 1
     button.send_keys(" ")  # the keyboard does it too
     assert headings[-1].get_attribute("aria-sort") == orders[0]
+
+
+def test_a_label_does_not_turn_the_figures_beside_it(page):
+    """Numbers stand to the right of the arrow, whichever way the label runs."""
+    beside = page.execute_script("""
+        return [...document.querySelectorAll('.confusion')].map(one => {
+            const [label, prediction] = one.querySelectorAll('bdi');
+            return [label.textContent, one.lastChild.textContent];
+        })""")
+    assert any("ספורט" in label for label, _ in beside)
+    assert all(re.fullmatch(r": [\d.]+ \(\d+%\)", figures) for _, figures in beside)
+    assert page.execute_script("""
+        return [...document.querySelectorAll('.answer bdi')].every(one => !/[\u202a-\u202e]/.test(one.textContent))""")
 
 
 def test_the_rest_of_a_long_text_is_on_demand(page):

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from finetune.arguments import DataArguments
 from finetune.data.columns import choose_columns
+from finetune.data.encoding import choose_encoding
 from finetune.data.load import load_splits, read_examples
 from finetune.data.read import Row, Table, detect_encoding
 from finetune.errors import FinetuneError
@@ -432,6 +433,56 @@ def test_a_wrong_encoding_is_refused(tmp_path, given, message):
     assert message in refusal(path, DataArguments(encoding=given))
 
 
+HUNGARIAN = combine(
+    ["A telefon ", "Ez a könyv ", "A szállodai szoba ", "Az időjárás ", "Kedves kiszolgálás, "],
+    [
+        "nagyon jó volt, mindenkinek ajánlom.",
+        "két nap után elromlott, kár a pénzért.",
+        "bőséges és kellemes jövőre is.",
+    ],
+)
+CZECH = combine(
+    ["Telefon ", "Tento film ", "Pokoj v hotelu ", "Kniha, kterou jsem koupil, ", "Snídaně "],
+    ["je výborný, doporučuji všem.", "se rozbil po dvou dnech, škoda peněz.", "je průměrný, určitě ne víc."],
+)
+CROATIAN = combine(
+    ["Mobitel ", "Ovaj film ", "Soba u hotelu ", "Knjiga ", "Doručak "],
+    [
+        "je odličan, preporučujem svima.",
+        "se pokvario nakon dva dana, šteta novca.",
+        "prosječno, sljedeće godine možda.",
+    ],
+)
+TURKISH = combine(
+    ["Telefon ", "Bu film ", "Otel odası ", "Kitap ", "Kahvaltı "],
+    ["çok güzeldi, herkese tavsiye ederim.", "iki gün sonra bozuldu, paraya yazık oldu.", "sıkıcı ve küçük, şaşırdım."],
+)
+ITALIAN = combine(
+    ["Il film ", "La qualità ", "Questo libro ", "L'albergo ", "Il telefono "],
+    ["è noioso, però la fine è bella.", "non vale il prezzo, perché si è rotto.", "così così, si può avere di più."],
+)
+
+
+@pytest.mark.parametrize(
+    ("lines", "encoding"),
+    [
+        (HUNGARIAN, "cp1250"), (HUNGARIAN, "iso8859-2"), (CZECH, "cp1250"), (CZECH, "iso8859-2"), (CROATIAN, "cp1250"),
+        (CROATIAN, "iso8859-2"), (TURKISH, "cp1254"), (ITALIAN, "cp1252"), (FRENCH, "cp1252"), (SPANISH, "latin-1"),
+        (POLISH, "iso8859-2"), (GERMAN, "cp1252"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("count", [8, 15, 150])
+def test_latin_alphabets_are_told_by_their_letters(lines, encoding, count):
+    """charset_normalizer takes the first five for Western European text."""
+    sample = "\r\n".join(f"{line},{number}" for number, line in enumerate((lines * 10)[:count])).encode(encoding)
+    assert sample.decode(choose_encoding(sample)) == sample.decode(encoding)
+
+
+def test_few_accents_in_english_are_western():
+    sample = "".join(f"dull story of a film, très déçu café,{number}\r\n" for number in range(300)).encode("cp1252")
+    assert sample.decode(choose_encoding(sample)) == sample.decode("cp1252")
+
+
 def test_an_alphabet_that_is_not_known_is_refused(tmp_path):
     path = write(tmp_path / "a.txt", "a โทรศัพท์ดีมาก หน้าจอคมชัด\nb คุณภาพแย่มาก เสียภายในสองวัน\n" * 10, "cp874")
     assert "in no encoding that is known here. Pass its --encoding" in refusal(path)
@@ -475,7 +526,7 @@ def columns_of(header: str, row: str, **arguments: str) -> dict[str, str | None]
     ],
 )  # fmt: skip
 def test_columns_are_told_by_their_names(header, expected):
-    assert columns_of(header, header) == expected
+    assert columns_of(header, "|" * header.count("|")) == expected
 
 
 def test_two_columns_that_are_not_known_are_told_by_their_length():
@@ -574,6 +625,9 @@ PNG = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x01\x00"
         ("a.jsonl", '{"text": "cut \\ud83c", "label": 1}\n', "line 1 has half of a surrogate pair"),
         ("a.jsonl", '{"text": "x", "label": "\\udfac"}\n', "line 1 has half of a surrogate pair"),
         ("a.parquet", parquet([(b"x", "a")]), "texts in column 'text' of 'a.parquet', but row 1 has a bytes"),
+        ("a.txt", "text,label\nx y,a\nz,b\n", "found the names of columns: 'text,label'. Name the file .csv or .tsv"),
+        ("a.data", "id\tsentence\tlabel\n1\tx y\ta\n", "found the names of columns: 'id\\tsentence\\tlabel'"),
+        ("a.txt", json_lines(ROWS), "whose ending names no other format, but found JSON. Rename it to .jsonl"),
         ("a.txt", "version https://git-lfs\noid sha256:1\nsize 1\n", "found 3 distinct labels in 3 rows"),
     ],
     ids=itertools.count(),
@@ -596,6 +650,12 @@ def test_a_folder_without_classes_is_refused(tmp_path):
     message = refusal(tmp_path / "data")
     assert "a folder of .txt files for each class" in message
     assert "found ['a.csv', 'unsup']. Pass the folder that holds the classes" in message
+
+
+def test_a_folder_of_splits_is_refused_with_the_way_to_pass_them(tmp_path):
+    for name in ("train/pos/1.txt", "train/neg/1.txt", "test/pos/1.txt", "test/neg/1.txt", "train/urls.txt"):
+        write(tmp_path / "archive" / name, "fine")
+    assert "but 'test' holds folders of them: ['neg', 'pos']. Pass it as --train_file" in refusal(tmp_path / "archive")
 
 
 def test_a_name_that_is_not_utf_8_does_no_harm(tmp_path):

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from conftest import ROOT, make_reviews, write_csv
+from conftest import METHODS, ROOT, make_reviews, write_csv
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import finetune
@@ -25,7 +25,6 @@ from finetune.errors import FinetuneError
 from finetune.metrics import compute_metrics
 from finetune.training.summary import summarize
 
-METHODS = ("full", "lora", "head", "textcnn", "tfidf")
 ACCELERATE = (sys.executable, "-m", "accelerate.commands.launch")  # `accelerate launch`, of this environment
 TEXTS = ["a great film", "this was awful !", "good", "the plot"]
 TOKENIZER_FILES = {"tokenizer.json", "tokenizer_config.json"}
@@ -36,16 +35,6 @@ MODEL_FILES = {
     "textcnn": {"config.json", "model.safetensors", "textcnn.py", *TOKENIZER_FILES},
     "tfidf": {"label_names.json", "tfidf.safetensors", "tfidf_terms.json"},
 }
-
-
-@pytest.fixture(scope="module")
-def runs(imdb, flags, tmp_path_factory):
-    """One finished run of each method."""
-    folder = tmp_path_factory.mktemp("runs")
-    for method in METHODS:
-        extra = ["--num_train_epochs", "4"] if method == "textcnn" else []
-        imdb.main([*flags, *extra, "--method", method, "--output_dir", str(folder / method)])
-    return folder
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -201,31 +190,6 @@ def test_accelerate_launch(flags, tmp_path):
     assert "futurewarning" not in ours
     record = json.loads((tmp_path / "run/run.json").read_text())
     assert record["environment"]["num_threads"] == record["environment"]["physical_cores"]
-
-
-def test_two_processes_train_as_one(flags, tmp_path):
-    config = str(ROOT / "accelerate_configs/cpu_two_processes.yaml")
-    launcher = (*ACCELERATE, "--main_process_port", "0", "--config_file", config)
-    still = ["--max_steps", "6", "--logging_steps", "1", "--eval_strategy", "steps", "--save_strategy", "steps",
-             "--eval_steps", "3", "--save_steps", "3", "--no_floor", "--method", "textcnn",
-             "--textcnn_dropout", "0"]  # fmt: skip
-    one = run_recipe(*flags, *still, "--per_device_train_batch_size", "8", "--output_dir", str(tmp_path / "one"))
-    two = run_recipe(
-        *flags, *still, "--per_device_train_batch_size", "4", "--output_dir", str(tmp_path / "two"), launcher=launcher
-    )
-    assert one.returncode == 0, one.stderr
-    assert two.returncode == 0, two.stderr
-    histories = [
-        [json.loads(line) for line in (tmp_path / name / "history.jsonl").read_text().splitlines()]
-        for name in ("one", "two")
-    ]
-    for key in ("loss", "eval_loss", "eval_accuracy"):
-        alone, shared = ([entry[key] for entry in history if key in entry] for history in histories)
-        assert len(alone) == (6 if key == "loss" else 2)
-        np.testing.assert_allclose(shared, alone, atol=1e-5, err_msg=key)
-    records = [json.loads((tmp_path / name / "run.json").read_text()) for name in ("one", "two")]
-    assert [record["environment"]["num_processes"] for record in records] == [1, 2]
-    assert records[0]["costs"]["train_tokens"] == records[1]["costs"]["train_tokens"]
 
 
 def test_a_killed_run_resumes_to_the_same_weights(flags, tmp_path):

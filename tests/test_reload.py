@@ -103,18 +103,24 @@ def train_and_save(folder: Path, base: str, method: str) -> dict:
     return {"logits": logits, "still": sorted(start.keys() - moved)}
 
 
-def run_architecture(model_type: str, workplace: Path, tokenizer: str) -> tuple[dict, dict, dict]:
-    """Give what was expected of each method, what a fresh process found, and what PEFT refused."""
+def write_base(model_type: str, workplace: Path, tokenizer: str) -> str:
+    """Write a small random model without a classification head."""
     base = workplace / "base"
     torch.manual_seed(0)
     AutoModel.from_config(AutoConfig.for_model(model_type, **ARCHITECTURES[model_type])).save_pretrained(base)
     AutoTokenizer.from_pretrained(tokenizer).save_pretrained(base)
+    return str(base)
+
+
+def run_architecture(model_type: str, workplace: Path, tokenizer: str) -> tuple[dict, dict, dict]:
+    """Give what was expected of each method, what a fresh process found, and what PEFT refused."""
+    base = write_base(model_type, workplace, tokenizer)
     saved = workplace / "saved"
     saved.mkdir()
     expected, refused = {}, {}
     for method in METHODS:
         try:
-            expected[method] = train_and_save(saved, str(base), method)
+            expected[method] = train_and_save(saved, base, method)
         except FinetuneError as error:
             refused[method] = str(error)
     merges = json.dumps({method: bool(CATALOGUE[method].merges) for method in METHODS})

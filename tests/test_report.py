@@ -297,6 +297,7 @@ DAMAGES = {
     "a label twice": (record_with("data.label_names", ["neg", "neg"]), "expected data.label_names to be distinct"),
     "too many labels": (record_with("data.label_names", ["a", "b", "c"]), "expected 3 logits a row, but found 2"),
     "an unknown task": (record_with("data.problem_type", "ranking"), "expected data.problem_type to be one of"),
+    "no settings": (record_with("arguments.tuning", ...), "lacks arguments.tuning"),
     "no fingerprint": (record_with("data.splits.test.sha256", ...), "lacks data.splits.test.sha256"),
     "an edited metric": (record_with("metrics.test.accuracy", 0.999), "but run.json says 0.999"),
     "no metric": (record_with("metrics.test.macro_f1", None), "but run.json says None"),
@@ -410,6 +411,7 @@ def test_run_directories_are_found_at_any_depth_each_once(tmp_path):
         (tmp_path / name / "run.json").write_text("{}")
     (tmp_path / "a/logs").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "b")
+    (tmp_path / "a/deep/circle").symlink_to(tmp_path / "a")
     paths = [tmp_path / "a", tmp_path / "b", tmp_path / "b/run3", tmp_path / "link"]
     found = [str(path.relative_to(tmp_path)) for path in find_run_directories(paths)]
     assert found == ["a/deep/er/run2", "a/run1", "b/run3"]
@@ -443,6 +445,21 @@ def test_runs_of_a_method_with_other_settings_are_apart_and_named_by_them(tmp_pa
         "full": [0, 1],
         "tfidf": [0, 1],
     }
+
+
+def test_every_setting_that_a_method_uses_divides_its_runs(tmp_path):
+    decay = {"tuning": {"layer_decay": 0.9}}
+    for number, arguments in enumerate(({}, decay)):
+        write_run(tmp_path / f"full{number}", "full", number, 3, arguments=arguments)
+    for number, rank in enumerate((8, 16)):
+
+        def as_dora(record):
+            record["method"] = record["arguments"]["method"]["method"] = "dora"
+
+        write_run(tmp_path / f"dora{number}", "lora", number, 3, arguments={"method": {"lora_r": rank}}, change=as_dora)
+    assert {group.name for group in build_report([tmp_path]).groups} == {
+        "full (layer_decay 1)", "full (layer_decay 0.9)", "dora (lora_r 8)", "dora (lora_r 16)",
+    }  # fmt: skip
 
 
 def test_groups_are_numbered_where_their_settings_are_many(tmp_path, capsys):

@@ -1,6 +1,7 @@
 """How fast each parameter moves, and when: against the formulas of the papers."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from finetune.methods.depth import parameter_depths
 from finetune.methods.rates import Rates, build_parameter_groups
 from finetune.methods.schedules import schedule_factor
 from finetune.methods.unfreezing import GradualUnfreezing
+from finetune.models.textcnn import TextCNNConfig, TextCNNForSequenceClassification
 
 DEEP = {**SMALL, "num_hidden_layers": 3}
 MODERN = {**DEEP, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
@@ -64,10 +66,25 @@ def test_depths(model_type, settings, name, depth):
     assert parameter_depths(build(model_type, settings))[name] == depth
 
 
+# Where a parameter lies, told from its name alone: (its number in the stack, how many there are) or the ends.
+STACKS = {
+    "bert": (r"bert\.encoder\.layer\.(\d+)\.", r"bert\.embeddings\.", 3),
+    "modernbert": (r"model\.layers\.(\d+)\.", r"model\.embeddings\.", 3),
+    "albert": (r"albert\.encoder\.albert_layer_groups\.(\d+)\.", r"albert\.(embeddings|encoder\.embedding_hidden)", 1),
+}
+
+
+def layers_above(model_type, name):
+    """Count the layers that stand above a parameter: none above the head."""
+    layer, embeddings, num_layers = STACKS[model_type]
+    if found := re.match(layer, name):
+        return num_layers - 1 - int(found[1])
+    return num_layers if re.match(embeddings, name) else 0
+
+
 @pytest.mark.parametrize(("model_type", "settings"), [("bert", DEEP), ("modernbert", MODERN), ("albert", ALBERT)])
 def test_each_layer_learns_at_its_own_rate_and_weight_decay_stays_off_biases(model_type, settings):
     model = apply_method(build(model_type, settings), MethodArguments("full"))
-    depths = parameter_depths(model)
     decayed = [name for name, parameter in model.named_parameters() if parameter.ndim > 1]
     groups = build_parameter_groups(model, Rates(0.95, 1e-2), ["classifier"], decayed, 1e-3, 0.01)
     seen = {}
@@ -76,8 +93,9 @@ def test_each_layer_learns_at_its_own_rate_and_weight_decay_stays_off_biases(mod
             assert name not in seen
             seen[name] = (group["lr"], group["weight_decay"])
     assert seen.keys() == dict(model.named_parameters()).keys()
+    assert len({rate for rate, _ in seen.values()}) == STACKS[model_type][2] + 2  # layers, embeddings, head
     for name, (rate, decay) in seen.items():
-        expected = 1e-2 if name.startswith("classifier.") else 1e-3 * 0.95 ** depths[name]
+        expected = 1e-2 if name.startswith("classifier.") else 1e-3 * 0.95 ** layers_above(model_type, name)
         assert rate == pytest.approx(expected)
         assert decay == (0.01 if name in decayed else 0.0)
 
@@ -220,6 +238,9 @@ def test_more_layers_than_there_are(arguments, message):
         ("peft_type: LORA\nrank: 3", r"fields of LoraConfig, but got \['rank'\]"),
         ("peft_type: LORA\ntarget_modules: [nothing]", "PEFT says: No modules were targeted"),
         ("[1]", "'name: value' lines"),
+        ("peft_type: LORA\nmodules_to_save: [nowhere]", "as modules_to_save, but it has no 'nowhere'"),
+        ("peft_type: LORA\ntask_type: CAUSAL_LM", "no task_type in --peft_config"),
+        ("peft_type: LORA\ninference_mode: true", "no inference_mode in --peft_config"),
     ],
 )
 def test_bad_peft_configs_are_one_line(tmp_path, content, message):
@@ -228,6 +249,27 @@ def test_bad_peft_configs_are_one_line(tmp_path, content, message):
     with pytest.raises(FinetuneError, match=message) as caught:
         apply_method(build("bert", DEEP), MethodArguments("peft", peft_config=str(path)))
     assert "\n" not in str(caught.value)
+
+
+def test_two_methods_at_once_are_refused(tmp_path):
+    path = tmp_path / "peft.yaml"
+    path.write_text("peft_type: IA3")
+    with pytest.raises(FinetuneError, match="Expected one method, but got --method lora and peft_type IA3"):
+        apply_method(build("bert", DEEP), MethodArguments("lora", peft_config=str(path)))
+
+
+def test_modules_to_save_are_added_to_those_that_the_checkpoint_lacked(tmp_path):
+    path = tmp_path / "peft.yaml"
+    path.write_text("modules_to_save: [pooler]")
+    model = apply_method(build("bert", DEEP), MethodArguments("lora", peft_config=str(path)))
+    trains = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert {"classifier", "pooler"} <= {name.split(".modules_to_save")[0].split(".")[-1] for name in trains}
+
+
+def test_a_model_without_layers_has_no_rate_for_each():
+    model = TextCNNForSequenceClassification(TextCNNConfig(vocab_size=20, embedding_dim=8, pad_token_id=0))
+    with pytest.raises(FinetuneError, match=r"a list of layers, but found none in TextCNN.* Leave out --layer_decay"):
+        build_parameter_groups(model, Rates(0.9), [], [], 1e-3, 0.0)
 
 
 def test_any_peft_method_by_its_config(tmp_path):
@@ -258,6 +300,7 @@ def test_settings_that_contradict(imdb, flags, words, tmp_path, message):
 
 def test_a_run_records_its_tuning(imdb, flags, tmp_path):
     words = ["--layer_decay", "0.9", "--lr_schedule", "triangular2", "--head_learning_rate", "1e-3"]
+    words += ["--logging_steps", "1", "--num_train_epochs", "2"]
     imdb.main([*flags, *words, "--output_dir", str(tmp_path / "run")])
     record = json.loads((tmp_path / "run/run.json").read_text())
     assert record["arguments"]["tuning"]["layer_decay"] == 0.9

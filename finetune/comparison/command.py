@@ -11,6 +11,7 @@ from finetune.comparison.page import build_page
 from finetune.comparison.report import build_report, to_json
 from finetune.comparison.text import describe_report, to_markdown, without_control_characters
 from finetune.errors import FinetuneError
+from finetune.files import write_aside
 
 __all__ = ["report_runs"]
 
@@ -65,9 +66,8 @@ def _write(folder: Path, contents: Mapping[str, str]) -> None:
     for name in _list_figures(folder) - contents.keys():
         (folder / name).unlink(missing_ok=True)
     for name, content in contents.items():
-        aside = folder / f"{name}.partial"
-        aside.write_bytes(content.encode("utf-8", "replace"))  # a lone surrogate in a label has no encoding
-        aside.replace(folder / name)
+        with write_aside(folder / name) as aside:
+            aside.write_bytes(content.encode("utf-8", "replace"))  # a lone surrogate in a label has no encoding
 
 
 def _list_figures(folder: Path) -> set[str]:

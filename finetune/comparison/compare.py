@@ -4,6 +4,7 @@ Seeds go round the methods, so that every method has been seen once before any i
 what was cut off resumes, since a recipe does so by itself; what failed is said, and doesn't stop the rest.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -18,7 +19,8 @@ from typing import Any
 
 from finetune.catalogue import CATALOGUE
 from finetune.errors import FinetuneError
-from finetune.models.save import write_json
+from finetune.files import write_json
+from finetune.training.lock import find_holder
 
 __all__ = ["Plan", "Planned", "estimate_time_left", "run_plan"]
 
@@ -26,6 +28,7 @@ PLAN_FILE = "comparison.json"
 # The plan sets these itself, for each run.
 OWN_FLAGS = ("method", "seed", "output_dir", "restart")
 DETERMINISTIC = ("tfidf",)  # another seed changes nothing
+POLL_SECONDS = 1
 GRACE_SECONDS = 120  # for a run to end its step and write a checkpoint after a signal
 
 
@@ -137,7 +140,7 @@ def run_plan(plan: Plan) -> list[str]:
         print(f"{where}: started, {estimate_time_left(plan.runs[number - 1 :], seconds)}", flush=True)
         start = time.monotonic()
         log = plan.output_directory / "logs" / f"{run.name}.log"
-        status = _launch(plan.command(run), log)
+        status = _launch_or_join(plan, run, log, where)
         took = time.monotonic() - start
         if status == 0 and run.is_finished():
             seconds.setdefault(run.method, []).append(took)
@@ -176,6 +179,21 @@ def _open(plan: Plan) -> None:
         raise FinetuneError(f"Expected --output_dir to be writable, but got: {error}. Pass another folder.") from error
 
 
+def _launch_or_join(plan: Plan, run: Planned, log: Path, where: str) -> int:
+    """Start a run; one that an earlier comparison started, before it was killed, is waited for instead."""
+    while True:
+        holder = find_holder(run.directory)
+        if holder is not None:
+            print(f"{where}: {holder} is at work on it, waiting for its end", flush=True)
+            while find_holder(run.directory) is not None:
+                time.sleep(POLL_SECONDS)
+        if run.is_finished():
+            return 0
+        status = _launch(plan.command(run), log)
+        if status == 0 or find_holder(run.directory) is None:
+            return status
+
+
 def _launch(command: Sequence[str], log: Path) -> int:
     """Run a command with its output in a log, and hand on what interrupts this process.
 
@@ -201,8 +219,19 @@ def _launch(command: Sequence[str], log: Path) -> int:
             for number, handler in before.items():
                 signal.signal(number, handler)
     if caught:
+        _wait_for_group(process.pid)
         raise KeyboardInterrupt
     return status
+
+
+def _wait_for_group(group: int) -> None:
+    """Wait for what the launcher started: it ends at a signal, and the run goes on until its checkpoint is written."""
+    deadline = time.monotonic() + GRACE_SECONDS
+    with contextlib.suppress(ProcessLookupError):
+        while time.monotonic() < deadline:
+            os.killpg(group, 0)
+            time.sleep(0.1)
+        os.killpg(group, signal.SIGKILL)
 
 
 def _wait(process: subprocess.Popen[bytes], caught: Sequence[int]) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from finetune.catalogue import CATALOGUE
 from finetune.comparison.runs import SPLITS, StoredRun
 from finetune.errors import FinetuneError
 
@@ -14,12 +15,11 @@ __all__ = ["Group", "describe_machines", "describe_settings", "group_runs", "ref
 
 # Settings of `run` and `training` that say what is shown, kept or where: they don't change what comes out.
 FREE_SETTINGS = {
-    "config", "restart", "num_threads", "floor", "no_store_text", "seed", "data_seed", "output_dir", "run_name",
-    "project", "report_to", "logging_steps", "logging_strategy", "logging_first_step", "logging_nan_inf_filter",
-    "log_level",
-    "log_level_replica", "log_on_each_node", "disable_tqdm", "save_total_limit", "push_to_hub", "hub_model_id",
-    "hub_strategy", "hub_private_repo", "hub_always_push", "hub_revision", "trackio_space_id", "local_rank",
-    "ddp_timeout",
+    "config", "restart", "resume_with_changes", "num_threads", "floor", "no_store_text", "seed", "data_seed",
+    "output_dir", "run_name", "project", "report_to", "logging_steps", "logging_strategy", "logging_first_step",
+    "logging_nan_inf_filter", "log_level", "log_level_replica", "log_on_each_node", "disable_tqdm",
+    "save_total_limit", "push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_always_push",
+    "hub_revision", "trackio_space_id", "local_rank", "ddp_timeout",
 }  # fmt: skip
 # Of the data's settings only these matter once the splits are the same, bit by bit.
 TEXT_SETTINGS = {"max_length", "truncation", "window_stride", "window_pooling", "max_train_windows"}
@@ -147,10 +147,16 @@ def _settings(run: StoredRun) -> dict[str, Any]:
     if run.method == "tfidf":
         return {}
     chosen = {name: value for name, value in arguments["data"].items() if name in TEXT_SETTINGS}
-    for part in ("model", "method", "run", "training"):
+    for part in ("model", "method", "tuning", "run", "training"):
         chosen |= {name: value for name, value in arguments[part].items() if name not in FREE_SETTINGS}
-    others = tuple(f"{method}_" for method in ("lora", "textcnn") if method != run.method)
-    return {name: value for name, value in chosen.items() if not name.startswith(others)}
+    method = CATALOGUE.get(run.method)
+    others = [] if run.method == "peft" or (method is not None and method.peft_type is not None) else ["lora_"]
+    others += [] if run.method == "textcnn" else ["textcnn_"]
+    return {
+        name: value
+        for name, value in chosen.items()
+        if not name.startswith(tuple(others)) and (name != "num_layers" or run.method == "last_layers")
+    }
 
 
 def _varying(settings: Sequence[dict[str, Any]]) -> list[str]:

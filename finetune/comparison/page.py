@@ -34,6 +34,8 @@ from finetune.metrics import GREATER_IS_BETTER, MULTI_LABEL, REGRESSION
 
 __all__ = ["build_page"]
 
+# Signs that turn the direction of what follows: a label's must not turn the figures beside it.
+DIRECTIONS = dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)])
 BEGINNING, MOST = 220, 20_000  # characters of a text: those that are shown, and those that can be unfolded
 MORE_IS_BETTER = ("tokens_per_second", "texts_per_second")
 
@@ -278,7 +280,12 @@ def _example(report: Report, example: Example) -> dict[str, Any]:
         "id": report.runs[0].test.ids[example.row].as_py(),
         "label": example.label,
         "answers": [
-            {"method": method, "text": answer.text, "right": answer.is_right, "colour": _colour(position)}
+            {
+                "method": method,
+                "text": answer.text.translate(DIRECTIONS),
+                "right": answer.is_right,
+                "colour": _colour(position),
+            }
             for position, (method, answer) in enumerate(example.answers.items())
         ],
         "texts": [] if report.texts is None else [_cut(text) for text in report.texts.get(example.row) if text],

@@ -129,7 +129,8 @@ def _find_in(path: Path) -> Iterator[Path]:
         for folder in sorted(
             child for child in path.iterdir() if child.is_dir() and os.access(child, os.R_OK | os.X_OK)
         ):
-            yield from _find_in(folder)
+            if not folder.is_symlink() or any((folder / mark).exists() for mark in MARKS):  # links can go in circles
+                yield from _find_in(folder)
 
 
 def load_runs(paths: Sequence[str | Path]) -> tuple[list[StoredRun], list[str]]:
@@ -196,12 +197,22 @@ def load_findings(runs: Sequence[StoredRun]) -> list[Finding]:
 
 
 def load_texts(runs: Sequence[StoredRun]) -> Texts | None:
-    """Load the test texts from the first run that stored them; None if `--no_store_text` kept them out of all."""
+    """Load the test texts from the first run that stored them; None if `--no_store_text` kept them out of all.
+
+    Raises:
+        FinetuneError: If they can't be read.
+    """
     for run in runs:
         path = run.directory / "predictions" / "test.parquet"
         names = [column.name for column in pq.read_schema(path) if _is_text(column.type)]
         if "text" in names:
-            table = pq.read_table(path, columns=[name for name in ("text", "text_pair") if name in names])
+            try:
+                table = pq.read_table(path, columns=[name for name in ("text", "text_pair") if name in names])
+            except (OSError, ValueError, pa.ArrowException) as error:
+                raise FinetuneError(
+                    f"Expected the texts in {str(path)!r} as they were written, but they can't be read: "
+                    f"{str(error).splitlines()[0]}. Leave this run out, or run it again."
+                ) from None
             return Texts(table["text"], table["text_pair"] if "text_pair" in names else None)
     return None
 
@@ -232,7 +243,7 @@ def _check_record(record: dict[str, Any]) -> None:
     if not re.fullmatch(r"[\w.+-]{1,40}", _expect(record, "method", str)):
         raise FinetuneError(f"its run.json has {_short(record['method'])} as method")
     _expect(record, "seed", int)
-    for name in ("data", "model", "method", "run", "training"):
+    for name in ("data", "model", "method", "tuning", "run", "training"):
         _expect(record, f"arguments.{name}", dict)
     for name, kind in {"command": list, "environment": dict, "environment.packages": dict}.items():
         _expect(record, name, kind)

@@ -12,45 +12,30 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
-__all__ = ["GlobalStepSampler", "MicroBatchCollator", "TrainDataLoader", "cut_by_tokens"]
+from finetune.data.cutting import cut_by_tokens
+
+__all__ = [
+    "GlobalStepSampler",
+    "MicroBatchCollator",
+    "StepSampler",
+    "TrainDataLoader",
+    "count_padded_tokens",
+    "cut_by_tokens",
+    "split_micro_batch",
+]
 
 
-def cut_by_tokens(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Cut examples into groups of similar length with at most `max_tokens` tokens each, padding included.
-
-    Args:
-        lengths: Tokens of each example.
-        max_tokens: Most tokens of a group: its size times its longest example. A longer example stands alone.
-
-    Returns:
-        Groups of positions in `lengths`, longest first, so that memory peaks at once rather than late.
-
-    Example:
-        >>> cut_by_tokens([3, 9, 4, 2], max_tokens=10)
-        [[1], [2, 0], [3]]
-    """
-    groups: list[list[int]] = []
-    longest = 0
-    for position in np.argsort(-np.asarray(lengths), kind="stable").tolist():
-        if groups and (len(groups[-1]) + 1) * longest <= max_tokens:
-            groups[-1].append(position)
-        else:
-            groups.append([position])
-            longest = lengths[position]
-    return groups
-
-
-class GlobalStepSampler(Sampler[list[int]]):
+class StepSampler(Sampler[list[Any]]):
     """Draw each optimizer step's examples from the whole data set and give this process its share.
 
-    An epoch is one random permutation, a pure function of `(seed, epoch)`. Within windows of `WINDOW_STEPS` steps it is
+    An epoch is one random order, a pure function of `(seed, epoch)`. Within windows of `WINDOW_STEPS` steps it is
     ordered by length and cut into steps, which are then shuffled, so the examples of a step are of similar length while
     the order over the epoch stays random. Which examples make up a step depends neither on the number of processes nor
     on accumulation: these only divide it. Every example is drawn exactly once an epoch by exactly one process; the last
     step may be smaller, or larger where it would leave a process without an example.
 
     Args:
-        lengths: Tokens of each example, at least one for each process.
+        num_examples: At least one for each process.
         step_size: Examples in an optimizer step over all processes and accumulation steps.
         seed: Seed of the order.
         accumulation_steps: Batches that a process cuts its share of a step into.
@@ -62,24 +47,28 @@ class GlobalStepSampler(Sampler[list[int]]):
 
     def __init__(
         self,
-        lengths: Sequence[int],
+        num_examples: int,
         step_size: int,
         seed: int,
         accumulation_steps: int = 1,
         rank: int = 0,
         world_size: int = 1,
     ):
-        self.lengths = np.asarray(lengths)
+        self.num_examples = num_examples
         self.step_size = step_size
         self.seed = seed
         self.accumulation_steps = accumulation_steps
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
-        full, rest = divmod(len(self.lengths), step_size)
+        full, rest = divmod(num_examples, step_size)
         self.num_steps = max(1, full + (rest >= world_size))
-        last_step_size = len(self.lengths) - (self.num_steps - 1) * step_size
-        self.last_accumulation_steps = min(accumulation_steps, max(1, last_step_size // world_size))
+        self.last_step_size = num_examples - (self.num_steps - 1) * step_size
+        self.last_accumulation_steps = min(accumulation_steps, max(1, self.last_step_size // world_size))
+
+    def draw(self, generator: np.random.Generator, sizes: list[int]) -> Iterator[tuple[list[Any], np.ndarray]]:
+        """Give the examples of each window, as many as `sizes` says, with their lengths."""
+        raise NotImplementedError
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose order the next iteration gives."""
@@ -88,25 +77,44 @@ class GlobalStepSampler(Sampler[list[int]]):
     def __len__(self) -> int:
         return (self.num_steps - 1) * self.accumulation_steps + self.last_accumulation_steps
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[Any]]:
         generator = np.random.default_rng([self.seed, self.epoch])
-        order = generator.permutation(len(self.lengths))
-        full, last = np.split(order, [(self.num_steps - 1) * self.step_size])
-        window = self.WINDOW_STEPS * self.step_size
-        for start in range(0, len(full), window):
-            steps = self._by_length(full[start : start + window]).reshape(-1, self.step_size)
-            for step in generator.permutation(steps, axis=0):
-                yield from self._deal(step, self.accumulation_steps)
-        yield from self._deal(self._by_length(last), self.last_accumulation_steps)
+        windows, rest = divmod(self.num_steps - 1, self.WINDOW_STEPS)
+        num_steps = [self.WINDOW_STEPS] * windows + [rest] * (rest > 0)
+        sizes = [*(steps * self.step_size for steps in num_steps), self.last_step_size]
+        for steps, (examples, lengths) in zip([*num_steps, None], self.draw(generator, sizes), strict=True):
+            examples = [examples[position] for position in np.argsort(lengths, kind="stable")]
+            if steps is None:
+                yield from self._deal(examples, self.last_accumulation_steps)
+                continue
+            for step in generator.permutation(steps):
+                start = step * self.step_size
+                yield from self._deal(examples[start : start + self.step_size], self.accumulation_steps)
 
-    def _by_length(self, examples: np.ndarray) -> np.ndarray:
-        return examples[np.argsort(self.lengths[examples], kind="stable")]
-
-    def _deal(self, step: np.ndarray, accumulation_steps: int) -> Iterator[list[int]]:
+    def _deal(self, step: list[Any], accumulation_steps: int) -> Iterator[list[Any]]:
         """Deal a step, ordered by length, in turns, so that all shares take about as long."""
         shares = accumulation_steps * self.world_size
         for number in range(accumulation_steps):
-            yield step[number * self.world_size + self.rank :: shares].tolist()
+            yield step[number * self.world_size + self.rank :: shares]
+
+
+class GlobalStepSampler(StepSampler):
+    """Draw the row numbers of a data set whose lengths are known.
+
+    Args:
+        lengths: Tokens of each example.
+        settings: As for `StepSampler`, from `step_size` on.
+    """
+
+    def __init__(self, lengths: Sequence[int], *settings: Any, **named_settings: Any):
+        super().__init__(len(lengths), *settings, **named_settings)
+        self.lengths = np.asarray(lengths)
+
+    def draw(self, generator: np.random.Generator, sizes: list[int]) -> Iterator[tuple[list[int], np.ndarray]]:
+        """Give each window's row numbers: parts of one permutation."""
+        order = generator.permutation(self.num_examples)
+        for window in np.split(order, np.cumsum(sizes[:-1])):
+            yield window.tolist(), self.lengths[window]
 
 
 class TrainDataLoader(DataLoader):
@@ -169,6 +177,47 @@ class MicroBatchCollator:
             return example
         chosen = np.linspace(0, len(windows) - 1, self.max_windows).round().astype(int)
         return {**example, "input_ids": [windows[number] for number in chosen]}
+
+
+def split_micro_batch(micro_batch: dict[str, torch.Tensor], max_tokens: int) -> list[dict[str, torch.Tensor]]:
+    """Halve a micro-batch, and its halves, until none has more than `max_tokens` tokens, or one example is left.
+
+    Args:
+        micro_batch: As `MicroBatchCollator` gives it, or its features.
+        max_tokens: Most tokens of a part, padding included.
+
+    Returns:
+        Parts with the same examples in the same order; padding that none of a part's texts needs is cut off.
+    """
+    num_examples = len(micro_batch["labels"])
+    if num_examples == 1 or count_padded_tokens(micro_batch) <= max_tokens:
+        return [micro_batch]
+    half = num_examples // 2
+    counts = micro_batch.get("num_windows")
+    rows = half if counts is None else int(counts[:half].sum())
+    parts = []
+    for examples, texts in ((slice(half), slice(rows)), (slice(half, None), slice(rows, None))):
+        part = {
+            name: tensor[examples if name in ("labels", "num_windows") else texts]
+            for name, tensor in micro_batch.items()
+        }
+        parts += split_micro_batch(_without_common_padding(part), max_tokens)
+    return parts
+
+
+def count_padded_tokens(micro_batch: dict[str, torch.Tensor]) -> int:
+    """Count the tokens of a micro-batch, padding included."""
+    texts = micro_batch["input_ids" if "input_ids" in micro_batch else "inputs_embeds"]
+    return texts.shape[0] * texts.shape[1]
+
+
+def _without_common_padding(micro_batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    if "attention_mask" not in micro_batch:
+        return micro_batch
+    used = int(micro_batch["attention_mask"].any(dim=0).nonzero().max()) + 1
+    return {
+        name: tensor if name in ("labels", "num_windows") else tensor[:, :used] for name, tensor in micro_batch.items()
+    }
 
 
 def _has_windows(input_ids: list) -> bool:

@@ -1,5 +1,7 @@
 """Which column is the text, which the label: told by their names or, where there are two, by their length."""
 
+import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +20,7 @@ LABEL_NAMES = ("label", "labels", "gold_label", "is_duplicate", "class", "catego
 ROW_NAMES = ("", "id", "idx", "index", "guid", "unnamed: 0", "__index_level_0__")
 PAIRS = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence"),
          ("text1", "text2"), ("text_a", "text_b"))  # fmt: skip
+HEADER_NAMES = {*TEXT_NAMES, *LABEL_NAMES, *itertools.chain(*PAIRS)}
 FIX = "Pass --text_column and --label_column."
 
 
@@ -48,6 +51,7 @@ def choose_columns(table: Table, sample: Sequence[Row], arguments: DataArguments
         FinetuneError: If a named column is missing, or the text can't be told. A missing label is for the caller.
     """
     found = table.columns
+    _refuse_header(sample, where)
     named = {part: getattr(arguments, f"{part}_column") for part in ("text", "label", "text_pair", "id", "group")}
     missing = [name for name in named.values() if name is not None and name not in found]
     if missing:
@@ -81,6 +85,19 @@ def choose_columns(table: Table, sample: Sequence[Row], arguments: DataArguments
     if text is None:
         raise FinetuneError(f"Expected to tell the text column of {where} by its name, but found {found}. {FIX}")
     return Columns(text, label, pair, named["id"], named["group"])
+
+
+def _refuse_header(sample: Sequence[Row], where: str) -> None:
+    """Refuse a first row that is a header, as where a CSV file has an ending that says nothing."""
+    for row in sample[:1]:
+        line = "\t".join(value for value in row.values.values() if isinstance(value, str))
+        names = [name.strip(' "').lower() for name in re.split(r"[,;\t|]", line)]
+        names = [name for name in names if name not in ROW_NAMES]
+        if len(names) > 1 and HEADER_NAMES.issuperset(names):
+            raise FinetuneError(
+                f"Expected an example in the first row of {where}, but found the names of columns: {line.strip()!r}. "
+                "Name the file .csv or .tsv if it is that, or remove the line."
+            )
 
 
 def _known(names: Sequence[str], found: Sequence[str]) -> str | None:

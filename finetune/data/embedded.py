@@ -14,10 +14,18 @@ from datasets import ClassLabel, Dataset, Features, Value
 
 from finetune.errors import FinetuneError
 
-__all__ = ["EMBEDDED_MODEL_ID", "find_embedded_model", "load_embedded_reviews"]
+__all__ = [
+    "EMBEDDED_MODEL_ID",
+    "EMBEDDED_MODEL_REVISION",
+    "EMBEDDED_MODEL_SHA256",
+    "find_embedded_model",
+    "load_embedded_reviews",
+]
 
-# The Hub id of the embedded model: what an adapter trained on it names as its base.
+# The embedded model on the Hub: what an adapter trained on it names as its base.
 EMBEDDED_MODEL_ID = "sentence-transformers/all-MiniLM-L6-v2"
+EMBEDDED_MODEL_REVISION = "c9745ed1d9f207416be6d2e6f8de32d1f16199bf"
+EMBEDDED_MODEL_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # of its model.safetensors
 
 
 def load_embedded_reviews() -> Dataset:

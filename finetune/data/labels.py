@@ -3,14 +3,13 @@
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Features, List, Value
+from datasets import ClassLabel, Features, List
 
 from finetune.errors import FinetuneError
-from finetune.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from finetune.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Task
 
 __all__ = [
     "Task",
@@ -24,23 +23,10 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class Task:
-    """A kind of task, by transformers' `problem_type`, and the names of its labels in the order of their numbers.
-
-    Regression has one label, the number itself, named by its column.
-    """
-
-    problem_type: str
-    label_names: list[str]
-
-    @property
-    def feature(self) -> Any:
-        """The column type of `label`: a class, a list of classes, or a number."""
-        if self.problem_type == REGRESSION:
-            return Value("float32")
-        label = ClassLabel(names=self.label_names)
-        return List(label) if self.problem_type == MULTI_LABEL else label
+# What table programs write for a missing value. The first are no names of classes; the others may be some, unless every
+# other label is a number.
+NULL_LABELS = {"nan", "<na>", "#n/a", "nat"}
+MAYBE_NULL_LABELS = {"na", "n/a", "none", "null"}
 
 
 def task_of(features: Features) -> Task:
@@ -80,6 +66,7 @@ def find_task(
         FinetuneError: If labels are missing, of several types, or as many as there are rows.
     """
     _refuse_missing(values, delimiter, where)
+    _refuse_gaps_in_numbers(values, where)
     if problem_type is None:
         if delimiter is not None or any(isinstance(value, list) for value in values):
             problem_type = MULTI_LABEL
@@ -120,6 +107,12 @@ def encode_labels(values: Sequence[Any], task: Task, delimiter: str | None, wher
     Raises:
         FinetuneError: If a label is missing, not a number where one is predicted, or one that train lacks.
     """
+    if delimiter is not None and (not delimiter or task.problem_type != MULTI_LABEL):
+        what = "a sign" if not delimiter else "no"
+        raise FinetuneError(
+            f"Expected {what} --label_delimiter for {where}, whose rows "
+            f"{'have several labels' if not delimiter else 'have one label each'}, but got {delimiter!r}. Leave it out."
+        )
     _refuse_missing(values, delimiter, where)
     if task.problem_type == REGRESSION:
         return [_number(value, row, where) for row, value in enumerate(values, 1)]
@@ -208,23 +201,44 @@ def _number(value: Any, row: int, where: str) -> float:
     if not abs(number) <= float(np.finfo(np.float32).max):
         raise FinetuneError(
             f"Expected a number to predict in every row of {where}, but row {row} has {str(value)[:80]!r}. "
-            "Remove the row, or leave --problem_type out if these are classes."
+            "Write it with a decimal point, remove the row, or leave --problem_type out if these are classes."
         )
     return number
 
 
 def _is_missing(value: Any) -> bool:
-    return value is None or value != value or (isinstance(value, str) and not value.strip())
+    return value is None or value != value or (isinstance(value, str) and not value.strip()) or _is_null_label(value)
+
+
+def _is_null_label(value: Any) -> bool:
+    return isinstance(value, str) and value.strip().lower() in NULL_LABELS
 
 
 def _refuse_missing(values: Sequence[Any], delimiter: str | None, where: str) -> None:
-    """Refuse rows without a label; an empty list is none, nor an empty string where a delimiter parts several."""
+    """Refuse rows without a label; an empty list is allowed, and an empty string where a delimiter parts several."""
     for row, value in enumerate(values, 1):
         found = value if isinstance(value, list) else [value]
+        if any(_is_null_label(one) for one in found):
+            raise FinetuneError(
+                f"Expected a label in every row of {where}, but row {row} has {value!r}, which stands for a missing "
+                "one. Remove or complete the row, or rename the class."
+            )
         if any(_is_missing(one) for one in found if delimiter is None or not isinstance(one, str)):
             raise FinetuneError(
                 f"Expected a label in every row of {where}, but row {row} lacks one. Remove or complete it."
             )
+
+
+def _refuse_gaps_in_numbers(values: Sequence[Any], where: str) -> None:
+    """Refuse "NA" or "none" where every other label is a number: there it is a gap, and no class."""
+    is_gap = [isinstance(value, str) and value.strip().lower() in MAYBE_NULL_LABELS for value in values]
+    others = [value for value, gap in zip(values, is_gap, strict=True) if not gap]
+    if any(is_gap) and others and _are_numbers(others):
+        row = is_gap.index(True)
+        raise FinetuneError(
+            f"Expected a number in every row of {where}, but row {row + 1} has {values[row]!r} where others have "
+            "numbers. Remove or complete the row, or rename the classes."
+        )
 
 
 def _refuse_written_lists(values: Sequence[Any], where: str) -> None:

@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import ClassLabel, Dataset, DatasetDict, List, load_dataset
 from datasets.exceptions import DatasetGenerationError
+from transformers import PreTrainedTokenizerBase
 
 from finetune.arguments import DataArguments
 from finetune.data.columns import Columns, choose_columns
@@ -28,16 +29,19 @@ from finetune.data.embedded import load_embedded_reviews
 from finetune.data.labels import Task, encode_labels, find_task, is_hidden
 from finetune.data.read import MAX_CHARACTERS, Row, Table, open_table
 from finetune.data.split import carve_splits, check_classes, drop_duplicates, remove_leakage, sample_stratified
+from finetune.data.stream import Shards, TokenizingRows
+from finetune.data.tokenize import TextConfig
 from finetune.errors import FinetuneError
 from finetune.hub import reach_hub
 
-__all__ = ["SPLITS", "complete_splits", "load_given_splits", "load_splits", "read_examples"]
+__all__ = ["SPLITS", "complete_splits", "load_given_splits", "load_splits", "open_stream", "read_examples"]
 
 SPLITS = ("train", "validation", "test")
 # Rows carved when a split is missing: those of the embedded reviews leave 20,000 of their 24,904 texts for training.
 EMBEDDED_SIZES = {"test": 2_500, "validation": 2_404}
 CARVED_SHARE = 0.1
 ROWS_AT_ONCE = 1_000
+SAMPLED_ROWS = 10_000  # of a stream
 MAX_LABEL_CHARACTERS = 10_000  # of a string, which may hold several; more is a text
 CACHE_VERSION = 2  # of what `_write_rows` writes
 
@@ -52,6 +56,7 @@ class _Source:
     where: str
     origin: str
     cache: Path | None = None  # where the examples of a file were written
+    other_labels: tuple[Any, ...] = ()  # of rows that are not among the examples
 
 
 @contextlib.contextmanager
@@ -116,9 +121,33 @@ def load_given_splits(arguments: DataArguments) -> DatasetDict:
         sources = {}
     for split in SPLITS:
         path = getattr(arguments, f"{split}_file")
-        if path is not None:
+        if path is not None and split == "train" and arguments.streaming:
+            sources[split] = _read_sample(Path(path), arguments)
+        elif path is not None:
             sources[split] = _read_file(Path(path), arguments)
+    _refuse_unequal_texts(sources)
     return _number_labels(sources, arguments)
+
+
+def _refuse_unequal_texts(sources: dict[str, _Source]) -> None:
+    """Refuse splits of pairs beside splits of single texts: a model reads the one or the other."""
+    train = sources["train"]
+    for source in sources.values():
+        if ("text_pair" in source.examples.column_names) != ("text_pair" in train.examples.column_names):
+            paired, single = (source, train) if "text_pair" in source.examples.column_names else (train, source)
+            raise FinetuneError(
+                f"Expected one or two texts a row alike in all splits, but found two in {paired.where} and one in "
+                f"{single.where}. Name the columns alike, or pass --text_column and --text_pair_column."
+            )
+
+
+def open_stream(
+    arguments: DataArguments, task: Task, tokenizer: PreTrainedTokenizerBase, config: TextConfig
+) -> TokenizingRows:
+    """Open the folder of shards that `train_file` names, to train on all its rows."""
+    shards, columns = _open_shards(Path(str(arguments.train_file)), arguments)
+    used = {part: getattr(columns, part) for part in ("text", "label", "text_pair") if getattr(columns, part)}
+    return TokenizingRows(shards, used, task, arguments.label_delimiter, tokenizer, config)
 
 
 def read_examples(path: str, arguments: DataArguments | None = None, task: Task | None = None) -> Dataset:
@@ -148,7 +177,8 @@ def _number_labels(sources: dict[str, _Source], arguments: DataArguments, task: 
                 f"Expected labels in {train.where}, but found no column that holds them. Pass --label_column."
             )
         delimiter = arguments.label_delimiter
-        task = task or find_task(train.labels, train.class_names, arguments.problem_type, delimiter, train.where)
+        labels = [*train.labels, *train.other_labels]
+        task = task or find_task(labels, train.class_names, arguments.problem_type, delimiter, train.where)
     splits = DatasetDict()
     for name, source in sources.items():
         hidden = source.labels is not None and "-1" not in task.label_names and is_hidden(source.labels)
@@ -217,6 +247,40 @@ def _read_file(path: Path, arguments: DataArguments) -> _Source:
     origin = f"file {_name_of(path)}, {columns}" + (f", read as {table.encoding}" if table.encoding else "")
     class_names = table.class_names.get(columns.label or "")
     return _Source(dataset.remove_columns("label"), labels, class_names, where, origin, cache)
+
+
+def _open_shards(folder: Path, arguments: DataArguments) -> tuple[Shards, Columns]:
+    shards = Shards(folder)
+    sample = [Row(values, "") for values in shards.sample(100, shards.column_names)]
+    table = Table(shards.column_names, iter(()), None, shards.class_names)
+    return shards, choose_columns(table, sample, arguments, repr(str(folder)))
+
+
+def _read_sample(folder: Path, arguments: DataArguments) -> _Source:
+    """Read rows from all over the shards: to examine them, to tell the task, to build a vocabulary from."""
+    shards, columns = _open_shards(folder, arguments)
+    where = repr(str(folder))
+    if columns.label is None:
+        raise FinetuneError(f"Expected labels in {where}, but found {shards.column_names}. Pass --label_column.")
+    rows = [
+        Row(values, f"sampled row {number}")
+        for number, values in enumerate(shards.sample(SAMPLED_ROWS, shards.column_names), 1)
+    ]
+    table = Table(shards.column_names, iter(rows), None, shards.class_names)
+    examples = list(_examples(table, columns, _name_of(folder), where))
+    labels = [json.loads(example.pop("label")) for example in examples]
+    found = {str(one) for label in labels for one in (label if isinstance(label, list) else [label])}
+    others = tuple(label for label in shards.distinct(columns.label) if str(label) not in found)
+    if any(isinstance(label, list) for label in labels):
+        others = tuple([label] for label in others)
+    origin = (
+        f"folder {_name_of(folder)}, {columns}, streamed: {shards.num_rows:,} rows in {len(shards.paths)} files; "
+        f"here a sample"
+    )
+    where = f"column {columns.label!r} of {where}"
+    return _Source(
+        Dataset.from_list(examples), labels, shards.class_names.get(columns.label), where, origin, other_labels=others
+    )
 
 
 def _write_rows(path: Path, table: Table, columns: Columns, where: str) -> Path:

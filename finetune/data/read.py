@@ -21,9 +21,9 @@ from typing import IO, Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from charset_normalizer import from_bytes
 from datasets import ClassLabel, Features, List
 
+from finetune.data.encoding import choose_encoding
 from finetune.errors import FinetuneError
 
 __all__ = ["FORMATS", "MAX_CHARACTERS", "Row", "Table", "detect_encoding", "open_table"]
@@ -32,12 +32,6 @@ FORMATS = ".csv, .tsv, .jsonl, .json, .parquet (also .gz, .zst), lines 'label te
 MAX_CHARACTERS = 1_000_000  # of one value; more is a file that was not what it seemed
 MAX_NAME_CHARACTERS = 1_000  # of a column's name; survey exports have whole questions
 SAMPLE_BYTES = 2**18
-# What a file that is not UTF-8 may be. Of those that fit equally well the first is taken: English and German words with
-# few accents could be cp1252 or cp1250.
-ENCODINGS = [
-    "gb18030", "big5", "cp932", "euc_jp", "cp949", "cp1251", "koi8_r", "cp1252", "cp1250", "iso8859_2", "cp1253",
-    "cp1254", "cp1255", "cp1256", "latin_1",
-]  # fmt: skip
 BYTE_ORDER_MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",
     codecs.BOM_UTF32_BE: "utf-32",
@@ -156,12 +150,10 @@ def detect_encoding(*files: Path) -> str:
             f"Expected one encoding, but found {utf8:,} lines in UTF-8 and {others:,} that are not, the first of them "
             f"{first}. Mend or remove these, or pass the --encoding of all."
         )
-    matches = from_bytes(sample, cp_isolation=ENCODINGS, enable_fallback=False)
-    best = matches.best()
-    if best is None:
+    encoding = choose_encoding(bytes(sample))
+    if encoding is None:
         raise FinetuneError(f"Expected text, but {first} is in no encoding that is known here. Pass its --encoding.")
-    equal = [match for match in matches if (match.chaos, match.coherence) == (best.chaos, best.coherence)]
-    return min((name for match in equal for name in match.could_be_from_charset), key=ENCODINGS.index)
+    return encoding
 
 
 def _open_bytes(path: Path) -> IO[bytes]:
@@ -335,6 +327,11 @@ def _read_label_first(path: Path, lines: Iterator[str]) -> tuple[list[str], Iter
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
+            if prefixed is None and line.startswith(('{"', "[{")):
+                raise FinetuneError(
+                    f"Expected lines 'label text' in {str(path)!r}, whose ending names no other format, but found "
+                    "JSON. Rename it to .jsonl."
+                )
             labels, text = [], line.strip()
             while text.startswith("__label__"):
                 label, text = _part(text)
@@ -388,6 +385,13 @@ def _open_parquet(path: Path) -> Table:
 
 def _open_folder(path: Path, encoding: str | None) -> Table:
     folders = sorted(folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+    for folder in folders:
+        inner = [one.name for one in sorted(folder.iterdir()) if one.is_dir() and any(one.glob("*.txt"))]
+        if len(inner) > 1:
+            raise FinetuneError(
+                f"Expected a folder of .txt files for each class in {str(path)!r}, but {folder.name!r} holds "
+                f"folders of them: {inner[:5]}. Pass it as --train_file, others as --validation_file or --test_file."
+            )
     files = [
         file
         for folder in folders

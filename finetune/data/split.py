@@ -68,12 +68,21 @@ def drop_duplicates(dataset: Dataset) -> Dataset:
 
 
 def remove_leakage(splits: DatasetDict) -> DatasetDict:
-    """Drop the training rows whose text is in another split; the other splits stay as they are."""
+    """Drop the training rows whose text is in another split; the other splits stay as they are.
+
+    Raises:
+        FinetuneError: If no training row would be left.
+    """
     others = [text_keys(split) for name, split in splits.items() if name != "train"]
     if not others:
         return splits
     train = splits["train"]
     kept = np.flatnonzero(~np.isin(text_keys(train), np.concatenate(others)))
+    if not len(kept):
+        raise FinetuneError(
+            f"Expected training texts that are in no other split, but all {len(train):,} rows are. "
+            "Pass another --train_file, or leave --remove_leakage out."
+        )
     note = f"{train.info.description}, less {len(train) - len(kept):,} rows whose text is in another split"
     return DatasetDict({**splits, "train": _with_origin(train.select(kept), note)})
 
@@ -141,23 +150,22 @@ def carve_splits(train: Dataset, sizes: Mapping[str, int], seed: int) -> Dataset
         FinetuneError: If nothing would be left to train on.
     """
     strata = strata_of(train)
-    # A class with fewer rows than splits stays whole in train.
-    frequent = np.bincount(strata)[strata] > len(sizes)
-    remaining = np.flatnonzero(frequent)
+    groups = np.array(train["group"][:]) if "group" in train.column_names else np.arange(len(train))
+    remaining = np.flatnonzero(_can_be_carved(strata, groups, len(sizes)))
     if sum(sizes.values()) >= len(remaining):
+        unit = "groups" if "group" in train.column_names else "rows"
         raise FinetuneError(
             f"Expected more than {sum(sizes.values())} training rows to carve {', '.join(sizes)} from, of classes with "
-            f"more than {len(sizes)} rows each, but found {len(remaining)}. Pass --validation_file and --test_file, or "
-            "more rows."
+            f"more than {len(sizes)} {unit} each, but found {len(remaining)} of {len(train)} distinct texts. Pass "
+            "--validation_file and --test_file, or more rows."
         )
     splits = DatasetDict()
     taken = []
     for offset, (name, size) in enumerate(sizes.items()):
         if "group" in train.column_names:
-            groups = np.array(train["group"][:])
             picked = remaining[_whole_groups(strata[remaining], groups[remaining], size, seed + offset)]
             remaining = remaining[~np.isin(groups[remaining], groups[picked])]
-            picked = np.union1d(picked, np.flatnonzero(np.isin(groups, groups[picked])))
+            remaining = remaining[_can_be_carved(strata[remaining], groups[remaining], len(sizes) - offset - 1)]
         else:
             picked = remaining[stratified_indices(strata[remaining], size, seed + offset)]
             remaining = np.setdiff1d(remaining, picked)
@@ -172,6 +180,14 @@ def carve_splits(train: Dataset, sizes: Mapping[str, int], seed: int) -> Dataset
     return splits
 
 
+def _can_be_carved(strata: np.ndarray, groups: np.ndarray, num_splits: int) -> np.ndarray:
+    """Tell which rows may leave train, `(rows,)`: a class in no more groups than splits stays, in whole groups."""
+    numbered = np.unique(groups, return_inverse=True)[1]
+    num_groups = np.bincount(np.unique(np.stack([strata, numbered]), axis=1)[0].astype(int))
+    rare = num_groups[strata] <= num_splits
+    return ~np.isin(numbered, numbered[rare])
+
+
 def _whole_groups(strata: np.ndarray, groups: np.ndarray, size: int, seed: int) -> np.ndarray:
     """Draw about `size` rows such that no group is divided, each class in proportion as far as that goes."""
     parts = max(2, round(len(strata) / size))
@@ -183,8 +199,10 @@ def _whole_groups(strata: np.ndarray, groups: np.ndarray, size: int, seed: int) 
     folds = StratifiedGroupKFold(parts, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of classes with fewer rows than folds
-        parted = [rows for _, rows in folds.split(strata, strata, groups)]
-    return min(parted, key=lambda rows: abs(len(rows) - size))
+        parted = list(folds.split(strata, strata, groups))
+    # Rather a split that is larger or smaller than one that takes all rows of a class.
+    classes = len(np.unique(strata))
+    return min(parted, key=lambda part: (classes - len(np.unique(strata[part[0]])), abs(len(part[1]) - size)))[1]
 
 
 def sample_stratified(dataset: Dataset, size: int, seed: int) -> Dataset:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,36 +11,12 @@ import tokenizers
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerBase
 
+from finetune.data import cutting
+from finetune.data.cutting import TRUNCATIONS, WINDOW_POOLINGS, TextConfig, cut_contents
 from finetune.data.labels import label_matrix, task_of
 from finetune.data.split import iterate_texts
 
 __all__ = ["TRUNCATIONS", "WINDOW_POOLINGS", "TextConfig", "encode_texts", "tokenize_dataset", "tokenize_splits"]
-
-TRUNCATIONS = ["head", "tail", "head+tail", "window"]
-WINDOW_POOLINGS = ["mean", "max", "vote"]
-
-
-@dataclass(frozen=True)
-class TextConfig:
-    """How texts become tokens; saved with a model, since it must be the same when it is used.
-
-    Attributes:
-        max_length: Most tokens of a text, or of each of its windows, special tokens included.
-        truncation: What is kept of a longer text: its head; its tail; a quarter of the tokens from the head and the
-            rest from the tail (Sun et al. 2019, section 5.3: 128 and 382 of 512); or all of it, in windows.
-        window_stride: Tokens that a window shares with the one before it.
-        window_pooling: How the logits of a text's windows become the text's: their mean, their maximum, or the share of
-            windows that vote for a class.
-    """
-
-    max_length: int
-    truncation: str = "head"
-    window_stride: int = 0
-    window_pooling: str = "mean"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Give the fields by name."""
-        return asdict(self)
 
 
 def encode_texts(
@@ -76,34 +51,8 @@ def encode_texts(
         columns["is_truncated"] = [bool(encoding.overflowing) for encoding in encoded.encodings]
         return columns
     prefix, suffix = _special_tokens(tokenizer)
-    budget = config.max_length - len(prefix) - len(suffix)
     contents = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-    if config.truncation == "window":
-        step = max(1, budget - config.window_stride)
-        windows = [
-            [prefix + content[start : start + budget] + suffix for start in _window_starts(len(content), budget, step)]
-            for content in contents
-        ]
-        return {
-            "input_ids": windows,
-            "length": [sum(map(len, one)) for one in windows],
-            "is_truncated": [False] * len(windows),
-        }
-    head = config.max_length // 4 if config.truncation == "head+tail" else 0
-    cut = [
-        prefix + (content if len(content) <= budget else content[:head] + content[head - budget :]) + suffix
-        for content in contents
-    ]
-    return {
-        "input_ids": cut,
-        "length": [len(tokens) for tokens in cut],
-        "is_truncated": [len(content) > budget for content in contents],
-    }
-
-
-def _window_starts(length: int, budget: int, step: int) -> range:
-    """Give the first token of each window; the last one reaches the end of the text."""
-    return range(0, max(1, length - budget + step), step)
+    return cut_contents(contents, prefix, suffix, config)
 
 
 def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
@@ -160,7 +109,9 @@ def _cache_file(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, config: Te
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     del backend["truncation"], backend["padding"]  # those of the tokenizer's last call, not of this one
     names = (tokenizer.model_input_names, dataset.column_names, dataset.features.get("label"))
-    digest = hashlib.sha256(Path(__file__).read_bytes())  # what an earlier version of this code cut, it cut otherwise
+    digest = hashlib.sha256()
+    for code in (__file__, cutting.__file__):  # what an earlier version of this code cut, it cut otherwise
+        digest.update(Path(code).read_bytes())
     digest.update(f"{tokenizers.__version__} {datasets.__version__} {config} {names} {backend}".encode())
     for text in iterate_texts(dataset):
         digest.update(f"{len(text or '')} {text}".encode("utf-8", "replace"))

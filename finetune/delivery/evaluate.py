@@ -9,21 +9,28 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, DatasetDict
+from scipy.special import expit
+from sklearn.metrics import f1_score
 from transformers import PreTrainedTokenizerBase
 
 from finetune.arguments import DataArguments
 from finetune.data.labels import Task, label_matrix
 from finetune.data.load import read_examples
+from finetune.delivery.answers import TextClassifier
 from finetune.delivery.predict import Predictor, load_predictor
 from finetune.errors import FinetuneError
+from finetune.files import write_aside
 from finetune.metrics import (
+    MULTI_LABEL,
     REGRESSION,
     accuracy_interval,
     compute_classification_report,
     compute_metrics,
     compute_per_class,
     mean_interval,
+    tune_thresholds,
 )
+from finetune.models.save import write_thresholds
 from finetune.models.tfidf import fit_floor
 from finetune.training.progress import progress_bar
 from finetune.training.run import Run
@@ -68,7 +75,7 @@ def evaluate_run(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase | None
             f"Don't use {run.model_directory}; please report this."
         )
 
-    metrics, throughput = {}, 0.0
+    metrics, tuned, throughput = {}, {}, 0.0
     for name in ("validation", "test"):
         split = splits[name]
         start = time.perf_counter()
@@ -76,6 +83,12 @@ def evaluate_run(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase | None
             logits, num_tokens = predictor.compute_logits(*_texts(split), advance)
         throughput = len(split) / (time.perf_counter() - start)
         metrics[name] = measure(logits, split, predictor.task)
+        if predictor.task.problem_type == MULTI_LABEL and "label" in split.column_names:
+            labels = label_matrix(split["label"], predictor.task)
+            if name == "validation":
+                predictor.thresholds = np.asarray(tune_thresholds(logits, labels))
+                tuned["values"] = predictor.thresholds.tolist()
+            tuned[name] = _measure_decisions(predictor, logits, labels)
         if run.is_main:
             write_predictions(run, name, split, logits, num_tokens)
     single = splits["test"].select(range(min(NUM_LATENCY_TEXTS, len(splits["test"]))))
@@ -84,10 +97,24 @@ def evaluate_run(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase | None
         "reload": {"max_difference": difference, "num_texts": len(probes)},
         "costs": {"latency_seconds": measure_latency(predictor, single), "texts_per_second": throughput},
     }
-    if run.arguments.run.floor and run.record["method"] != "tfidf":
+    if tuned:
+        results["thresholds"] = tuned
+        if run.is_main:
+            write_thresholds(run.model_directory, tuned["values"])
+    if run.is_main and run.arguments.run.floor and run.record["method"] != "tfidf":
         results["floor"] = measure_floor(splits, run.record["seed"])
     run.finish(results)
     run.wait()
+
+
+def _measure_decisions(predictor: TextClassifier, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Measure the labels that are predicted by the tuned thresholds."""
+    chosen = predictor.decide(expit(logits))
+    return {
+        "micro_f1": float(f1_score(labels, chosen, average="micro", zero_division=0)),
+        "macro_f1": float(f1_score(labels, chosen, average="macro", zero_division=0)),
+        "accuracy": float((chosen == labels).all(axis=1).mean()),
+    }
 
 
 def _texts(split: Dataset) -> tuple[Any, Any]:
@@ -109,7 +136,7 @@ def measure(logits: np.ndarray, split: Dataset, task: Task) -> dict[str, Any]:
     return {**metrics, "num_examples": len(labels)}
 
 
-def measure_latency(predictor: Predictor, split: Dataset) -> float:
+def measure_latency(predictor: TextClassifier, split: Dataset) -> float:
     """Measure the median seconds from one text to its logits, tokenization included."""
     seconds = []
     for row in range(len(split)):
@@ -143,9 +170,8 @@ def write_predictions(run: Run, name: str, split: Dataset, logits: np.ndarray, n
     table = pa.table({**columns, "logits": pa.array(list(logits))})
     folder = run.directory / "predictions"
     folder.mkdir(exist_ok=True)
-    aside = folder / f"{name}.parquet.partial"
-    pq.write_table(table, aside)
-    aside.rename(folder / f"{name}.parquet")
+    with write_aside(folder / f"{name}.parquet") as aside:
+        pq.write_table(table, aside)
 
 
 def evaluate_file(path: str | Path, test_file: str, columns: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
@@ -167,6 +193,9 @@ def evaluate_file(path: str | Path, test_file: str, columns: Mapping[str, Any]) 
     with progress_bar(len(examples), "Evaluating") as advance:
         logits, _ = predictor.compute_logits(*_texts(examples), advance)
     metrics = measure(logits, examples, predictor.task)
+    if predictor.task.problem_type == MULTI_LABEL and "label" in examples.column_names:
+        decided = _measure_decisions(predictor, logits, label_matrix(examples["label"], predictor.task))
+        metrics |= {f"tuned_{name}": value for name, value in decided.items()}
     if predictor.task.problem_type == REGRESSION:
         return metrics, ""
     labels = label_matrix(examples["label"], predictor.task)

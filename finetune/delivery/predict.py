@@ -1,23 +1,23 @@
 """Logits, labels and probabilities of texts, from any saved model."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.special import expit, softmax
 
 from finetune.data.batch import MicroBatchCollator
 from finetune.data.labels import Task
 from finetune.data.tokenize import TextConfig, encode_texts
-from finetune.delivery.load import find_model_folder, load, load_finetune_config
+from finetune.delivery.answers import Prediction, TextClassifier
+from finetune.delivery.exported import is_exported, load_exported
+from finetune.delivery.load import find_model_folder, load
 from finetune.hardware import fastest_precision
-from finetune.metrics import MULTI_LABEL, REGRESSION
 from finetune.models.attention import use_cpu_attention
 from finetune.models.inference import compute_logits
 from finetune.models.precision import DTYPES, keep_activations_in_bf16
+from finetune.models.save import read_finetune_config
 from finetune.models.tfidf import TfidfClassifier
 
 __all__ = ["Prediction", "Predictor", "load_predictor"]
@@ -25,23 +25,7 @@ __all__ = ["Prediction", "Predictor", "load_predictor"]
 MAX_TOKENS = 4_096
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """What a model says of a text.
-
-    Attributes:
-        labels: The most probable class; with several labels a text those of probability one half or more; none for
-            regression.
-        probabilities: Of each of them, in [0, 1].
-        value: The predicted number; None for classes.
-    """
-
-    labels: tuple[str, ...]
-    probabilities: tuple[float, ...]
-    value: float | None = None
-
-
-class Predictor:
+class Predictor(TextClassifier):
     """A model that takes texts.
 
     Encoders and TextCNN compute in bfloat16 where the processor or GPU has units for it, else in float32; whoever
@@ -52,12 +36,19 @@ class Predictor:
         tokenizer: Its tokenizer; None for TF-IDF.
         text_config: How long texts are cut; at their end, to `tokenizer.model_max_length`, if None.
         dtype: Number format of the computation; by default what the machine does fast.
+        thresholds: With several labels a text, the probability from which on each is predicted; one half if None.
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, text_config: TextConfig | None = None, dtype: torch.dtype | None = None
+        self,
+        model: Any,
+        tokenizer: Any,
+        text_config: TextConfig | None = None,
+        dtype: torch.dtype | None = None,
+        thresholds: Sequence[float] | None = None,
     ):
         self.model = model
+        self.thresholds = 0.5 if thresholds is None else np.asarray(thresholds)
         self.tokenizer = tokenizer
         self.dtype = dtype or DTYPES[fastest_precision()]
         if isinstance(model, TfidfClassifier):
@@ -103,25 +94,24 @@ class Predictor:
         logits = compute_logits(self.model, examples, lengths, self.collate, MAX_TOKENS, self.dtype, pooling, on_batch)
         return logits, np.asarray(lengths, dtype=np.int64)
 
-    def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Prediction]:
-        """Give each text's most probable label, its labels, or its number."""
-        logits = self.compute_logits(texts, pairs)[0]
-        if self.task.problem_type == REGRESSION:
-            return [Prediction((), (), float(row[0])) for row in logits]
-        if self.task.problem_type == MULTI_LABEL:
-            return [self._prediction(row, np.flatnonzero(row >= 0.5)) for row in expit(logits)]
-        return [self._prediction(row, [row.argmax()]) for row in softmax(logits, axis=-1)]
 
-    def _prediction(self, probabilities: np.ndarray, numbers: Sequence[int] | np.ndarray) -> Prediction:
-        names = tuple(self.task.label_names[int(number)] for number in numbers)
-        return Prediction(names, tuple(float(probabilities[number]) for number in numbers))
+def load_predictor(
+    path: str | Path, dtype: torch.dtype | None = None, trust_remote_code: bool = False
+) -> TextClassifier:
+    """Load a model for prediction.
 
-
-def load_predictor(path: str | Path) -> Predictor:
-    """Load the model of a run directory or model folder for prediction.
+    Args:
+        path: A run directory, a model folder, also one that `finetune export` wrote, `user/name` or
+            `user/name@revision` on the Hub.
+        dtype: Number format of the computation; by default what the machine does fast.
+        trust_remote_code: Whether a model on the Hub may run code of its own.
 
     Raises:
         FinetuneError: If there is none, or it can't be loaded.
     """
-    model, tokenizer = load(path)
-    return Predictor(model, tokenizer, load_finetune_config(find_model_folder(path))[1])
+    folder = find_model_folder(path, trust_remote_code)
+    if is_exported(folder):
+        return load_exported(folder, torch.get_num_threads())
+    model, tokenizer = load(folder, trust_remote_code)
+    config = read_finetune_config(folder)
+    return Predictor(model, tokenizer, config.text, dtype, config.thresholds)

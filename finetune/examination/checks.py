@@ -1,5 +1,6 @@
 """The checks: each looks at the facts of the splits for one kind of trouble and gives findings."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ __all__ = [
     "check_duplicates",
     "check_groups",
     "check_label_leaks",
+    "check_label_names",
     "check_labels_of_splits",
     "check_lengths",
     "check_near_duplicates",
@@ -31,6 +33,10 @@ IMBALANCED = 10  # times as many rows in the most frequent class as in the rares
 LEAK_SHARE, LEAK_RATIO = 0.2, 5.0
 MIN_CHANGES = 8  # of label between neighbours in random order; with fewer, a random order may be a sorted one
 BLOCKS = 0.1  # of the changes of a random order
+SORTED_CORRELATION = 0.95  # of the numbers to predict with their row
+MANY_NUMBERS = 20
+NULL_WORDS = {"null", "na", "n/a"}
+DELIMITERS = ("|", ";", ",")
 
 
 def show_rows(facts: Facts, rows: Sequence[int] | np.ndarray, task: Task) -> tuple[dict[str, Any], ...]:
@@ -102,9 +108,74 @@ def check_labels_of_splits(splits: Sequence[Facts], task: Task) -> Iterator[Find
         )  # fmt: skip
 
 
+def check_label_names(splits: Sequence[Facts], task: Task) -> Iterator[Finding]:
+    """Find names that may mean the same class, hold several, stand for a missing one, or be numbers to predict."""
+    facts = splits[0]
+    if facts.labels is None or task.problem_type == REGRESSION:
+        return
+
+    def found(name: str, names: Sequence[str], message: str, advice: str) -> Finding:
+        numbers = [task.label_names.index(one) for one in names]
+        labels = np.asarray(facts.labels)
+        rows = np.flatnonzero(labels[:, numbers].any(axis=1) if labels.ndim == 2 else np.isin(labels, numbers))
+        return Finding(name, "warning", ("train",), len(rows), message, advice, show_rows(facts, rows, task))
+
+    alike: dict[str, list[str]] = {}
+    for name in task.label_names:
+        alike.setdefault(re.sub(r"[\s_-]+", "", name.casefold()), []).append(name)
+    if similar := [names for names in alike.values() if len(names) > 1 and not all(map(_is_number, names))]:
+        shown = ", ".join(" and ".join(map(repr, names)) for names in similar[:5])
+        yield found(
+            "similar_label_names", [name for names in similar for name in names],
+            f"{len(similar):,} classes go by several names: {shown}", "Write each in one way, if they are the same.",
+        )  # fmt: skip
+    numbers = [name for name in task.label_names if _is_number(name)]
+    words = [name for name in task.label_names if not _is_number(name)]
+    if numbers and words:
+        yield found(
+            "mixed_label_names", numbers,
+            f"{len(numbers):,} labels are numbers, such as {numbers[0]!r}, and {len(words):,} are not, such as "
+            f"{words[0]!r}",
+            "Write all in one way, if several mean the same.",
+        )  # fmt: skip
+    if not words and len(numbers) > MANY_NUMBERS:
+        yield found(
+            "numbers_as_classes", numbers,
+            f"{len(numbers):,} different numbers, from {numbers[0]} to {numbers[-1]}, are taken as that many classes",
+            "--problem_type regression predicts a number, written with a decimal point.",
+        )  # fmt: skip
+    if missing := [name for name in words if name.lower() in NULL_WORDS]:
+        yield found(
+            "null_word_label", missing, f"{', '.join(map(repr, missing))} among the labels may stand for a missing one",
+            "Remove these rows, or give the class another name.",
+        )  # fmt: skip
+    for delimiter in DELIMITERS if task.problem_type == SINGLE_LABEL else ():
+        several = [name for name in task.label_names if len(name.split(delimiter)) > 1]
+        parts = {part.strip() for name in several for part in name.split(delimiter)}
+        if several and len(parts & set(task.label_names)) >= max(2, len(parts) / 2):
+            yield found(
+                "several_labels_in_one", several,
+                f"{len(several):,} labels look like several, such as {several[0]!r}",
+                f"--label_delimiter {delimiter!r} parts them.",
+            )  # fmt: skip
+
+
+def _is_number(name: str) -> bool:
+    return re.fullmatch(r"-?\d+([.,]\d+)?", name) is not None
+
+
 def check_order(splits: Sequence[Facts], task: Task) -> Iterator[Finding]:
     """Find splits that are sorted by label, or lie in blocks of one, so that their first rows are of one class."""
     for facts in splits:
+        if facts.labels is not None and task.problem_type == REGRESSION and len(facts.keys) >= MIN_CHANGES:
+            ranks = np.unique(facts.labels, return_inverse=True)[1]
+            if ranks.any() and abs(np.corrcoef(ranks, np.arange(len(ranks)))[0, 1]) > SORTED_CORRELATION:
+                yield Finding(
+                    "sorted_by_label", "warning", (facts.name,), len(facts.keys),
+                    f"the rows of {facts.name} are sorted by the number to predict: select(range(n)) gives one end",
+                    "Carved splits and samples are drawn at random here; draw yours so too.",
+                    show_rows(facts, [0, len(facts.keys) - 1], task),
+                )  # fmt: skip
         if facts.labels is None or task.problem_type != SINGLE_LABEL:
             continue
         changes = np.flatnonzero(np.diff(facts.labels))
@@ -255,18 +326,20 @@ def check_groups(splits: Sequence[Facts], task: Task) -> Iterator[Finding]:
                 )  # fmt: skip
 
 
-def check_lengths(splits: Sequence[Facts], task: Task) -> Iterator[Finding]:
-    """Describe the lengths in words."""
+def check_lengths(splits: Sequence[Facts], max_length: int) -> Iterator[Finding]:
+    """Describe the lengths in words, and how many texts have more of them than `max_length` tokens can hold."""
     for facts in splits:
         median, most, longest = np.quantile(facts.num_words, [0.5, 0.95, 1.0]).round().astype(int)
+        cut = float((facts.num_words > max_length).mean())
         yield Finding(
             "lengths", "note", (facts.name,), len(facts.keys),
-            f"{facts.name}: a text has {median:,} words in the median, 95 % at most {most:,}, the longest {longest:,}",
-            "",
+            f"{facts.name}: a text has {median:,} words in the median, 95 % at most {most:,}, the longest {longest:,}"
+            + (f"; {cut:.1%} have more than {max_length:,}, so --max_length {max_length} cuts them" if cut else ""),
+            "--max_length raises the bound; --truncation head+tail or window keeps other parts." if cut > 0.1 else "",
         )  # fmt: skip
 
 
 CHECKS: tuple[Callable[[Sequence[Facts], Task], Iterator[Finding]], ...] = (
-    check_labels_of_splits, check_order, check_duplicates, check_near_duplicates, check_texts, check_label_leaks,
-    check_groups, check_lengths,
+    check_labels_of_splits, check_label_names, check_order, check_duplicates, check_near_duplicates, check_texts,
+    check_label_leaks, check_groups,
 )  # fmt: skip

@@ -13,8 +13,8 @@ from finetune.data.load import load_given_splits
 from finetune.errors import FinetuneError
 from finetune.examination.doctor import examine
 from finetune.examination.findings import describe_findings, has_errors, to_json
+from finetune.files import write_json
 from finetune.models.load import load_pretrained_tokenizer
-from finetune.models.save import write_json
 from finetune.quiet import quiet_program
 
 __all__ = ["DoctorArguments", "main"]

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from finetune.data.labels import task_of
 from finetune.data.tokenize import TextConfig, encode_texts
-from finetune.examination.checks import CHECKS
+from finetune.examination.checks import CHECKS, check_lengths
 from finetune.examination.doubtful_labels import find_doubtful_labels
 from finetune.examination.facts import Facts, collect_facts
 from finetune.examination.findings import Finding, from_json, to_json
@@ -32,7 +32,7 @@ def examine(
 
     Args:
         splits: `train`, and `validation` and `test` where they are given.
-        tokenizer: To tell how many texts `max_length` cuts; not told without.
+        tokenizer: To tell how many texts `max_length` cuts; without, `lengths` tells a lower bound by words.
         max_length: Tokens that texts would be cut to.
         check_labels: Also look for labels that are likely wrong.
 
@@ -54,6 +54,7 @@ def examine(
     task = task_of(splits["train"].features)
     facts = [collect_facts(name, split, task) for name, split in splits.items()]
     findings = [finding for check in CHECKS for finding in check(facts, task)]
+    findings += check_lengths(facts, max_length)
     if tokenizer is not None:
         findings += [_cut_share(one, tokenizer, max_length) for one in facts]
     if check_labels:

@@ -10,7 +10,7 @@ from datasets import Dataset
 from finetune.data.labels import Task, label_matrix
 from finetune.data.split import iterate_texts, text_keys
 from finetune.metrics import REGRESSION
-from finetune.models.tfidf import UNSPACED
+from finetune.models.tfidf import MARKS, UNSPACED
 
 __all__ = ["NUM_HASHES", "SHINGLE", "Facts", "collect_facts", "find_words", "hash_shingles"]
 
@@ -18,7 +18,7 @@ SHINGLE = 5  # words
 NUM_HASHES = 30
 NO_SHINGLES = 2**32 - 1  # in every place of the sketch of a text that has none
 NULL_WORDS = {"nan", "null", "none", "na", "n/a", "#n/a", "<na>"}
-WORD = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+")
+WORD = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+(?:[{MARKS}]+[^\W_{UNSPACED}]*)*")
 
 
 def _mojibake_pattern() -> re.Pattern[str]:

@@ -1,38 +1,24 @@
 """Adapters, through PEFT: a preset of the catalogue, or any of PEFT's config classes with the fields of a YAML file."""
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from peft import PeftModel, PeftType, TaskType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from transformers import PreTrainedModel
 
 from finetune.catalogue import CATALOGUE
 from finetune.errors import FinetuneError
-from finetune.models.load import HEADS
+from finetune.models.dropout import use_fast_dropout
+from finetune.models.load import HEADS, count_positions
+from finetune.models.low_rank import use_fused_lora
 from finetune.models.precision import keep_activations_in_bf16
 
-__all__ = ["add_adapter", "read_peft_config"]
+__all__ = ["add_adapter", "refuse_too_long"]
 
+OWN_FIELDS = {"task_type", "inference_mode"}
 UNPLANNED = 10**9  # AdaLoRA wants to know the steps of the training, which are set when it begins
-
-
-def read_peft_config(path: str) -> dict[str, Any]:
-    """Read the fields of a PEFT config from a YAML file.
-
-    Raises:
-        FinetuneError: If it is not a file of names and values.
-    """
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise FinetuneError(f"Expected a YAML file after --peft_config, but {path!r} can't be read: {error}") from error
-    if not isinstance(content, dict):
-        raise FinetuneError(f"Expected 'name: value' lines in {path!r}, but found a {type(content).__name__}.")
-    return content
 
 
 def add_adapter(model: PreTrainedModel, method: str, settings: dict[str, Any], new_modules: list[str]) -> PeftModel:
@@ -51,7 +37,13 @@ def add_adapter(model: PreTrainedModel, method: str, settings: dict[str, Any], n
         FinetuneError: If there is no such PEFT method or field, or it does not fit the model.
     """
     fields = {**CATALOGUE[method].peft_config, **settings}
-    peft_type = str(fields.pop("peft_type", CATALOGUE[method].peft_type)).upper()
+    preset = CATALOGUE[method].peft_type
+    peft_type = str(fields.pop("peft_type", preset)).upper()
+    if preset is not None and peft_type != preset:
+        raise FinetuneError(
+            f"Expected one method, but got --method {method} and peft_type {peft_type} in --peft_config. Pass "
+            "--method peft for the latter, or leave the peft_type out."
+        )
     if peft_type not in PeftType.__members__ or PeftType[peft_type] not in PEFT_TYPE_TO_CONFIG_MAPPING:
         raise FinetuneError(
             f"Expected a peft_type that PEFT knows in --peft_config, but got {peft_type!r}. "
@@ -62,15 +54,23 @@ def add_adapter(model: PreTrainedModel, method: str, settings: dict[str, Any], n
     unknown = sorted(fields.keys() - known)
     if unknown:
         raise FinetuneError(f"Expected fields of {config_class.__name__}, but got {unknown}. It has {sorted(known)}.")
+    for name in sorted(OWN_FIELDS & fields.keys()):
+        raise FinetuneError(f"Expected no {name} in --peft_config, which is always that of a training. Leave it out.")
     if "exclude_modules" in known:
         fields.setdefault("exclude_modules", [*HEADS, *new_modules])
     if "modules_to_save" in known:
-        fields.setdefault("modules_to_save", new_modules or None)
+        modules = [name for name, _ in model.named_modules()]
+        more = _names(fields.get("modules_to_save"))
+        there = [name for name in more if any(f".{module}".endswith(f".{name}") for module in modules)]
+        if "modules_to_save" in settings and there != more:
+            missing = next(name for name in more if name not in there)
+            raise FinetuneError(f"Expected modules of the model as modules_to_save, but it has no {missing!r}.")
+        fields["modules_to_save"] = list(dict.fromkeys([*new_modules, *there])) or None
     if "total_step" in known:
         fields.setdefault("total_step", UNPLANNED)
     try:
         config = config_class(task_type=TaskType.SEQ_CLS, **fields)
-        wrapped = get_peft_model(model, config)
+        wrapped = get_peft_model(model, config, revision=getattr(model.config, "_commit_hash", None))
         _try(wrapped)
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
@@ -79,7 +79,30 @@ def add_adapter(model: PreTrainedModel, method: str, settings: dict[str, Any], n
             "Other fields go into --peft_config."
         ) from error
     keep_activations_in_bf16(wrapped)
+    use_fast_dropout(wrapped)
+    use_fused_lora(wrapped)
     return wrapped
+
+
+def refuse_too_long(model: Any, max_length: int) -> None:
+    """Refuse texts that virtual tokens before them would push beyond the model's last position.
+
+    Raises:
+        FinetuneError: If `max_length` and the virtual tokens are more than the model was built for.
+    """
+    if not isinstance(model, PeftModel) or not model.active_peft_config.is_prompt_learning:
+        return
+    most, virtual = count_positions(model.get_base_model().config), model.active_peft_config.num_virtual_tokens
+    if most is not None and max_length + virtual > most:
+        raise FinetuneError(
+            f"Expected --max_length of at most {most - virtual}, since {virtual} virtual tokens come before a text and "
+            f"the model was built for {most}, but got {max_length}. Pass --max_length {most - virtual}."
+        )
+
+
+def _names(field: Any) -> list[str]:
+    """Give a field of PEFT that is None, a name, or several."""
+    return [] if field is None else [field] if isinstance(field, str) else list(field)
 
 
 @torch.no_grad()

@@ -13,13 +13,13 @@ def _find_layers(model: PreTrainedModel) -> tuple[str, int]:
 
     ALBERT's layers share their weights: there is one, and it is used several times.
     """
-    wanted = getattr(model.config, "num_hidden_groups", None) or model.config.num_hidden_layers
+    wanted = getattr(model.config, "num_hidden_groups", None) or getattr(model.config, "num_hidden_layers", 0)
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == wanted and ".attention" not in name:
             return name, wanted
     raise FinetuneError(
-        f"Expected a model with a list of {wanted} layers, but found none in {type(model).__name__}. "
-        "Train it with --method full or lora and one learning rate."
+        f"Expected a model with a list of layers, but found none in {type(model).__name__}. Leave out --layer_decay, "
+        "--reinit_layers and --unfreeze_every, and don't take --method last_layers."
     )
 
 

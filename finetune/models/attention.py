@@ -12,9 +12,9 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-__all__ = ["cpu_attention_forward", "use_cpu_attention"]
+__all__ = ["cpu_attention_forward", "use_cpu_attention", "use_unpadded_attention"]
 
-NAME = "finetune_cpu"
+NAME, UNPADDED = "finetune_cpu", "finetune_unpadded"
 PIECE_NUMEL = 2**21  # attention weights computed at once: 4 MiB in bfloat16
 
 
@@ -122,7 +122,26 @@ AttentionInterface.register(NAME, cpu_attention_forward)
 AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
+def _unpadded_mask(*sizes: Any, **settings: Any) -> torch.Tensor | None:
+    """Make no mask where every token may see every other; transformers' own makes one whenever a model is traced."""
+    if settings.get("allow_is_bidirectional_skip") and all(
+        settings.get(name) is None for name in ("attention_mask", "local_size")
+    ):
+        return None
+    return sdpa_mask(*sizes, **settings)
+
+
+AttentionInterface.register(UNPADDED, sdpa_attention_forward)
+AttentionMaskInterface.register(UNPADDED, _unpadded_mask)
+
+
 def use_cpu_attention(model: PreTrainedModel) -> None:
     """Let a model that would use torch's fused kernel use this one where it is faster. What is saved stays the same."""
     if model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(NAME)
+
+
+def use_unpadded_attention(model: PreTrainedModel) -> None:
+    """Let a model that is to be traced without `attention_mask` have none in its graph: its batches have no padding."""
+    if model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation(UNPADDED)

@@ -1,5 +1,6 @@
 """Logits of many texts: sorted by length, batched by tokens, without gradients, in the order of the input."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from finetune.data.batch import cut_by_tokens
+from finetune.errors import FinetuneError
+from finetune.hardware import is_out_of_memory, release_memory
 from finetune.metrics import MULTI_LABEL
 from finetune.models.precision import autocast
 
@@ -128,7 +131,7 @@ def compute_rows(
     """Compute one row of numbers for each example.
 
     With several processes each takes every n-th batch, so that every example counts exactly once, and all of them
-    get all rows.
+    get all rows. Fewer batches than processes are not worth dividing: each computes them all.
 
     Args:
         forward: From a batch's tensors, without labels, to `(batch, width)`.
@@ -142,19 +145,57 @@ def compute_rows(
 
     Returns:
         float32, `(len(examples), width)`.
+
+    Raises:
+        FinetuneError: If memory does not suffice for a single example; for several, batches are halved.
     """
+    batches = cut_by_tokens(lengths, max_tokens)
     rank, world_size = 0, 1
-    if distributed.is_available() and distributed.is_initialized():
+    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() <= len(batches):
         rank, world_size = distributed.get_rank(), distributed.get_world_size()
     rows = np.zeros((len(lengths), width), dtype=np.float32)
-    for positions in cut_by_tokens(lengths, max_tokens)[rank::world_size]:
-        inputs = collate([examples[position] for position in positions])
-        inputs.pop("labels", None)
-        outputs = forward({name: tensor.to(device) for name, tensor in inputs.items()})
-        rows[positions] = outputs.float().cpu().numpy()
+    groups = batches[rank::world_size]
+    while groups:
+        computed = _compute_unless_out_of_memory(forward, collate([examples[at] for at in groups[0]]), device)
+        if computed is None:
+            groups = _cut_smaller(groups, lengths)
+            continue
+        positions = groups.pop(0)
+        rows[positions] = computed
         on_batch(len(positions))
+    if rank >= (len(batches) % world_size or world_size):
+        # Where weights are divided over processes all of them must call the model, as often: a batch in vain.
+        _compute_unless_out_of_memory(forward, collate([examples[at] for at in batches[-1]]), device)
     if world_size > 1:  # each row is zero but on the one process that computed it
         total = torch.from_numpy(rows).to(device)
         distributed.all_reduce(total)
         rows = total.cpu().numpy()
     return rows
+
+
+def _compute_unless_out_of_memory(
+    forward: Callable[[dict[str, torch.Tensor]], torch.Tensor], inputs: dict[str, torch.Tensor], device: torch.device
+) -> np.ndarray | None:
+    """Compute the rows of a batch; None if its memory could not be had, and then nothing holds any of it."""
+    inputs.pop("labels", None)
+    try:
+        return forward({name: tensor.to(device) for name, tensor in inputs.items()}).float().cpu().numpy()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return None
+
+
+def _cut_smaller(groups: list[list[int]], lengths: Sequence[int]) -> list[list[int]]:
+    """Cut the groups that are left by half the tokens of the first one, for which memory did not suffice."""
+    release_memory()
+    first = [int(lengths[at]) for at in groups[0]]
+    if len(first) == 1:
+        raise FinetuneError(
+            f"Expected memory for the logits of a text of {first[0]:,} tokens, but an allocation failed. "
+            "Pass a smaller --max_length, or free memory."
+        )
+    max_tokens = len(first) * max(first) // 2
+    warnings.warn(f"out of memory: from now on at most {max_tokens:,} tokens are computed at once", stacklevel=2)
+    left = [at for group in groups for at in group]
+    return [[left[at] for at in group] for group in cut_by_tokens([int(lengths[at]) for at in left], max_tokens)]

@@ -35,6 +35,8 @@ from finetune.quiet import quiet_loading
 
 __all__ = [
     "HEADS",
+    "SAFE_LOADING",
+    "count_positions",
     "load_encoder",
     "load_model",
     "load_pretrained_tokenizer",
@@ -47,6 +49,8 @@ __all__ = [
 
 # Heads that a fine-tuned checkpoint brings along; PEFT trains and saves `classifier` and `score` in full by itself.
 HEADS = ["classifier", "score"]
+# Nothing that comes with a model is run: neither its code nor a pickle.
+SAFE_LOADING: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True}
 
 
 def resolve_model(name: str) -> str:
@@ -75,7 +79,7 @@ def load_pretrained_tokenizer(name: str, revision: str | None = None) -> PreTrai
     """
     path = resolve_model(name)
     try:
-        return AutoTokenizer.from_pretrained(path, revision=revision)
+        return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise _not_loaded("tokenizer", name, error) from error
 
@@ -114,11 +118,17 @@ def load_tokenizer(arguments: ModelArguments, method: str, train: Dataset, max_l
 
 def longest_input(name: str, tokenizer: PreTrainedTokenizerBase, revision: str | None = None) -> int:
     """Give the most tokens that a pretrained model reads, by its tokenizer and by its number of positions."""
-    config = AutoConfig.from_pretrained(resolve_model(name), revision=revision)
-    positions = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
-    if "roberta" in config.model_type:  # its positions are counted from the padding token's number on
+    config = AutoConfig.from_pretrained(resolve_model(name), revision=revision, trust_remote_code=False)
+    positions = count_positions(config)
+    return tokenizer.model_max_length if positions is None else min(tokenizer.model_max_length, positions)
+
+
+def count_positions(config: Any) -> int | None:
+    """Give the most positions that a model of this config was built for; None if it does not say."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions and "roberta" in config.model_type:  # its positions are counted from the padding token's number on
         positions -= config.pad_token_id + 1
-    return min(tokenizer.model_max_length, positions)
+    return positions or None
 
 
 def load_model(
@@ -179,7 +189,9 @@ def load_encoder(
     path = resolve_model(arguments.model_name_or_path)
     try:
         with quiet_loading():
-            config = AutoConfig.from_pretrained(path, revision=arguments.model_revision, **labels)
+            config = AutoConfig.from_pretrained(
+                path, revision=arguments.model_revision, trust_remote_code=False, **labels
+            )
             for name in ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop"):
                 if hasattr(config, name):
                     setattr(config, name, arguments.attention_dropout)
@@ -190,6 +202,7 @@ def load_encoder(
                 dtype=torch.float32,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # a head for another number of classes is drawn anew, and trained
+                **SAFE_LOADING,
                 **(quantization or {}),
             )
     except (OSError, ValueError) as error:

@@ -1,21 +1,22 @@
-"""Write a model so that it reloads, and JSON so that it is whole."""
+"""Write a model so that it reloads."""
 
 import json
-import math
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from finetune.data.tokenize import TextConfig
+from finetune.data.cutting import TextConfig
+from finetune.errors import FinetuneError
+from finetune.files import is_disk_full, replace_folder, write_json
+from finetune.models.finetune_config import FINETUNE_CONFIG_FILE, FinetuneConfig, read_finetune_config
 from finetune.models.quantization import is_four_bit
 from finetune.models.tfidf import LABEL_NAMES_FILE, TfidfClassifier
 
-__all__ = ["FINETUNE_CONFIG_FILE", "write_json", "write_model"]
-
-FINETUNE_CONFIG_FILE = "finetune_config.json"
+__all__ = ["FINETUNE_CONFIG_FILE", "FinetuneConfig", "read_finetune_config", "write_model", "write_thresholds"]
 
 
 def write_model(
@@ -23,15 +24,40 @@ def write_model(
     model: PreTrainedModel | PeftModel | TfidfClassifier,
     tokenizer: PreTrainedTokenizerBase | None,
     text_config: TextConfig | None = None,
+    thresholds: Sequence[float] | None = None,
 ) -> None:
     """Write a model, its tokenizer and its label names aside and rename the folder, so that it is always whole.
 
     `finetune_config.json` beside them holds what transformers' own files don't: how texts are cut, and for adapters and
     TF-IDF the kind of task.
+
+    Raises:
+        FinetuneError: If the disk is full.
     """
     aside = folder.with_name(folder.name + ".partial")
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
+    try:
+        aside.mkdir()
+        _write_files(aside, model, tokenizer, text_config, thresholds)
+        replace_folder(folder, aside)
+    except Exception as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        if not is_disk_full(error):
+            raise
+        free = shutil.disk_usage(folder.parent).free
+        raise FinetuneError(
+            f"Expected room for the model in {str(folder)!r}, but found {free:,} bytes free. Make room, and start the "
+            "same command again."
+        ) from error
+
+
+def _write_files(
+    aside: Path,
+    model: PreTrainedModel | PeftModel | TfidfClassifier,
+    tokenizer: PreTrainedTokenizerBase | None,
+    text_config: TextConfig | None,
+    thresholds: Sequence[float] | None,
+) -> None:
     model.save_pretrained(str(aside))
     if tokenizer is not None:
         tokenizer.save_pretrained(str(aside))
@@ -42,25 +68,15 @@ def write_model(
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     problem_type = base.problem_type if isinstance(base, TfidfClassifier) else base.config.problem_type
     text = None if text_config is None else text_config.to_dict()
-    content = {"problem_type": problem_type, "text": text}
+    content: dict[str, Any] = {"problem_type": problem_type, "text": text}
+    if thresholds is not None:
+        content["thresholds"] = list(thresholds)
     if isinstance(base, PreTrainedModel) and is_four_bit(base):
         content["four_bit"] = True
     write_json(aside / FINETUNE_CONFIG_FILE, content)
-    shutil.rmtree(folder, ignore_errors=True)
-    aside.rename(folder)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON aside and rename it, so that a reader never sees half of it; NaN becomes null, which JSON has."""
-    aside = path.with_name(path.name + ".partial")
-    text = json.dumps(_without_nan(content), indent=2, ensure_ascii=False, default=str, allow_nan=False)
-    aside.write_text(text + "\n", encoding="utf-8")
-    aside.replace(path)
-
-
-def _without_nan(content: Any) -> Any:
-    if isinstance(content, dict):
-        return {name: _without_nan(value) for name, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_without_nan(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
+def write_thresholds(folder: Path, thresholds: Sequence[float]) -> None:
+    """Add the probabilities from which on labels are predicted to a saved model."""
+    content = json.loads((folder / FINETUNE_CONFIG_FILE).read_text(encoding="utf-8"))
+    write_json(folder / FINETUNE_CONFIG_FILE, {**content, "thresholds": list(thresholds)})

@@ -6,6 +6,8 @@ half a second here.)
 """
 
 import json
+import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,12 +28,12 @@ WEIGHTS_FILE = "tfidf.safetensors"
 LABEL_NAMES_FILE = "label_names.json"
 # Scripts that put no spaces between words: Chinese, Japanese, Thai, Lao, Burmese, Khmer. Each sign is a word there.
 UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
+# Vowel signs and accents that are characters of their own, as in Hindi: they belong to the letter before them.
+MARKS = "".join(sign for sign in map(chr, range(0x300, 0x10000)) if unicodedata.category(sign).startswith("M"))
 # Words and pairs of neighbours (Wang and Manning 2012 found pairs to help sentiment), also one-letter words.
-ANALYSIS = {
-    "ngram_range": (1, 2),
-    "sublinear_tf": True,
-    "token_pattern": rf"(?u)[{UNSPACED}]|[^\W{UNSPACED}]+",
-}
+WORD = rf"(?u)[{UNSPACED}]|[^\W{UNSPACED}]+(?:[{MARKS}]+[^\W{UNSPACED}]*)*"
+ANALYSIS = {"ngram_range": (1, 2), "sublinear_tf": True, "token_pattern": WORD}
+NO_TERMS = ["no word"]  # that no analysed text holds: a vectorizer must have a column
 CERTAIN = 10.0  # log-odds of a label that all or no training texts have
 
 
@@ -119,7 +121,9 @@ def fit_tfidf(
     try:
         features = vectorizer.fit_transform(texts)
     except ValueError:  # no term stands in two texts
-        vectorizer = TfidfVectorizer(**ANALYSIS)
+        # Or none in any, as where texts are emoji alone: what is left is then how frequent each class is.
+        has_words = any(re.search(WORD, text) for text in texts)
+        vectorizer = TfidfVectorizer(**ANALYSIS, vocabulary=None if has_words else NO_TERMS)
         features = vectorizer.fit_transform(texts)
     if problem_type == REGRESSION:
         ridge = Ridge(alpha=1.0, random_state=seed).fit(features, labels)

@@ -2,16 +2,18 @@
 
 from collections.abc import Iterable
 
-from tokenizers import Tokenizer, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import WordLevel
 from tokenizers.trainers import WordLevelTrainer
 from transformers import PreTrainedTokenizerFast
+
+from finetune.models.tfidf import UNSPACED
 
 __all__ = ["train_word_tokenizer"]
 
 
 def train_word_tokenizer(texts: Iterable[str], vocabulary_size: int, max_length: int) -> PreTrainedTokenizerFast:
-    """Learn a vocabulary of lower-cased words, punctuation marks and Chinese characters.
+    """Learn a vocabulary of lower-cased words, punctuation marks, and the signs of scripts without spaces.
 
     Args:
         texts: The training texts, and those alone.
@@ -25,7 +27,8 @@ def train_word_tokenizer(texts: Iterable[str], vocabulary_size: int, max_length:
     tokenizer.normalizer = normalizers.BertNormalizer(
         clean_text=True, handle_chinese_chars=True, strip_accents=False, lowercase=True
     )
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    signs = pre_tokenizers.Split(Regex(f"[{UNSPACED}]"), behavior="isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), signs])
     trainer = WordLevelTrainer(
         vocab_size=vocabulary_size, min_frequency=1, special_tokens=["[PAD]", "[UNK]"], show_progress=False
     )

@@ -13,6 +13,8 @@ from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from finetune.files import write_aside
+
 __all__ = ["CostMeter", "HistoryWriter", "ProgressReport", "progress_bar"]
 
 
@@ -57,7 +59,7 @@ class ProgressReport(TrainerCallback):
         if not state.is_world_process_zero or not logs:
             return
         if "loss" in logs:
-            done = state.global_step - self.first_step
+            done = max(1, state.global_step - self.first_step)
             left = (time.perf_counter() - self.started) / done * (state.max_steps - state.global_step)
             self._say(
                 f"step {state.global_step}/{state.max_steps}  epoch {state.epoch:.2f}  loss {logs['loss']:.4f}  "
@@ -83,7 +85,7 @@ class ProgressReport(TrainerCallback):
 class HistoryWriter(TrainerCallback):
     """Append what the `Trainer` logs to `history.jsonl`: one JSON object a line, with step and epoch.
 
-    A run that resumes drops what an earlier process logged after the checkpoint, since those steps are taken again.
+    A run that resumes writes anew what was logged up to its checkpoint, and no more: later steps are taken again.
     """
 
     def __init__(self, path: Path):
@@ -92,10 +94,9 @@ class HistoryWriter(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if state.is_world_process_zero and self.path.exists():
-            lines = self.path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= state.global_step]
-            self.path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        if state.is_world_process_zero:
+            with write_aside(self.path) as aside:
+                aside.write_text("".join(_to_line(logged) for logged in state.log_history), encoding="utf-8")
 
     def on_log(
         self,
@@ -106,9 +107,13 @@ class HistoryWriter(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         if state.is_world_process_zero and logs:
-            known = {name: value if math.isfinite(value) else None for name, value in logs.items()}
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step, **known}) + "\n")
+                file.write(_to_line({**logs, "step": state.global_step}))
+
+
+def _to_line(logged: dict[str, float]) -> str:
+    known = {name: value if math.isfinite(value) else None for name, value in logged.items()}
+    return json.dumps({"step": known.pop("step"), **known}) + "\n"
 
 
 class CostMeter(TrainerCallback, ExportableState):

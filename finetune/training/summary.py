@@ -37,6 +37,10 @@ def summarize(record: dict[str, Any], directory: Path) -> str:
     rows.append(("reloaded", f"the saved model's logits differ by at most {record['reload']['max_difference']:.1e}"))
     for split in ("validation", "test"):
         rows.append((split, _quality(record["metrics"][split])))
+    if "test" in record.get("thresholds", {}):
+        tuned = record["thresholds"]["test"]
+        rows.append(("tuned (test)", f"micro-F1 {tuned['micro_f1']:.3f}, macro-F1 {tuned['macro_f1']:.3f}, with the "
+                     "thresholds that `predict` uses, chosen on validation"))  # fmt: skip
     if "floor" in record:
         rows.append(
             ("floor (test)", f"{_quality(record['floor']['test'])}, by TF-IDF and a linear model on whole texts")

@@ -4,22 +4,34 @@ import warnings
 from typing import Any
 
 import numpy as np
+from peft import PeftModel
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
 
 from finetune.metrics import MULTI_LABEL, REGRESSION, predict_labels
 
-__all__ = ["Watch", "warn_if_collapsed"]
+__all__ = ["Watch", "warn_if_collapsed", "warn_if_head_is_frozen"]
 
 STEPS = 3  # LoRA's A matrices have no gradient in the first step, since B is zero
 
 
-class Watch(TrainerCallback):
+class Watch(TrainerCallback, ExportableState):
     """Warns of trainable parameters without a gradient, and of a validation metric that never moves."""
 
-    def __init__(self) -> None:
+    def __init__(self, values: list[float] | None = None) -> None:
         self.without_gradient: set[str] | None = None
-        self.values: list[float] = []
+        self.values = values or []
+
+    def state(self) -> dict[str, Any]:
+        """Give what a checkpoint keeps."""
+        return {"args": {"values": self.values}, "attributes": {}}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            warn_if_head_is_frozen(kwargs["model"])
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -54,6 +66,21 @@ class Watch(TrainerCallback):
                 "learnt. Raise --learning_rate, as prompt tuning and IA3 need, or train longer",
                 stacklevel=2,
             )
+
+
+def warn_if_head_is_frozen(model: nn.Module) -> None:
+    """Warn if nothing trains outside the encoder, as where a checkpoint has a head whose name PEFT doesn't know."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    if not isinstance(base, PreTrainedModel):
+        return
+    encoder = {id(parameter) for parameter in base.base_model.parameters()}
+    head = [name for name, parameter in base.named_parameters() if id(parameter) not in encoder]
+    if head and not any(base.get_parameter(name).requires_grad for name in head):
+        warnings.warn(
+            f"the classification head does not train ({', '.join(head[:3])}): name its module as modules_to_save in "
+            "--peft_config, unless it fits these classes already",
+            stacklevel=2,
+        )
 
 
 def warn_if_collapsed(logits: np.ndarray, problem_type: str, label_names: dict[int, str]) -> None:

@@ -1,0 +1,108 @@
+"""What is kept of a long text, and how many texts go at once: numbers in, numbers out, and cheap to import."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+__all__ = ["TRUNCATIONS", "WINDOW_POOLINGS", "TextConfig", "cut_by_tokens", "cut_contents"]
+
+TRUNCATIONS = ["head", "tail", "head+tail", "window"]
+WINDOW_POOLINGS = ["mean", "max", "vote"]
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """How texts become tokens; saved with a model, since it must be the same when it is used.
+
+    Attributes:
+        max_length: Most tokens of a text, or of each of its windows, special tokens included.
+        truncation: What is kept of a longer text: its head; its tail; a quarter of the tokens from the head and the
+            rest from the tail (Sun et al. 2019, section 5.3: 128 and 382 of 512); or all of it, in windows.
+        window_stride: Tokens that a window shares with the one before it.
+        window_pooling: How the logits of a text's windows become the text's: their mean, their maximum, or the share of
+            windows that vote for a class.
+    """
+
+    max_length: int
+    truncation: str = "head"
+    window_stride: int = 0
+    window_pooling: str = "mean"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the fields by name."""
+        return asdict(self)
+
+
+def cut_contents(
+    contents: Sequence[Sequence[int]], prefix: Sequence[int], suffix: Sequence[int], config: TextConfig
+) -> dict[str, list]:
+    """Cut tokenized texts to their tail, their head and tail, or into windows.
+
+    Args:
+        contents: Token numbers of each text, without special tokens.
+        prefix: Special tokens before a text.
+        suffix: Special tokens after it.
+        config: How long texts are cut; any `truncation` but "head", which tokenizers do by themselves.
+
+    Returns:
+        `input_ids`, for each text a list of token numbers, with `window` a list of such lists; `length`, the number of
+        tokens; `is_truncated`, whether tokens were left out.
+    """
+    prefix, suffix = list(prefix), list(suffix)
+    budget = config.max_length - len(prefix) - len(suffix)
+    if config.truncation == "window":
+        step = max(1, budget - config.window_stride)
+        windows = [
+            [
+                prefix + list(content[start : start + budget]) + suffix
+                for start in _window_starts(len(content), budget, step)
+            ]
+            for content in contents
+        ]
+        return {
+            "input_ids": windows,
+            "length": [sum(map(len, one)) for one in windows],
+            "is_truncated": [False] * len(windows),
+        }
+    head = config.max_length // 4 if config.truncation == "head+tail" else 0
+    cut = [
+        prefix + list(content if len(content) <= budget else [*content[:head], *content[head - budget :]]) + suffix
+        for content in contents
+    ]
+    return {
+        "input_ids": cut,
+        "length": [len(tokens) for tokens in cut],
+        "is_truncated": [len(content) > budget for content in contents],
+    }
+
+
+def _window_starts(length: int, budget: int, step: int) -> range:
+    """Give the first token of each window; the last one reaches the end of the text."""
+    return range(0, max(1, length - budget + step), step)
+
+
+def cut_by_tokens(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Cut examples into groups of similar length with at most `max_tokens` tokens each, padding included.
+
+    Args:
+        lengths: Tokens of each example.
+        max_tokens: Most tokens of a group: its size times its longest example. A longer example stands alone.
+
+    Returns:
+        Groups of positions in `lengths`, longest first, so that memory peaks at once rather than late.
+
+    Example:
+        >>> cut_by_tokens([3, 9, 4, 2], max_tokens=10)
+        [[1], [2, 0], [3]]
+    """
+    groups: list[list[int]] = []
+    longest = 0
+    for position in np.argsort(-np.asarray(lengths), kind="stable").tolist():
+        if groups and (len(groups[-1]) + 1) * longest <= max_tokens:
+            groups[-1].append(position)
+        else:
+            groups.append([position])
+            longest = lengths[position]
+    return groups

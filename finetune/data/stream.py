@@ -1,0 +1,203 @@
+"""Training texts that stay on disk: a folder of Parquet shards, read through once an epoch, in an order of its own.
+
+An epoch opens `OPEN_GROUPS` row groups at a time, drawn at random from all shards, and takes `CHUNK` rows from each in
+turn. The rows of a window of steps are then shuffled, ordered by length and cut into steps as those of a data set in
+memory are. The order is a function of seed and epoch alone: there is no buffer to save with a checkpoint, a resumed run
+reads past the rows that it has seen, and each process reads all rows but tokenizes only its own.
+"""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from datasets import ClassLabel, Features, List
+from transformers import PreTrainedTokenizerBase
+
+from finetune.data.batch import StepSampler
+from finetune.data.labels import Task, encode_labels, label_matrix
+from finetune.data.tokenize import TextConfig, encode_texts
+from finetune.errors import FinetuneError
+
+__all__ = ["Shards", "StreamedStepSampler", "TokenizingRows"]
+
+OPEN_GROUPS = 16
+CHUNK = 50
+LARGE_GROUP = 5_000  # rows; of fewer, a window of steps holds a good part
+NAMED_CHARACTERS = 60
+Chunk = tuple[int, int, int]  # number of a row group, its first row, the row after its last
+
+
+class Shards:
+    """The rows of a folder of Parquet files, in any order of their row groups.
+
+    Args:
+        folder: Holds `*.parquet`, all with the same columns.
+
+    Raises:
+        FinetuneError: If there are none, one can't be read, or their columns differ.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.paths = sorted(folder.glob("*.parquet"))
+        if not self.paths:
+            raise FinetuneError(f"Expected Parquet files (*.parquet) in the folder {str(folder)!r}, but found none.")
+        self.groups: list[tuple[Path, int]] = []
+        self.sizes: list[int] = []
+        schemas = []
+        for path in self.paths:
+            try:
+                with pq.ParquetFile(path) as file:
+                    schemas.append(file.schema_arrow)
+                    groups = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+            except (OSError, ValueError) as error:
+                raise FinetuneError(f"Expected a Parquet file, but {str(path)!r} can't be read: {error}") from error
+            if schemas[-1].names != schemas[0].names:
+                raise FinetuneError(
+                    f"Expected the columns {schemas[0].names} in every shard, but {path.name} has {schemas[-1].names}."
+                )
+            self.groups += [(path, number) for number, size in enumerate(groups) if size]
+            self.sizes += [size for size in groups if size]
+        self.column_names: list[str] = schemas[0].names
+        self.num_rows = sum(self.sizes)
+        noted = b"huggingface" in (schemas[0].metadata or {})
+        features: Any = Features.from_arrow_schema(schemas[0]) if noted else {}
+        inner = {name: feature.feature if isinstance(feature, List) else feature for name, feature in features.items()}
+        self.class_names = {name: feature.names for name, feature in inner.items() if isinstance(feature, ClassLabel)}
+
+    def warn_of_large_groups(self) -> None:
+        """Warn if a row group holds so many of the rows that they are hardly mixed with others."""
+        largest = max(self.sizes)
+        if largest > LARGE_GROUP and largest > self.num_rows / OPEN_GROUPS:
+            warnings.warn(
+                f"a row group of {str(self.folder)!r} has {largest:,} of its {self.num_rows:,} rows, which are read in "
+                "their order: unless they are shuffled already, write the files with smaller row groups",
+                stacklevel=2,
+            )
+
+    def order(self, generator: np.random.Generator) -> list[Chunk]:
+        """Draw an order of all rows, as chunks: row groups at random, several of them in turn."""
+        waiting = iter(generator.permutation(len(self.groups)).tolist())
+        turns = [(group, 0) for group in islice(waiting, OPEN_GROUPS)]
+        chunks = []
+        while turns:
+            group, start = turns.pop(0)
+            stop = min(start + CHUNK, self.sizes[group])
+            chunks.append((group, start, stop))
+            if stop < self.sizes[group]:
+                turns.append((group, stop))
+            elif (following := next(waiting, None)) is not None:
+                turns.append((following, 0))
+        return chunks
+
+    def read(self, chunks: Sequence[Chunk], columns: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
+        """Read the rows of each chunk; the chunks of one row group come in their order."""
+        files: dict[int, pq.ParquetFile] = {}
+        readers: dict[int, Iterator[Any]] = {}
+        for group, start, stop in chunks:
+            if group not in readers:
+                path, number = self.groups[group]
+                files[group] = pq.ParquetFile(path, memory_map=True)
+                batches = files[group].iter_batches(CHUNK, row_groups=[number], columns=list(columns))
+                readers[group] = islice(batches, start // CHUNK, None)
+            yield next(readers[group]).to_pylist()
+            if stop == self.sizes[group]:
+                del readers[group]
+                files.pop(group).close()
+
+    def sample(self, size: int, columns: Sequence[str]) -> list[dict[str, Any]]:
+        """Read about `size` rows, chunks evenly spread over all shards, in the order in which they lie."""
+        chunks = [
+            (group, start, min(start + CHUNK, rows))
+            for group, rows in enumerate(self.sizes)
+            for start in range(0, rows, CHUNK)
+        ]
+        count = min(len(chunks), max(1, size // CHUNK))
+        chosen = np.linspace(0, len(chunks) - 1, count).round().astype(int)
+        rows = []
+        for position in chosen:
+            rows += next(self.read([chunks[position]], columns))
+        return rows
+
+    def distinct(self, column: str) -> list[Any]:
+        """Read the values that a column of labels holds, each once; of lists, the values within them."""
+        found: dict[Any, None] = {}
+        for path in self.paths:
+            with pq.ParquetFile(path, memory_map=True) as file:
+                for batch in file.iter_batches(65_536, columns=[column]):
+                    values = batch.column(0)
+                    if "list" in str(values.type):
+                        values = values.flatten()
+                    found.update(dict.fromkeys(values.unique().to_pylist()))
+        return list(found)
+
+
+class TokenizingRows:
+    """Turns rows of the shards into examples when a batch asks for them; what a `DataLoader` takes for its data set.
+
+    Args:
+        shards: Where the rows lie.
+        columns: Column of `text`, `label` and, for pairs, `text_pair`.
+        task: The labels.
+        delimiter: What separates several labels in one string.
+        tokenizer: A fast tokenizer.
+        config: How long texts are cut.
+    """
+
+    def __init__(
+        self,
+        shards: Shards,
+        columns: dict[str, str],
+        task: Task,
+        delimiter: str | None,
+        tokenizer: PreTrainedTokenizerBase,
+        config: TextConfig,
+    ):
+        self.shards = shards
+        self.columns = columns
+        self.task = task
+        self.delimiter = delimiter
+        self.tokenizer = tokenizer
+        self.config = config
+
+    def __len__(self) -> int:
+        return self.shards.num_rows
+
+    def name(self, rows: Sequence[dict[str, Any]]) -> list[str]:
+        """Give what a message calls rows, which have no number: the beginnings of their texts."""
+        return [repr((row[self.columns["text"]] or "")[:NAMED_CHARACTERS]) for row in rows]
+
+    def __getitems__(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Tokenize rows; see `encode_texts` for the columns."""
+        pairs = [row[self.columns["text_pair"]] or "" for row in rows] if "text_pair" in self.columns else None
+        encoded = encode_texts([row[self.columns["text"]] or "" for row in rows], self.tokenizer, self.config, pairs)
+        values = [row[self.columns["label"]] for row in rows]
+        numbers = encode_labels(values, self.task, self.delimiter, str(self.shards.folder))
+        encoded["labels"] = list(label_matrix(numbers, self.task))
+        return [dict(zip(encoded, example, strict=True)) for example in zip(*encoded.values(), strict=True)]
+
+
+class StreamedStepSampler(StepSampler):
+    """Read each optimizer step's rows from shards and give this process its share; see `StepSampler`.
+
+    Yields the rows themselves, for `TokenizingRows`. Lengths are those of the texts in characters.
+    """
+
+    def __init__(self, rows: TokenizingRows, **settings: Any):
+        super().__init__(len(rows), **settings)
+        self.rows = rows
+
+    def draw(self, generator: np.random.Generator, sizes: list[int]) -> Iterator[tuple[list[Any], np.ndarray]]:
+        """Read each window's rows."""
+        shards, columns = self.rows.shards, self.rows.columns
+        chunks = shards.read(shards.order(generator), list(columns.values()))
+        waiting: list[dict[str, Any]] = []
+        for size in sizes:
+            while len(waiting) < size:
+                waiting += next(chunks)
+            window, waiting = waiting[:size], waiting[size:]
+            yield window, np.array([len(row[columns["text"]] or "") for row in window])

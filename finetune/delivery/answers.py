@@ -1,0 +1,92 @@
+"""From logits to answers: what every model says of a text, whatever computes its logits; imports no torch."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.special import expit, softmax
+
+from finetune.tasks import MULTI_LABEL, REGRESSION, Task
+
+__all__ = ["Prediction", "TextClassifier"]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of a text.
+
+    Attributes:
+        labels: The most probable class; with several labels a text those whose probability reaches their threshold;
+            none for regression.
+        probabilities: Of each of them, in [0, 1].
+        value: The predicted number; None for classes.
+    """
+
+    labels: tuple[str, ...]
+    probabilities: tuple[float, ...]
+    value: float | None = None
+
+
+class TextClassifier:
+    """A model that takes texts.
+
+    Attributes:
+        task: What is predicted, and the names of the labels.
+        thresholds: With several labels a text, the probability from which on each is predicted.
+        text_config: How long texts are cut; None for TF-IDF.
+    """
+
+    task: Task
+    thresholds: Any
+    text_config: Any = None
+
+    def compute_logits(
+        self,
+        texts: Sequence[str],
+        pairs: Sequence[str] | None = None,
+        on_batch: Callable[[int], None] = lambda num_examples: None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Score texts.
+
+        Args:
+            texts: Any number of them.
+            pairs: A second text for each, if the model was trained on pairs.
+            on_batch: Called with the number of texts after each batch.
+
+        Returns:
+            float32 logits `(len(texts), num_labels)`, and the number of tokens of each text, `(len(texts),)`, after
+            cutting (white-space separated words for TF-IDF).
+        """
+        raise NotImplementedError
+
+    def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Prediction]:
+        """Give each text's most probable label, its labels, or its number."""
+        found = self.compute_probabilities(texts, pairs)
+        if self.task.problem_type == REGRESSION:
+            return [Prediction((), (), float(row[0])) for row in found]
+        predictions = []
+        for row, chosen in zip(found, self.decide(found), strict=True):
+            numbers = np.flatnonzero(chosen)
+            names = tuple(self.task.label_names[number] for number in numbers)
+            predictions.append(Prediction(names, tuple(float(row[number]) for number in numbers)))
+        return predictions
+
+    def compute_probabilities(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> np.ndarray:
+        """Give each label's probability, `(len(texts), num_labels)`; for regression the number, `(len(texts), 1)`."""
+        return self.to_probabilities(self.compute_logits(texts, pairs)[0])
+
+    def to_probabilities(self, logits: np.ndarray) -> np.ndarray:
+        """Turn logits `(texts, num_labels)` into probabilities; a regression's numbers stay what they are."""
+        if self.task.problem_type == REGRESSION:
+            return logits
+        return expit(logits) if self.task.problem_type == MULTI_LABEL else softmax(logits, axis=-1)
+
+    def decide(self, probabilities: np.ndarray) -> np.ndarray:
+        """Tell which labels are predicted, true or false, `(texts, num_labels)`.
+
+        The most probable one; with several labels a text, all that reach their threshold.
+        """
+        if self.task.problem_type == MULTI_LABEL:
+            return probabilities >= self.thresholds
+        return np.arange(probabilities.shape[1]) == probabilities.argmax(axis=1)[:, None]

@@ -1,0 +1,371 @@
+"""Write a model as ONNX, and measure on the validation split what that costs and gives before it counts as done.
+
+transformers' own exporters trace the plain model: the attention, dropout and number formats that make training fast
+here stay out of the graph. What is written runs by `finetune.delivery.exported`, without torch.
+"""
+
+import contextlib
+import importlib.util
+import inspect
+import io
+import json
+import logging
+import shutil
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from finetune import __version__
+from finetune.arguments import DataArguments
+from finetune.comparison.statistics import mean_interval, paired_difference
+from finetune.data.labels import label_matrix
+from finetune.data.load import read_examples
+from finetune.delivery.answers import TextClassifier
+from finetune.delivery.exported import EXPORT_FILE, MODEL_FILE, ExportedPredictor, is_exported
+from finetune.delivery.load import find_model_folder, load
+from finetune.delivery.merge import merge_adapter
+from finetune.delivery.predict import Predictor
+from finetune.environment import describe_environment
+from finetune.errors import FinetuneError
+from finetune.files import replace_folder, write_json
+from finetune.models.attention import use_unpadded_attention
+from finetune.models.save import FINETUNE_CONFIG_FILE, FinetuneConfig, read_finetune_config
+from finetune.models.tfidf import TfidfClassifier
+from finetune.tasks import MULTI_LABEL, REGRESSION, Task
+from finetune.training.progress import progress_bar
+
+__all__ = ["Examples", "describe", "export", "measure_cost", "read_validation", "write_onnx"]
+
+PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+MAX_DIFFERENCE = 1e-3  # of logits in float32, where nothing but the order of sums changes
+QUANTIZATION: dict[str, Any] = {"per_channel": True, "reduce_range": True}
+SAMPLE = "A text of several words, since sizes of one would be taken for fixed."
+NUM_LATENCY_TEXTS, NUM_THROUGHPUT_TEXTS, BATCH_SIZE = 100, 256, 32
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Labelled texts to measure on.
+
+    Attributes:
+        texts: The texts.
+        pairs: A second text for each; None for models of single texts.
+        labels: As `label_matrix` gives them.
+        source: Where they are from, in words.
+    """
+
+    texts: list[str]
+    pairs: list[str] | None
+    labels: np.ndarray
+    source: str
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def take(self, rows: Sequence[int]) -> tuple[list[str], list[str] | None]:
+        """Give the texts of some rows, and their second texts."""
+        pairs = self.pairs
+        return [self.texts[row] for row in rows], None if pairs is None else [pairs[row] for row in rows]
+
+
+def export(
+    path: str | Path,
+    output: str | Path,
+    *,
+    int8: bool = False,
+    tolerance: float = 0.5,
+    validation_file: str | None = None,
+    columns: dict[str, Any] | None = None,
+    max_samples: int | None = None,
+) -> dict[str, Any]:
+    """Write a model as ONNX; see `docs/export-and-serve.md`.
+
+    Args:
+        path: A run directory or model folder; an adapter is merged.
+        output: The folder to write; must not exist.
+        int8: Hold weights in 8 bits, and compute with them.
+        tolerance: The most that may be lost on the validation split, in points.
+        validation_file: Labelled texts to measure on instead of the run's validation split.
+        columns: `text_column` and other settings of `DataArguments` for reading `validation_file`.
+        max_samples: Measure on so many of the texts, the first ones in a random order; all if None.
+
+    Returns:
+        What was measured, as in `export.json` under `measured`.
+
+    Raises:
+        FinetuneError: If the model can't be exported, there is nothing to measure on, or too much is lost. Then there
+            is no folder `output`.
+    """
+    output = Path(output)
+    _check_packages()
+    if not tolerance >= 0:
+        raise FinetuneError(f"Expected --tolerance of at least 0 points, but got {tolerance:g}.")
+    folder = find_model_folder(path)
+    if is_exported(folder):
+        raise FinetuneError(f"Expected a trained model, but {str(path)!r} is exported already. Pass its run.")
+    if output.exists():
+        raise FinetuneError(f"Expected a new folder to write to, but {str(output)!r} exists. Pass another one.")
+    model, tokenizer = load(folder)
+    if isinstance(model, TfidfClassifier):
+        raise FinetuneError(
+            f"Expected an encoder or a TextCNN to export, but {str(path)!r} is TF-IDF, which needs no network. "
+            "Use it as it is."
+        )
+    if isinstance(model, PeftModel):
+        model = merge_adapter(model)
+    config = read_finetune_config(folder)
+    reference = Predictor(model, tokenizer, config.text, torch.float32, config.thresholds)
+    examples = _sample(_read_examples(path, reference.task, validation_file, columns or {}), max_samples)
+
+    aside = output.with_name(output.name + ".partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        aside.mkdir(parents=True)
+        plain = load(folder)[0]  # the predictor has changed how the first one computes
+        plain = merge_adapter(plain) if isinstance(plain, PeftModel) else plain
+        write_onnx(aside, plain, tokenizer, FinetuneConfig(reference.task.problem_type, reference.text_config,
+                                                           config.thresholds), int8)  # fmt: skip
+        del plain
+        exported = ExportedPredictor(aside, torch.get_num_threads())
+        measured = _measure(reference, exported, examples)
+        measured["bytes"] = {
+            "original": sum(one.numel() * one.element_size() for one in model.parameters()),
+            "exported": sum(file.stat().st_size for file in aside.glob(f"{MODEL_FILE}*")),
+        }
+        _check(measured, int8, tolerance)
+        manifest = json.loads((aside / EXPORT_FILE).read_text(encoding="utf-8"))
+        write_json(
+            aside / EXPORT_FILE,
+            {**manifest, "tolerance": tolerance, "measured": measured, "finetune_version": __version__,
+             "environment": describe_environment()},
+        )  # fmt: skip
+        replace_folder(output, aside)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    return measured
+
+
+def _check_packages() -> None:
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise FinetuneError(
+            f"Expected {', '.join(PACKAGES)} to export, but {', '.join(missing)} is not installed. "
+            "Install them: pip install -c constraints.txt -e '.[onnx]'"
+        )
+
+
+def write_onnx(folder: Path, model: PreTrainedModel, tokenizer: Any, config: FinetuneConfig, int8: bool) -> None:
+    """Trace a model with any batch and any length, and write it with all that its use needs.
+
+    The graph takes no `attention_mask`: a batch holds texts of one length, so that nothing is padded. The mask would
+    cost a tenth of the time at 256 tokens and a fifth at 512.
+
+    8 bits: weights of matrix products a scale a column, activations a scale a text, found while it runs; the sums and
+    everything else stay in float32. Weights take 7 of the 8 bits, since processors without VNNI overflow on 8.
+
+    Args:
+        folder: An existing folder.
+        model: As it was loaded, in float32, not what a `Predictor` has changed. Its attention is changed here.
+        tokenizer: Its tokenizer.
+        config: How texts are cut, the task, thresholds.
+        int8: Hold weights in 8 bits.
+
+    Raises:
+        FinetuneError: If the model can't be traced.
+    """
+    from transformers.exporters import OnnxConfig, OnnxExporter, OnnxRuntimeDynamicConfig, OnnxRuntimeQuantizer
+
+    taken = inspect.signature(model.forward).parameters
+    encoded = tokenizer(SAMPLE, truncation=True, max_length=16, return_attention_mask=False)
+    inputs: dict[str, Any] = {name: torch.tensor([tokens] * 3) for name, tokens in encoded.items() if name in taken}
+    use_unpadded_attention(model)
+    quantizer = OnnxRuntimeQuantizer(OnnxRuntimeDynamicConfig(**QUANTIZATION)) if int8 else None
+    try:
+        with _quiet():
+            exported = OnnxExporter().export(model.eval(), inputs, OnnxConfig(dynamic=True, quantizer=quantizer))
+            exported.save_pretrained(folder)
+        manifest = json.loads((folder / EXPORT_FILE).read_text(encoding="utf-8"))
+        write_json(folder / EXPORT_FILE, {**manifest, "int8": int8})
+    except Exception as error:  # whatever torch's tracer and three libraries raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise FinetuneError(
+            f"Expected a model that can be written as ONNX, but {type(model).__name__} can't: {reason}"
+        ) from error
+    tokenizer.save_pretrained(str(folder))
+    content: dict[str, Any] = {"problem_type": config.problem_type, "text": config.text and config.text.to_dict()}
+    if config.thresholds is not None:
+        content["thresholds"] = config.thresholds
+    write_json(folder / FINETUNE_CONFIG_FILE, content)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporters' reports on their own progress from the terminal."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+def read_validation(path: str | Path, task: Task) -> Examples | None:
+    """Read the validation split of a run, with its labels; None for a folder without one, or without its texts."""
+    file = Path(path) / "predictions/validation.parquet"
+    if not file.is_file() or not {"text", "label"} <= set(pq.read_schema(file).names):
+        return None
+    columns = pq.read_table(file).to_pydict()
+    texts, pairs = (
+        [text or "" for text in columns[name]] if name in columns else None for name in ("text", "text_pair")
+    )
+    assert texts is not None
+    return Examples(texts, pairs, label_matrix(columns["label"], task), f"the validation split of {Path(path).name}")
+
+
+def _read_examples(path: str | Path, task: Task, file: str | None, columns: dict[str, Any]) -> Examples:
+    if file is not None:
+        rows = read_examples(file, DataArguments(**columns), task)
+        pairs = [text or "" for text in rows["text_pair"]] if "text_pair" in rows.column_names else None
+        texts = [text or "" for text in rows["text"]]
+        return Examples(texts, pairs, label_matrix(rows["label"], task), Path(file).name)
+    examples = read_validation(path, task)
+    if examples is None or len(examples) == 0:
+        raise FinetuneError(
+            f"Expected a run with the texts and labels of its validation split, but {str(path)!r} has none. "
+            "Pass labelled texts as --validation_file."
+        )
+    return examples
+
+
+def _sample(examples: Examples, count: int | None) -> Examples:
+    """Take so many of the examples, the first ones in a random order that is always the same."""
+    if count is None or count >= len(examples):
+        return examples
+    rows = np.sort(np.random.default_rng(0).permutation(len(examples))[:count]).tolist()
+    texts, pairs = examples.take(rows)
+    return Examples(texts, pairs, examples.labels[rows], f"{count} of the {len(examples)} texts of {examples.source}")
+
+
+def _measure(reference: Predictor, exported: ExportedPredictor, examples: Examples) -> dict[str, Any]:
+    """Compare two predictors on labelled texts: answers, and what they cost."""
+    logits = []
+    for predictor, name in ((reference, "the original"), (exported, "the export")):
+        with progress_bar(len(examples), f"Measuring {name}") as advance:
+            logits.append(predictor.compute_logits(examples.texts, examples.pairs, advance)[0])
+    measured = _compare(reference, logits[0], logits[1], examples.labels)
+    costs = {"original": measure_cost(reference, examples), "exported": measure_cost(exported, examples)}
+    return {
+        "num_texts": len(examples),
+        "source": examples.source,
+        "num_threads": torch.get_num_threads(),
+        **measured,
+        **{name: {who: cost[name] for who, cost in costs.items()} for name in costs["original"]},
+    }
+
+
+def _compare(reference: TextClassifier, before: np.ndarray, after: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """Compare the logits of an export with those of the original, text by text.
+
+    `score` is the accuracy; for several labels a text the share of texts with every label right; for a number the
+    absolute error, negative, in standard deviations of the labels.
+    """
+    difference = float(np.abs(after - before).max())
+    if reference.task.problem_type == REGRESSION:
+        spread = float(labels.std()) or 1.0
+        scores = [-np.abs(one[:, 0] - labels) / spread for one in (before, after)]
+        agreement = float((np.abs(after - before)[:, 0] <= 0.01 * spread).mean())
+    else:
+        chosen = [reference.decide(reference.to_probabilities(one)) for one in (before, after)]
+        agreement = float((chosen[0] == chosen[1]).all(axis=1).mean())
+        if reference.task.problem_type == MULTI_LABEL:
+            right = labels.astype(bool)
+        else:
+            right = labels[:, None] == np.arange(before.shape[1])
+        scores = [(one == right).all(axis=1).astype(float) for one in chosen]
+    change = paired_difference(scores[1][None], scores[0][None])
+    return {
+        "max_logit_difference": difference,
+        "agreement": agreement,
+        "score": {
+            who: list(mean_interval(one[None])) for who, one in zip(("original", "exported"), scores, strict=True)
+        },
+        "score_difference": [change.estimate, change.low, change.high],
+    }
+
+
+def measure_cost(predictor: TextClassifier, examples: Examples) -> dict[str, float]:
+    """Measure a predictor from texts to logits, tokens included.
+
+    Args:
+        predictor: What loads in any format.
+        examples: The first of them are used.
+
+    Returns:
+        `latency_p50_seconds` and `latency_p95_seconds` of one text at a time, `texts_per_second` in batches of 32 texts
+        of similar length.
+    """
+    ones = [examples.take([row]) for row in range(min(len(examples), NUM_LATENCY_TEXTS))]
+    predictor.compute_logits(*ones[0])
+    seconds = []
+    for one in ones:
+        start = time.perf_counter()
+        predictor.compute_logits(*one)
+        seconds.append(time.perf_counter() - start)
+    rows = sorted(range(min(len(examples), NUM_THROUGHPUT_TEXTS)), key=lambda row: len(examples.texts[row]))
+    batches = [examples.take(rows[start : start + BATCH_SIZE]) for start in range(0, len(rows), BATCH_SIZE)]
+    start = time.perf_counter()
+    for batch in batches:
+        predictor.compute_logits(*batch)
+    return {
+        "latency_p50_seconds": float(np.quantile(seconds, 0.5)),
+        "latency_p95_seconds": float(np.quantile(seconds, 0.95)),
+        "texts_per_second": len(rows) / (time.perf_counter() - start),
+    }
+
+
+def _check(measured: dict[str, Any], int8: bool, tolerance: float) -> None:
+    """Refuse an export that is not the model."""
+    if not int8 and not measured["max_logit_difference"] <= MAX_DIFFERENCE:
+        raise FinetuneError(
+            f"Expected the logits of the original within {MAX_DIFFERENCE:g}, but they differ by "
+            f"{measured['max_logit_difference']:.1e}. Nothing was written; please report this."
+        )
+    change, low, high = (100 * one for one in measured["score_difference"])
+    if not -change <= tolerance:
+        raise FinetuneError(
+            f"Expected to lose at most {tolerance:g} points on {measured['source']}, but lost {-change:.2f} (95 % "
+            f"interval {-high:.2f} to {-low:.2f}). Nothing was written. Export without --int8, or pass --tolerance "
+            f"{-change:.2f} to take it."
+        )
+
+
+def describe(measured: dict[str, Any]) -> str:
+    """Say in a table what was measured."""
+    name = "accuracy" if measured["score"]["original"][0] >= 0 else "-|error|/std"
+    rows = [(f"{'':<24}{'original, fp32':>16}{'export':>16}")]
+    for key, title, scale, digits in (
+        ("score", name, 1, 4), ("bytes", "megabytes", 1e-6, 1), ("latency_p50_seconds", "latency p50, ms", 1e3, 1),
+        ("latency_p95_seconds", "latency p95, ms", 1e3, 1), ("texts_per_second", "texts a second", 1, 1),
+    ):  # fmt: skip
+        both = [measured[key][who] for who in ("original", "exported")]
+        numbers = [scale * (one[0] if isinstance(one, list) else one) for one in both]
+        rows.append(f"{title:<24}{numbers[0]:>16.{digits}f}{numbers[1]:>16.{digits}f}")
+    change, low, high = (100 * one for one in measured["score_difference"])
+    rows.append(
+        f"{measured['num_texts']:,} texts ({measured['source']}): {100 * measured['agreement']:.2f} % of the answers "
+        f"are the same; {change:+.2f} points (95 % interval {low:+.2f} to {high:+.2f}); logits differ by at most "
+        f"{measured['max_logit_difference']:.1e}; {measured['num_threads']} threads"
+    )
+    return "\n".join(rows)

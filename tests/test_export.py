@@ -1,0 +1,213 @@
+"""Exports give the logits of what they were made from, run without torch, and exist only if they are good."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_reviews
+from transformers import AutoTokenizer
+
+from finetune.cli import main as finetune_command
+from finetune.data.cutting import TextConfig
+from finetune.data.embedded import find_embedded_model
+from finetune.data.tokenize import encode_texts
+from finetune.delivery import export
+from finetune.delivery.export import read_validation
+from finetune.delivery.exported import ExportedPredictor, _TextTokenizer, group_equal, load_exported, pool_windows
+from finetune.delivery.predict import load_predictor
+from finetune.models.inference import pool_windows as pool_windows_in_torch
+from finetune.tasks import MULTI_LABEL, SINGLE_LABEL
+
+TEXTS = [text for text, _ in make_reviews(40, offset=700)] + ["", "good", "never seen words", "film bad " * 30]
+
+
+@pytest.mark.parametrize("name", ["full", "lora", "textcnn"])
+def test_logits_are_those_of_the_original(runs, exports, name):
+    expected, num_tokens = load_predictor(runs / name, torch.float32).compute_logits(TEXTS)
+    exported = load_exported(exports / name, 1)
+    found, found_tokens = exported.compute_logits(TEXTS)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+    assert np.ptp(expected, axis=0).max() > 4e-5  # the texts differ by more than that
+    np.testing.assert_array_equal(found_tokens, num_tokens if name != "textcnn" else np.maximum(num_tokens, 1))
+    one_by_one = np.concatenate([exported.compute_logits([text])[0] for text in TEXTS])
+    np.testing.assert_allclose(found, one_by_one, atol=1e-5)
+    assert exported.predict(TEXTS[:5]) == load_predictor(exports / name).predict(TEXTS[:5])
+    assert exported.compute_logits([])[0].shape == (0, 2)
+
+
+def test_eight_bits_are_smaller_and_about_the_same(runs, exports):
+    expected = load_predictor(runs / "full", torch.float32).compute_logits(TEXTS)[0]
+    found = load_exported(exports / "int8", 1).compute_logits(TEXTS)[0]
+    assert 0 < np.abs(found - expected).max() < 0.01
+    exported = load_exported(exports / "int8", 1)  # what else is there changes nothing
+    np.testing.assert_array_equal(found, np.concatenate([exported.compute_logits([text])[0] for text in TEXTS]))
+    import onnx
+
+    graph = onnx.load(str(exports / "int8/model.onnx"), load_external_data=False).graph
+    kinds = [node.op_type for node in graph.node]
+    assert kinds.count("MatMulInteger") >= 12  # six of each of the two layers
+    whole = [node.op_type for node in onnx.load(str(exports / "full/model.onnx"), load_external_data=False).graph.node]
+    assert "MatMulInteger" not in whole
+    assert not {"Dropout", "BFloat16"} & set(whole)
+    assert not any(one.name == "attention_mask" for one in graph.input)
+
+
+def test_the_folder_has_all_that_its_use_needs_and_says_what_was_measured(runs, exports):
+    assert {file.name for file in (exports / "full").iterdir()} == {
+        "model.onnx", "model.onnx.data", "export.json", "config.json", "finetune_config.json", "tokenizer.json",
+        "tokenizer_config.json",
+    }  # fmt: skip
+    record = json.loads((exports / "full/export.json").read_text())
+    assert record["export_format"] == "onnx"  # it is transformers' manifest too
+    assert record["int8"] is False
+    measured = record["measured"]
+    assert measured["num_texts"] == 20
+    assert measured["agreement"] == 1
+    assert measured["max_logit_difference"] < 1e-4
+    change, low, high = measured["score_difference"]
+    assert low < change == 0 < high
+    assert measured["score"]["original"][0] == measured["score"]["exported"][0]
+    metrics = json.loads((runs / "full/run.json").read_text())["metrics"]["validation"]
+    assert measured["score"]["original"][0] == pytest.approx(metrics["accuracy"])
+    for name in ("latency_p50_seconds", "latency_p95_seconds", "texts_per_second", "bytes"):
+        assert min(measured[name].values()) > 0
+    assert measured["latency_p50_seconds"]["exported"] <= measured["latency_p95_seconds"]["exported"]
+    assert str(runs) not in json.dumps(record)
+
+
+def test_predict_imports_neither_torch_nor_transformers(exports):
+    program = (
+        "import sys; from finetune.cli import main\n"
+        f"main(['predict', {str(exports / 'int8')!r}, 'a good film', 'dull', '--num_threads', '1'])\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'sklearn', 'peft', 'pandas'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    expected = load_exported(exports / "int8", 1).predict(["a good film", "dull"])
+    shown = [f"{one.labels[0]}\t{one.probabilities[0]:.4f}" for one in expected]
+    assert done.stdout.splitlines() == [f"{shown[0]}\ta good film", f"{shown[1]}\tdull"]
+
+
+def test_evaluate_and_files_take_an_export(runs, exports, reviews, tmp_path, capsys):
+    for path in (runs / "textcnn", exports / "textcnn"):
+        finetune_command(["evaluate", str(path), "--test_file", reviews["--test_file"], "--num_threads", "1"])
+    shown = capsys.readouterr().out
+    half = len(shown) // 2
+    assert shown[:half].splitlines()[0] == shown[half:].splitlines()[0]  # accuracy
+    target = tmp_path / "out.csv"
+    finetune_command(["predict", str(exports / "textcnn"), "--input_file", reviews["--test_file"],
+                      "--output_file", str(target), "--num_threads", "1"])  # fmt: skip
+    assert len(target.read_text().splitlines()) == 31
+
+
+def test_several_labels_in_windows_and_numbers_of_pairs(classify, tiny_bert, tmp_path):
+    texts = [text for text, _ in make_reviews(90)]
+    several = [[text * 2, "pos;any" if number % 2 else "any"] for number, text in enumerate(texts)]
+    paired = [[text, texts[-number], f"{number % 7 / 2 + 0.1:.2f}"] for number, text in enumerate(texts)]
+    flags = ["--model_name_or_path", tiny_bert, "--num_train_epochs", "1", "--num_threads", "1", "--no_floor"]
+    for name, header, rows, extra in (
+        ("several", ["text", "label"], several, ["--label_delimiter", ";", "--truncation", "window"]),
+        ("number", ["sentence1", "sentence2", "label"], paired, []),
+    ):
+        with (tmp_path / f"{name}.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([header, *rows])
+        run, folder = tmp_path / name, tmp_path / f"{name}-onnx"
+        classify.main(["--train_file", str(tmp_path / f"{name}.csv"), "--output_dir", str(run), "--max_length", "12",
+                       *flags, *extra])  # fmt: skip
+        finetune_command(["export", str(run), str(folder), "--format", "onnx", "--num_threads", "1"])
+        original, exported = load_predictor(run, torch.float32), load_exported(folder, 1)
+        pairs = texts[::-1] if name == "number" else None
+        found = exported.compute_logits(texts, pairs)[0]
+        np.testing.assert_allclose(found, original.compute_logits(texts, pairs)[0], atol=1e-5)
+        assert exported.task == original.task
+        assert np.all(exported.thresholds == original.thresholds)
+        for one, other in zip(exported.predict(texts, pairs), original.predict(texts, pairs), strict=True):
+            assert one.labels == other.labels
+        measured = json.loads((folder / "export.json").read_text())["measured"]
+        assert measured["agreement"] == 1
+        assert (measured["score"]["original"][0] < 0) == (name == "number")
+
+
+def test_too_much_lost_leaves_nothing(runs, tmp_path, monkeypatch, capsys):
+    class Wrong(ExportedPredictor):
+        def compute_logits(self, *arguments, **named):
+            logits, lengths = super().compute_logits(*arguments, **named)
+            return np.stack([np.full(len(logits), 9.0), np.zeros(len(logits))], axis=1).astype(np.float32), lengths
+
+    monkeypatch.setattr(export, "ExportedPredictor", Wrong)
+    labels = read_validation(runs / "textcnn", load_predictor(runs / "textcnn").task).labels
+    assert (labels == 1).any()  # which it never says
+    flags = ["export", str(runs / "textcnn"), str(tmp_path / "out"), "--format", "onnx", "--num_threads", "1"]
+    for extra, message in (([], "please report this"), (["--int8"], "lose at most 0.5 points")):
+        with pytest.raises(SystemExit) as caught:
+            finetune_command([*flags, *extra])
+        assert caught.value.code == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+        assert list(tmp_path.iterdir()) == []
+    finetune_command([*flags, "--int8", "--tolerance", "100"])
+    assert (tmp_path / "out/export.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("source", "extra", "message"),
+    [
+        ("tfidf", [], "is TF-IDF"),
+        ("full/model", [], "--validation_file"),
+        ("full", ["--tolerance", "-1"], "--tolerance of at least 0"),
+        ("nowhere", [], "does not exist"),
+    ],
+)
+def test_what_can_t_be_exported_is_said_in_one_line(runs, tmp_path, capsys, source, extra, message):
+    with pytest.raises(SystemExit) as caught:
+        finetune_command(["export", str(runs / source), str(tmp_path / "out"), "--format", "onnx", *extra])
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("truncation", ["head", "tail", "head+tail", "window"])
+def test_tokens_are_those_of_transformers(tiny_bert, truncation):
+    config = TextConfig(12, truncation, window_stride=3)
+    for folder in (tiny_bert, find_embedded_model()):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        ours = _TextTokenizer(Path(folder))
+        columns = encode_texts(TEXTS, tokenizer, config)
+        rows, types, counts = ours.encode(TEXTS, None, config)
+        windows = columns["input_ids"] if truncation == "window" else [[row] for row in columns["input_ids"]]
+        assert rows == [row for several in windows for row in several]
+        assert counts == [len(several) for several in windows]
+        assert types is None
+    pairs = TEXTS[::-1]
+    columns = encode_texts(TEXTS, tokenizer, config, pairs)
+    rows, types, counts = ours.encode(TEXTS, pairs, config)
+    assert rows == columns["input_ids"]
+    assert types == columns["token_type_ids"]
+
+
+@pytest.mark.parametrize("how", ["mean", "max", "vote"])
+@pytest.mark.parametrize("problem_type", [SINGLE_LABEL, MULTI_LABEL])
+def test_windows_are_pooled_as_in_torch(how, problem_type):
+    logits = np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32)
+    counts = [1, 4, 2, 2]
+    expected = pool_windows_in_torch(torch.from_numpy(logits), torch.tensor(counts), how, problem_type)
+    np.testing.assert_allclose(pool_windows(logits, counts, how, problem_type), expected, atol=1e-6)
+
+
+def test_groups_hold_one_length_and_every_row_once():
+    lengths = np.random.default_rng(0).integers(1, 9, 50).tolist()
+    groups = group_equal(lengths, 16)
+    assert sorted(at for group in groups for at in group) == list(range(50))
+    for group in groups:
+        assert len({lengths[at] for at in group}) == 1
+        assert len(group) == 1 or len(group) * lengths[group[0]] <= 16

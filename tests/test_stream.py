@@ -1,0 +1,137 @@
+"""Training texts read from Parquet shards: every row once an epoch, the same steps for any number of processes."""
+
+import json
+import shutil
+from itertools import chain
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import make_reviews
+from safetensors.numpy import load_file
+
+from finetune.data.labels import Task
+from finetune.data.stream import Shards, StreamedStepSampler, TokenizingRows
+from finetune.data.tokenize import TextConfig
+from finetune.errors import FinetuneError
+
+TASK = Task("single_label_classification", ["neg", "pos"])
+NUM_ROWS = 2_037
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Five shards of uneven size, rows sorted by label, in row groups of 150."""
+    folder = tmp_path_factory.mktemp("shards")
+    rows = sorted((label, f"{text} {number}") for number, (text, label) in enumerate(make_reviews(NUM_ROWS)))
+    for shard, part in enumerate(np.array_split(np.arange(NUM_ROWS), [100, 101, 1_000, 1_650])):
+        table = pa.table({"label": [rows[row][0] for row in part], "text": [rows[row][1] for row in part]})
+        pq.write_table(table, folder / f"{shard}.parquet", row_group_size=150)
+    return folder
+
+
+def open_rows(folder, tokenizer=None):
+    return TokenizingRows(Shards(folder), {"text": "text", "label": "label"}, TASK, None, tokenizer, TextConfig(24))
+
+
+def epoch(folder, number=0, seed=3, **settings):
+    sampler = StreamedStepSampler(open_rows(folder), step_size=16, seed=seed, **settings)
+    sampler.set_epoch(number)
+    batches = list(sampler)
+    assert len(batches) == len(sampler)
+    return [[row["text"] for row in batch] for batch in batches]
+
+
+def test_every_row_once_an_epoch_in_an_order_of_its_own(folder):
+    epochs = [[text for batch in epoch(folder, number) for text in batch] for number in (0, 1)]
+    stored = [text for path in sorted(folder.iterdir()) for text in pq.read_table(path)["text"].to_pylist()]
+    assert len(stored) == NUM_ROWS
+    for texts in epochs:
+        assert sorted(texts) == sorted(stored)
+    assert epochs[0] != epochs[1]
+    assert epoch(folder) == epoch(folder)
+    assert epoch(folder, seed=4) != epoch(folder)
+
+
+def test_steps_mix_what_lies_apart(folder):
+    labels = {text: label for path in folder.iterdir() for text, label in
+              zip(*(pq.read_table(path)[name].to_pylist() for name in ("text", "label")), strict=True)}  # fmt: skip
+    shares = [np.mean([labels[text] == "pos" for text in step]) for step in epoch(folder)]
+    assert np.mean([0 < share < 1 for share in shares]) > 0.8  # read in order, all but one would be of one class
+
+
+@pytest.mark.parametrize(("world_size", "accumulation_steps"), [(2, 1), (4, 1), (2, 4)])
+def test_processes_divide_the_steps_of_one(folder, world_size, accumulation_steps):
+    alone = epoch(folder)
+    shares = [
+        epoch(folder, rank=rank, world_size=world_size, accumulation_steps=accumulation_steps)
+        for rank in range(world_size)
+    ]
+    assert len({len(share) for share in shares}) == 1
+    batches = [[text for share in shares for text in share[number]] for number in range(len(shares[0]))]
+    full = (len(alone) - 1) * accumulation_steps
+    groups = [batches[at : at + accumulation_steps] for at in range(0, full, accumulation_steps)] + [batches[full:]]
+    assert [sorted(chain.from_iterable(group)) for group in groups] == [sorted(step) for step in alone]
+
+
+def test_rows_become_examples(folder, tiny_bert):
+    from transformers import AutoTokenizer
+
+    rows = open_rows(folder, AutoTokenizer.from_pretrained(tiny_bert))
+    examples = rows.__getitems__([{"text": "good film", "label": "pos"}, {"text": None, "label": "neg"}])
+    assert [example["labels"] for example in examples] == [1, 0]
+    assert [len(example["input_ids"]) for example in examples] == [4, 2]
+
+
+@pytest.fixture(scope="module")
+def streamed(folder, reviews, flags):
+    start = flags.index("--train_file")
+    return [*flags[:start], "--train_file", str(folder), *flags[start + 2 :], "--streaming", "--no_floor"]
+
+
+def test_a_recipe_streams_and_resumes_to_the_same_weights(classify, streamed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = [*streamed, "--max_steps", "150", "--save_strategy", "steps", "--eval_strategy", "steps",
+                "--save_steps", "70", "--eval_steps", "70", "--save_total_limit", "5"]  # fmt: skip
+    classify.main([*settings, "--output_dir", "straight"])
+    record = json.loads((tmp_path / "straight/run.json").read_text())
+    assert "streamed: 2,037 rows in 5 files" in record["data"]["splits"]["train"]["origin"]
+    assert record["costs"]["train_steps"] == 150
+
+    # What a run leaves behind that is killed after its 140th step, in its second epoch.
+    shutil.copytree(tmp_path / "straight", tmp_path / "cut")
+    for left in ("checkpoints/checkpoint-150", "model", "predictions"):
+        shutil.rmtree(tmp_path / "cut" / left, ignore_errors=True)
+    record["status"] = "running"
+    (tmp_path / "cut/run.json").write_text(json.dumps(record).replace('"straight', '"cut'))
+    classify.main([*settings, "--output_dir", "cut"])
+    straight, resumed = (load_file(tmp_path / name / "model/model.safetensors") for name in ("straight", "cut"))
+    for name, tensor in straight.items():
+        np.testing.assert_array_equal(resumed[name], tensor, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["--method", "tfidf"], "no --method tfidf with --streaming"),
+        (["--oversample"], "no --oversample with --streaming"),
+        (["--max_train_samples", "10"], "no --max_train_samples with --streaming"),
+    ],
+)
+def test_what_needs_all_texts_is_refused(classify, streamed, extra, message, tmp_path):
+    with pytest.raises(FinetuneError, match=message):
+        classify.main([*streamed, *extra, "--output_dir", str(tmp_path / "run")])
+
+
+def test_bad_shards_are_refused(folder, tmp_path):
+    with pytest.raises(FinetuneError, match="but found none"):
+        Shards(tmp_path)
+    shutil.copytree(folder, tmp_path / "shards")
+    whole = (tmp_path / "shards/3.parquet").read_bytes()
+    (tmp_path / "shards/3.parquet").write_bytes(whole[:-20])
+    with pytest.raises(FinetuneError, match=r"'.*3.parquet' can't be read"):
+        Shards(tmp_path / "shards")
+    pq.write_table(pa.table({"text": ["a"], "other": ["b"]}), tmp_path / "shards/3.parquet")
+    with pytest.raises(FinetuneError, match=r"3.parquet has \['text', 'other'\]"):
+        Shards(tmp_path / "shards")
