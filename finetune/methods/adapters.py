@@ -66,6 +66,9 @@ def add_adapter(model: PreTrainedModel, method: str, settings: dict[str, Any], n
             missing = next(name for name in more if name not in there)
             raise FinetuneError(f"Expected modules of the model as modules_to_save, but it has no {missing!r}.")
         fields["modules_to_save"] = list(dict.fromkeys([*new_modules, *there])) or None
+    if peft_type == "PROMPT_TUNING":  # of the width of word vectors, which in ALBERT is not the hidden size
+        embeddings: Any = model.get_input_embeddings()
+        fields.setdefault("token_dim", embeddings.embedding_dim)
     if "total_step" in known:
         fields.setdefault("total_step", UNPLANNED)
     try:
