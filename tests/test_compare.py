@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -144,14 +145,19 @@ def test_killed_and_started_again_it_waits_for_the_run_that_goes_on(undisturbed,
     words = [str(RECIPE), "--methods", "textcnn", "--seeds", "0", "--output_dir", str(tmp_path / "runs"), "--", *small]
     process = compare([*words, "--no_floor"])
     lock = tmp_path / "runs/textcnn-seed0/run.lock"
-    while not lock.exists():
+    while not (lock.exists() and lock.read_text()):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
     process.kill()
     process.wait()
-    out, err = (process := compare([*words, "--no_floor"])).communicate(timeout=300)
+    run = int(re.match(r"process (\d+) ", lock.read_text())[1])
+    os.kill(run, signal.SIGSTOP)  # or it might end before the second comparison has begun
+    process = compare([*words, "--no_floor"], env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    while "is at work on it, waiting for its end" not in (line := process.stdout.readline()):
+        assert line, process.stderr.read()
+    os.kill(run, signal.SIGCONT)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
-    assert "is at work on it, waiting for its end" in out
     np.testing.assert_array_equal(
         read_logits(tmp_path / "runs")["textcnn-seed0"], read_logits(undisturbed[0])["textcnn-seed0"]
     )
