@@ -681,7 +681,7 @@ def test_without_texts_examples_are_named_by_their_ids(tmp_path):
     content = report(tmp_path / "runs", tmp_path / "out")
     page = (tmp_path / "out/report.html").read_text()
     mistake = content["differences"]["mistakes"]["tfidf"][0]
-    assert f"<code>{mistake['id']}</code>" in page
+    assert f"<code><bdi>{mistake['id']}</bdi></code>" in page
     assert "no_store_text" in page
     assert content["by_length"]["unit"].startswith("tokens of ")
 
