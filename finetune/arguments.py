@@ -19,6 +19,7 @@ import torch
 import yaml
 from accelerate import PartialState
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
 from transformers.utils import is_torch_tf32_available
 
 from finetune.catalogue import CATALOGUE, METHOD_DEFAULTS
@@ -697,6 +698,13 @@ def _check(arguments: Arguments) -> None:
             raise FinetuneError(f"Expected --{name} to be at least {least}, but got {value}.")
     if training.max_steps <= 0 and not training.num_train_epochs > 0:
         raise FinetuneError(f"Expected --num_train_epochs above 0, but got {training.num_train_epochs}.")
+    installed = get_available_reporting_integrations()
+    absent = [name for name in training.report_to or [] if name not in installed]
+    if absent:
+        raise FinetuneError(
+            f"Expected --report_to none or an installed tracker {installed}, but got {absent}. Install it with pip, or "
+            "leave --report_to out."
+        )
     _check_tuning(arguments)
     if data.truncation == "window" and (data.window_stride or 0) > data.max_length - 3:
         raise FinetuneError(

@@ -64,6 +64,7 @@ def test_threads_are_shared_among_the_processes_of_the_host(monkeypatch):
     ("argv", "message"),
     [
         (["--method", "fulll"], r"invalid choice: 'fulll' \(choose from 'full', 'head', .*'lora'"),
+        (["--report_to", "wand"], r"Expected --report_to none or an installed tracker .*, but got \['wand'\]"),
         (["--method", "lora", "--method", "head"], "Expected one --method, but got lora and head"),
         (["--method=lora,head"], "invalid choice: 'lora,head'"),
         (["--method", "full", "--peft_config", "x.yaml"], "--peft_config with --method peft or an adapter"),
