@@ -58,9 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument("--pairs", metavar="TEXT", nargs="+", help="a second text for each, for models of pairs")
     predict.add_argument("--input_file", help="texts to label: .csv, .tsv, .jsonl or .parquet, of any size")
     predict.add_argument("--output_file", help="gets the rows of --input_file, with label and probabilities added")
-    predict.add_argument("--text_column", help="column of the texts (default: by its name)")
-    predict.add_argument("--text_pair_column", help="column of the second texts, for pairs")
-    predict.add_argument("--encoding", help="how the file's bytes are read as text (default: it is found out)")
+    _add_text_flags(predict)
     predict.add_argument("--num_threads", type=int, help="threads (default: the physical cores)")
     predict.set_defaults(run=run_predict)
 
@@ -69,11 +67,8 @@ def build_parser() -> argparse.ArgumentParser:
         "path", metavar="PATH", help="a run directory, a model folder, or user/name[@revision] on the Hub"
     )
     evaluate.add_argument("--test_file", required=True, help="labelled texts, in any format that recipes take")
-    evaluate.add_argument("--text_column", help="column of the texts (default: by its name)")
-    evaluate.add_argument("--text_pair_column", help="column of the second texts, for pairs")
-    evaluate.add_argument("--label_column", help="column of the labels (default: by its name)")
-    evaluate.add_argument("--label_delimiter", help="what separates several labels of a text")
-    evaluate.add_argument("--encoding", help="how the file's bytes are read as text (default: it is found out)")
+    _add_text_flags(evaluate)
+    _add_label_flags(evaluate)
     evaluate.add_argument("--output_json", help="also write the metrics to this file")
     evaluate.add_argument("--num_threads", type=int, help="threads (default: the physical cores)")
     evaluate.set_defaults(run=run_evaluate)
@@ -102,11 +97,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--tolerance", type=float, default=0.5, help="points that may be lost on the validation split (default: 0.5)"
     )
     export.add_argument("--validation_file", help="labelled texts to measure on (default: the run's validation split)")
-    export.add_argument("--text_column", help="their column (default: by its name)")
-    export.add_argument("--text_pair_column", help="column of the second texts, for pairs")
-    export.add_argument("--label_column", help="column of the labels (default: by its name)")
-    export.add_argument("--label_delimiter", help="what separates several labels of a text")
-    export.add_argument("--encoding", help="how the file's bytes are read as text (default: it is found out)")
+    _add_text_flags(export)
+    _add_label_flags(export)
     export.add_argument("--max_samples", type=int, help="measure on so many of the texts (default: all)")
     export.add_argument("--num_threads", type=int, help="threads (default: the physical cores)")
     export.set_defaults(run=run_export)
@@ -140,6 +132,17 @@ def build_parser() -> argparse.ArgumentParser:
     _add_verdict_flags(report)
     report.set_defaults(run=run_report)
     return parser
+
+
+def _add_text_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--text_column", help="column of the texts (default: by its name)")
+    parser.add_argument("--text_pair_column", help="column of the second texts, for pairs")
+    parser.add_argument("--encoding", help="how the file's bytes are read as text (default: it is found out)")
+
+
+def _add_label_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--label_column", help="column of the labels (default: by its name)")
+    parser.add_argument("--label_delimiter", help="what separates several labels of a text")
 
 
 def _add_verdict_flags(parser: argparse.ArgumentParser) -> None:

@@ -69,17 +69,7 @@ class Predictor(TextClassifier):
         pairs: Sequence[str] | None = None,
         on_batch: Callable[[int], None] = lambda num_examples: None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Score texts.
-
-        Args:
-            texts: Any number of them.
-            pairs: A second text for each, if the model was trained on pairs.
-            on_batch: Called with the number of texts after each batch.
-
-        Returns:
-            float32 logits `(len(texts), num_labels)`, and the number of tokens of each text, `(len(texts),)`, after
-            cutting (white-space separated words for TF-IDF).
-        """
+        """Score texts; see `TextClassifier`."""
         if isinstance(self.model, TfidfClassifier):
             whole = (
                 list(texts) if pairs is None else [f"{text} {pair}" for text, pair in zip(texts, pairs, strict=True)]
