@@ -16,7 +16,7 @@ from finetune.delivery.load import find_model_folder, load
 from finetune.hardware import fastest_precision
 from finetune.models.attention import use_cpu_attention
 from finetune.models.inference import compute_logits
-from finetune.models.precision import DTYPES, keep_activations_in_bf16
+from finetune.models.precision import DTYPES, cast_linear_layers, keep_activations_in_bf16
 from finetune.models.save import read_finetune_config
 from finetune.models.tfidf import TfidfClassifier
 
@@ -104,4 +104,7 @@ def load_predictor(
         return load_exported(folder, torch.get_num_threads())
     model, tokenizer = load(folder, trust_remote_code)
     config = read_finetune_config(folder)
-    return Predictor(model, tokenizer, config.text, dtype, config.thresholds)
+    predictor = Predictor(model, tokenizer, config.text, dtype, config.thresholds)
+    if isinstance(model, torch.nn.Module):
+        cast_linear_layers(model, predictor.dtype)
+    return predictor
