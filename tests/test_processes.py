@@ -1,6 +1,7 @@
 """Several processes over gloo, as `accelerate launch` starts them: they train and measure as one does."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -108,9 +109,10 @@ def launch_command(num_processes, plan, config=CONFIG, script="train_in_processe
     return [*launcher, str(ROOT / "tests" / script), str(plan)]
 
 
-def launch(num_processes, plan, **more):
+def launch(num_processes, plan, environment=None, **more):
     command = launch_command(num_processes, plan, **more)
-    done = subprocess.run(command, capture_output=True, text=True, timeout=580, check=False)
+    environment = {**os.environ, **(environment or {})}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=580, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     return done
 
@@ -140,6 +142,21 @@ def test_divided_weights_train_and_measure_as_whole_ones(alone, tmp_path):
         compare(alone / f"{name}-1", tmp_path / f"{name}-2", 2)
         config = tmp_path / f"{name}-2/model/config.json"
         assert not config.exists() or "FSDP" not in config.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_zero_trains_and_measures_as_whole_weights_do(alone, tmp_path, stage):
+    """DeepSpeed, in float32, on the CPU."""
+    pytest.importorskip("deepspeed", reason="needs DeepSpeed")
+    config = tmp_path / "zero.yaml"
+    file = ROOT / f"accelerate_configs/deepspeed_zero{stage}.yaml"
+    config.write_text(file.read_text().replace("mixed_precision: bf16", 'mixed_precision: "no"'))
+    methods = ("full", "lora")
+    plan = [flags_of(alone, name, 2, tmp_path / f"{name}-2") for name in methods]
+    launch(2, write_plan(tmp_path / "plan.json", plan), config=config, environment={"DS_ACCELERATOR": "cpu"})
+    for name in methods:
+        compare(alone / f"{name}-1", tmp_path / f"{name}-2", 2)
 
 
 def compare(one, several, num_processes):

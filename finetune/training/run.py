@@ -57,7 +57,7 @@ from finetune.training.interruption import Interruption
 from finetune.training.lock import LOCK_FILE, DirectoryLock
 from finetune.training.loss import ExampleLoss, balanced_class_weights, oversample
 from finetune.training.progress import HistoryWriter, ProgressReport
-from finetune.training.sharding import gather_weights
+from finetune.training.sharding import gather_weights, load_whole
 from finetune.training.summary import summarize
 from finetune.training.trainer import FineTuningTrainer
 from finetune.training.waiting import WaitingRoom
@@ -121,6 +121,7 @@ class Run:
         training = self.arguments.training
         use_processor(self.arguments.run.num_threads or 1)
         quiet_program()
+        load_whole()
         training.output_dir = str(self.directory / "checkpoints")
         training.restore_callback_states_from_checkpoint = True  # the patience of early stopping, and the costs
         self.is_main = training.process_index == 0

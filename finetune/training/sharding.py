@@ -1,4 +1,8 @@
-"""Weights that are divided over processes by FSDP or ZeRO: by layers, and whole again for saving."""
+"""Weights that are divided over processes by FSDP or ZeRO: when, by which layers, and whole again for saving.
+
+Models are loaded whole, since heads, adapters and dropout are put onto whole ones, and divided when the `Trainer`
+starts.
+"""
 
 import os
 from typing import Any
@@ -6,10 +10,16 @@ from typing import Any
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, Trainer
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-__all__ = ["gather_weights", "name_layers_for_fsdp"]
+__all__ = ["gather_weights", "load_whole", "name_layers_for_fsdp"]
 
 LAYERS = "FSDP_TRANSFORMER_CLS_TO_WRAP"  # read by accelerate and by PEFT
+
+
+def load_whole() -> None:
+    """Let `from_pretrained` give whole weights under ZeRO 3, whose settings make it divide them."""
+    unset_hf_deepspeed_config()
 
 
 def name_layers_for_fsdp(model: PreTrainedModel | PeftModel) -> None:
@@ -40,4 +50,5 @@ def gather_weights(trainer: Trainer) -> dict[str, Any] | None:
     """
     if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
         return None
+    load_whole()  # the saved model, to be measured
     return trainer.accelerator.get_state_dict(trainer.model_wrapped)

@@ -279,7 +279,8 @@ class FineTuningTrainer(Trainer):
                     assert isinstance(loss, torch.Tensor)
                     if number > len(micro_batches):
                         loss = 0 * loss
-                    self.accelerator.backward(loss)
+                    # DeepSpeed would divide by the accumulation steps, which the loss holds already.
+                    self.accelerator.backward(loss, **({"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}))
                 step_loss += loss.detach()
         except (RuntimeError, MemoryError) as error:
             self.accelerator.gradient_state._set_sync_gradients(synchronises)
@@ -548,7 +549,7 @@ class FineTuningTrainer(Trainer):
     def _refuse_broken_weights(self) -> None:
         model: Any = self.model
         for name, parameter in model.named_parameters():
-            if parameter.requires_grad and not torch.isfinite(parameter).all():
+            if parameter.requires_grad and not torch.isfinite(parameter.detach()).all():
                 raise FinetuneError(
                     f"Expected finite weights, but {name} has NaN or infinity after step {self.state.global_step}; no "
                     "checkpoint of it is written. Lower --learning_rate, and pass --restart."
