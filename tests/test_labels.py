@@ -173,7 +173,7 @@ def test_fractions_may_be_classes(tmp_path):
         ([["a", 1], ["b"]], {}, "found a number and str. Write all as strings"),
         ([[1], [True]], {}, "found a number and bool. Write all as strings"),
         (
-            ["1", "2", "2", "positive"],
+            ["1", "2", "positive"] * 2,
             {},
             "Expected numbers or words as labels in column 'label' of 'a.jsonl', but found",
         ),
