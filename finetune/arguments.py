@@ -636,6 +636,8 @@ def _fill_in(arguments: Arguments) -> None:
         run.num_threads = default_num_threads()
     if training.torch_compile:
         os.environ.setdefault("ACCELERATE_DYNAMO_USE_DYNAMIC", "1")  # micro-batches differ in shape
+    if "max_length" not in arguments.given:  # virtual tokens take positions of the text
+        data.max_length -= CATALOGUE[arguments.method.method].peft_config.get("num_virtual_tokens", 0)
     if data.window_stride is None:
         data.window_stride = data.max_length // 4
     if run.max_tokens_per_micro_batch is None:

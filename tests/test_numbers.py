@@ -20,6 +20,7 @@ from finetune.methods import apply_method
 from finetune.metrics import REGRESSION, SINGLE_LABEL, compute_metrics
 from finetune.models.load import load_model
 from finetune.models.output_layer import Standard, compute_numbers_in_fp32, find_output_layer
+from finetune.models.precision import cast_linear_layers
 from finetune.models.save import write_model
 from finetune.training.loss import ExampleLoss
 from finetune.training.trainer import FineTuningTrainer
@@ -197,9 +198,12 @@ def test_large_numbers_are_not_rounded_to_bfloat16(tmp_path, tiny_bert, tokenize
     Standard(1990.0, 10.0).put_into(layer)
     texts = ["a good film", "a bad plot", "the story was dull", "superb acting !", "very fine", "this is awful"]
     exact = Predictor(copy.deepcopy(model), tokenizer, dtype=torch.float32).compute_logits(texts)[0]
-    rounded = Predictor(model, tokenizer, dtype=torch.bfloat16).compute_logits(texts)[0]
+    predictor = Predictor(model, tokenizer, dtype=torch.bfloat16)
+    rounded = predictor.compute_logits(texts)[0]
     np.testing.assert_allclose(rounded, exact, atol=0.2)
     assert (rounded % 8 != 0).all()  # bfloat16 knows 1984 and 1992, and none between
+    cast_linear_layers(model, torch.bfloat16)  # as a saved model is loaded
+    np.testing.assert_allclose(predictor.compute_logits(texts)[0], rounded, atol=1e-3)
     classes = build("bert", num_labels=2)
     compute_numbers_in_fp32(classes)
     assert type(classes.classifier) is torch.nn.Linear

@@ -19,6 +19,7 @@ from finetune.cli import main as finetune_command
 from finetune.errors import FinetuneError
 
 CONFIG = ROOT / "accelerate_configs/cpu_two_processes.yaml"
+SHARDED = ROOT / "accelerate_configs/fsdp2.yaml"
 METHODS = {
     "full": ["--method", "full"],
     "unfreezing": ["--method", "full", "--unfreeze_every", "0.5"],
@@ -101,14 +102,15 @@ def write_plan(path, plan):
     return path
 
 
-def launch_command(num_processes, plan):
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIG)]
+def launch_command(num_processes, plan, config=CONFIG, script="train_in_processes.py"):
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
     launcher += ["--main_process_port", "0", "--num_processes", str(num_processes)]
-    return [*launcher, str(ROOT / "tests/train_in_processes.py"), str(plan)]
+    return [*launcher, str(ROOT / "tests" / script), str(plan)]
 
 
-def launch(num_processes, plan):
-    done = subprocess.run(launch_command(num_processes, plan), capture_output=True, text=True, timeout=580, check=False)
+def launch(num_processes, plan, **more):
+    command = launch_command(num_processes, plan, **more)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=580, check=False)
     assert done.returncode == 0, done.stderr
     return done
 
@@ -127,6 +129,17 @@ def test_two_processes_train_and_measure_as_one(alone, by_two, method):
 @pytest.mark.parametrize("method", METHODS)
 def test_four_processes_train_and_measure_as_one(alone, by_four, method):
     compare(alone / f"{method}-1", by_four / f"{method}-4", 4)
+
+
+def test_divided_weights_train_and_measure_as_whole_ones(alone, tmp_path):
+    """FSDP 2: full fine-tuning, and an adapter, whose frozen weights are divided as well."""
+    methods = ("full", "lora")
+    plan = [flags_of(alone, name, 2, tmp_path / f"{name}-2") for name in methods]
+    launch(2, write_plan(tmp_path / "plan.json", plan), config=SHARDED, script="sharded_on_cpu.py")
+    for name in methods:
+        compare(alone / f"{name}-1", tmp_path / f"{name}-2", 2)
+        config = tmp_path / f"{name}-2/model/config.json"
+        assert not config.exists() or "FSDP" not in config.read_text()
 
 
 def compare(one, several, num_processes):

@@ -18,7 +18,7 @@ from finetune.metrics import REGRESSION
 from finetune.models.attention import use_cpu_attention
 from finetune.models.inference import compute_logits
 from finetune.models.output_layer import compute_numbers_in_fp32
-from finetune.models.precision import DTYPES, keep_activations_in_bf16
+from finetune.models.precision import DTYPES, cast_linear_layers, keep_activations_in_bf16
 from finetune.models.save import read_finetune_config
 from finetune.models.tfidf import TfidfClassifier
 
@@ -108,4 +108,7 @@ def load_predictor(
         return load_exported(folder, torch.get_num_threads())
     model, tokenizer = load(folder, trust_remote_code)
     config = read_finetune_config(folder)
-    return Predictor(model, tokenizer, config.text, dtype, config.thresholds)
+    predictor = Predictor(model, tokenizer, config.text, dtype, config.thresholds)
+    if isinstance(model, torch.nn.Module):
+        cast_linear_layers(model, predictor.dtype)
+    return predictor

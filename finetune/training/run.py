@@ -58,6 +58,7 @@ from finetune.training.interruption import Interruption
 from finetune.training.lock import LOCK_FILE, DirectoryLock
 from finetune.training.loss import ExampleLoss, balanced_class_weights, oversample
 from finetune.training.progress import HistoryWriter, ProgressReport
+from finetune.training.sharding import gather_weights
 from finetune.training.summary import summarize
 from finetune.training.trainer import FineTuningTrainer
 from finetune.training.waiting import WaitingRoom
@@ -109,6 +110,7 @@ class Run:
         self.record: dict[str, Any] = {}
         self.earlier: dict[str, Any] = {}
         self.checkpoint: Path | None = None
+        self.weights: dict[str, Any] | None = None
         self.is_changed = False
         self.has_begun = False
         self.started_here = True
@@ -362,6 +364,7 @@ class Run:
         with self.interruption.deferred():
             trainer.train(resume_from_checkpoint=None if self.checkpoint is None else str(self.checkpoint))
         self.interruption.raise_if_received()
+        self.weights = gather_weights(trainer)
         costs = trainer.costs
         self.record["costs"] = {
             "train_seconds": costs.train_seconds,
@@ -399,10 +402,11 @@ class Run:
             architecture = f"TfidfVectorizer + {linear}"
         else:
             trainable, total = count_parameters(model)
-            architecture = type(model.get_base_model() if isinstance(model, PeftModel) else model).__name__
+            base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+            architecture = type(base).__name__.removeprefix("FSDP")  # which fully_shard puts before a class's name
         if self.is_main:
             text_config = None if tokenizer is None else self.text_config
-            write_model(self.model_directory, model, tokenizer, text_config)
+            write_model(self.model_directory, model, tokenizer, text_config, weights=self.weights)
             self.record["model"] = {
                 "name": name,
                 "architecture": architecture,

@@ -71,6 +71,7 @@ from finetune.training.interruption import Interruption
 from finetune.training.loop import EpochEnd, LoopState
 from finetune.training.loss import ExampleLoss
 from finetune.training.progress import CostMeter, progress_bar
+from finetune.training.sharding import name_layers_for_fsdp
 from finetune.training.watch import Watch, warn_if_collapsed
 
 __all__ = ["FineTuningTrainer"]
@@ -119,6 +120,7 @@ class FineTuningTrainer(Trainer):
     ):
         refuse_too_long(model, processing_class.model_max_length)
         args._n_gpu = min(args.n_gpu, 1)  # several GPUs take several processes, never nn.DataParallel
+        name_layers_for_fsdp(model)
         super().__init__(
             model=model,
             args=args,
@@ -129,6 +131,8 @@ class FineTuningTrainer(Trainer):
             callbacks=callbacks,
         )
         self.model_accepts_loss_kwargs = False
+        if self.is_fsdp_enabled:  # autocast casts, as everywhere else, and gradients are summed in float32
+            self.accelerator.state.fsdp_plugin.mixed_precision_policy = None
         self.training_data: Any = train_dataset
         self.collator: Any = MicroBatchCollator(processing_class, max_tokens_per_micro_batch)
         self.metrics_of = compute_metrics
