@@ -195,6 +195,7 @@ CATALOGUE: dict[str, Method] = {
         "a convolutional network from scratch",
         "Kim 2014",
         # From scratch: more passes and the usual rate of Adam (Kingma and Ba 2015); no warm-up to protect pretraining.
+        # `Arguments.settle` adds epochs where five of them are fewer than 1,000 steps.
         {
             "learning_rate": 1e-3,
             "num_train_epochs": 5,

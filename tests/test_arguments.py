@@ -43,6 +43,28 @@ def test_learning_rate_depends_on_the_method_unless_given():
     assert parse("--method", "lora", "--learning_rate", "1e-5").training.learning_rate == 1e-5
 
 
+@pytest.mark.parametrize(
+    ("rows", "flags", "epochs"),
+    [
+        (20_000, [], 5),
+        (10_000, [], 5),
+        (9_999, [], 6),
+        (2_500, [], 20),
+        (100, [], 20),
+        (2_500, ["--per_device_train_batch_size", "25"], 10),
+        (2_500, ["--gradient_accumulation_steps", "2", "--per_device_train_batch_size", "25"], 20),
+        (2_500, ["--num_train_epochs", "2"], 2),
+        (2_500, ["--max_steps", "7"], 5),
+        (2_500, ["--method", "full"], 2),
+        (None, [], 5),
+    ],
+)
+def test_textcnn_takes_a_thousand_steps_or_twenty_epochs_unless_told(rows, flags, epochs):
+    arguments = parse(*(flags if "--method" in flags else ["--method", "textcnn", *flags]))
+    arguments.settle("single_label_classification", num_rows=rows)
+    assert arguments.training.num_train_epochs == epochs
+
+
 def test_virtual_tokens_take_positions_of_the_text_unless_its_length_is_given():
     most = parse().data.max_length
     assert parse("--method", "prompt").data.max_length == most - 10

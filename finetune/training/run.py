@@ -49,6 +49,7 @@ from finetune.hardware import fastest_precision, peak_memory_bytes, use_processo
 from finetune.hub import check_login
 from finetune.methods import count_parameters
 from finetune.metrics import REGRESSION
+from finetune.models.output_layer import Standard
 from finetune.models.save import write_model
 from finetune.models.tfidf import TfidfClassifier
 from finetune.quiet import quiet_program
@@ -264,7 +265,9 @@ class Run:
             The task that the labels of train define.
         """
         task = task_of(splits["train"].features)
-        self.arguments.settle(task.problem_type, is_paired="text_pair" in splits["train"].column_names)
+        is_paired = "text_pair" in splits["train"].column_names
+        num_rows = None if self.arguments.data.streaming else len(splits["train"])
+        self.arguments.settle(task.problem_type, is_paired, num_rows)
         self.record["arguments"] = self.arguments.to_dict()
         self.record["data"] = {
             "problem_type": task.problem_type,
@@ -320,7 +323,7 @@ class Run:
         return oversample(train, seed)
 
     def build_loss(self, train: Dataset) -> ExampleLoss:
-        """Build the loss that the settings ask for, weighted by the classes of the tokenized training split."""
+        """Build the loss that the settings ask for, by the classes or numbers of the tokenized training split."""
         data, method = self.arguments.data, self.arguments.method
         problem_type, names = self.record["data"]["problem_type"], self.record["data"]["label_names"]
         weights = None
@@ -332,6 +335,7 @@ class Run:
             weights,
             method.focal_gamma,
             data.window_pooling if data.truncation == "window" else None,
+            Standard.of(train["labels"][:]) if problem_type == REGRESSION else Standard(),
         )
 
     def callbacks(self) -> list[TrainerCallback]:
