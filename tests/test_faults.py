@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import OTHER, make_reviews, write_csv, write_tiny_bert
@@ -334,6 +336,20 @@ def test_memory_that_does_not_suffice_halves_the_micro_batches(nursery, reviews,
         np.testing.assert_allclose(weights["bound"][name], tensor, atol=2e-5, err_msg=name)
 
 
+def test_memory_that_does_not_suffice_halves_the_batches_of_an_evaluation(nursery, reviews, wide, tmp_path):
+    rows = [(" ".join([text, *OTHER * 8])[:600], label) for text, label in make_reviews(64, 300)]
+    long = write_csv(tmp_path / "long.csv", rows)
+    own = ["--train_file", reviews["--train_file"], "--validation_file", long, "--test_file", long]
+    logits = {}
+    for name, faults in (("free", []), ("bound", [(f"memory {120 * 2**20}", EVALUATION, 1)])):
+        log = tmp_path / f"{name}.log"
+        assert nursery.run([*wide, *own, "--output_dir", str(tmp_path / name)], log, faults) == 0, log.read_text()
+        assert ("out of memory: from now on at most" in log.read_text()) == bool(faults)
+        logits[name] = np.stack(pq.read_table(tmp_path / name / "predictions/test.parquet")["logits"].to_numpy())
+    assert len(logits["bound"]) == 64
+    np.testing.assert_allclose(logits["bound"], logits["free"], atol=1e-5)
+
+
 def test_memory_for_not_even_one_text_ends_with_one_line(nursery, reviews, wide, tmp_path):
     others = [word for name in ("--validation_file", "--test_file") for word in (name, reviews[name])]
     log = tmp_path / "log"
@@ -451,7 +467,7 @@ def count_changed_files(nursery, own, expected, draw, folder):
 
 def count_full_disks(nursery, own, expected, size, trials, draw, folder):
     """Run on a disk that is too small, make it larger, and resume."""
-    count = {"trials": 0, "equal": 0, "one line": 0, "resumed from a checkpoint": 0}
+    count = {"trials": 0, "equal": 0, "one line": 0, "bytes needed": 0, "resumed from a checkpoint": 0}
     disk = folder / "disk"
     disk.mkdir()
     while count["trials"] < trials:
@@ -470,6 +486,7 @@ def count_full_disks(nursery, own, expected, size, trials, draw, folder):
             errors = [line for line in lines if line.startswith("error: ")]
             is_said = status == 2 and len(errors) == 1 and not any("Traceback" in line for line in lines)
             count["one line"] += is_said
+            count["bytes needed"] += is_said and re.search(r"Expected [\d,]+ bytes free ", errors[0]) is not None
             if not is_said:
                 print("\n".join(lines), flush=True)
             count["resumed from a checkpoint"] += "resuming from" in text

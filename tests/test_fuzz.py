@@ -281,7 +281,7 @@ def try_run(finished, test_file, command, spoilt, folder, run_command=finetune_c
     if ends_well(lambda: run_command([*argv, *threads]), folder) == 2:
         assert not new.exists()
         assert not new.with_suffix(".csv").exists()
-    find_resumable(run / "checkpoints")
+    find_resumable(run / "checkpoints", "")
 
 
 def try_prediction(finished, name, content, folder):

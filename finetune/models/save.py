@@ -16,7 +16,14 @@ from finetune.models.finetune_config import FINETUNE_CONFIG_FILE, FinetuneConfig
 from finetune.models.quantization import is_four_bit
 from finetune.models.tfidf import LABEL_NAMES_FILE, TfidfClassifier
 
-__all__ = ["FINETUNE_CONFIG_FILE", "FinetuneConfig", "read_finetune_config", "write_model", "write_thresholds"]
+__all__ = [
+    "FINETUNE_CONFIG_FILE",
+    "FinetuneConfig",
+    "count_bytes",
+    "read_finetune_config",
+    "write_model",
+    "write_thresholds",
+]
 
 
 def write_model(
@@ -46,8 +53,8 @@ def write_model(
             raise
         free = shutil.disk_usage(folder.parent).free
         raise FinetuneError(
-            f"Expected room for the model in {str(folder)!r}, but found {free:,} bytes free. Make room, and start the "
-            "same command again."
+            f"Expected {count_bytes(model):,} bytes free for the model in {str(folder)!r}, but found {free:,}. "
+            "Make room, and start the same command again."
         ) from error
 
 
@@ -74,6 +81,14 @@ def _write_files(
     if isinstance(base, PreTrainedModel) and is_four_bit(base):
         content["four_bit"] = True
     write_json(aside / FINETUNE_CONFIG_FILE, content)
+
+
+def count_bytes(model: Any) -> int:
+    """Count the bytes of the weights that are saved: of an adapter those that are trained, else all."""
+    if isinstance(model, TfidfClassifier):
+        return model.num_bytes()
+    saved = [weight for weight in model.parameters() if weight.requires_grad or not isinstance(model, PeftModel)]
+    return sum(weight.numel() * weight.element_size() for weight in saved)
 
 
 def write_thresholds(folder: Path, thresholds: Sequence[float]) -> None:

@@ -73,6 +73,11 @@ class TfidfClassifier:
         """Count the weights and intercepts."""
         return self.coefficients.size + self.intercepts.size
 
+    def num_bytes(self) -> int:
+        """Count the bytes of the arrays and the terms, of which the saved files consist."""
+        terms = sum(len(term.encode()) for term in self.vectorizer.vocabulary_)
+        return self.vectorizer.idf_.nbytes + self.coefficients.nbytes + self.intercepts.nbytes + terms
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the arrays, the terms and the label names into an existing folder."""
         arrays = {
