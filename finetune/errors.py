@@ -44,7 +44,10 @@ def exit_on_error() -> Iterator[None]:
         if error.errno not in OF_THE_DISK | OF_A_PATH:
             raise
         fix = "Make room" if error.errno in OF_THE_DISK else "Remove what is in the way"
-        _exit(2, f"error: {error.strerror}: {error.filename2 or error.filename or 'a file'}. {fix}, or pass another folder.")
+        _exit(
+            2,
+            f"error: {error.strerror}: {error.filename2 or error.filename or 'a file'}. {fix}, or pass another folder.",
+        )
     except MemoryError:
         _exit(2, "error: Expected more memory: an allocation failed. Free some, or pass a smaller model or batch.")
 
