@@ -23,7 +23,7 @@ import pytest
 import torch
 from conftest import OTHER, make_reviews, write_csv, write_tiny_bert
 from faulty import TOKEN, Nursery
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 pytestmark = pytest.mark.faults
@@ -231,6 +231,17 @@ def test_changed_settings_are_listed_and_refused_unless_confirmed(nursery, setti
     rates = [rate for rate in rates if rate is not None]
     assert rates[:2] == [5e-05, 5e-05]  # logged after 7 and 14 steps
     assert set(rates[2:]) == {0.01}
+
+
+def test_another_model_under_the_same_name_is_refused(nursery, settings, tiny_bert, tmp_path):
+    base, log = tmp_path / "base", tmp_path / "log"
+    shutil.copytree(tiny_bert, base)
+    argv = [*settings, *SETTINGS["lora"], *BY_STEPS, "--model_name_or_path", str(base), "--output_dir", str(tmp_path / "run")]  # fmt: skip # noqa: E501
+    assert nursery.run(argv, log, [("SIGKILL", STEP, 12)]) == -9
+    weights = load_file(base / "model.safetensors")
+    save_file({name: 2 * tensor for name, tensor in weights.items()}, base / "model.safetensors", {"format": "pt"})
+    assert nursery.run([*argv, "--resume_with_changes"], log) == 2
+    assert f"these differ: the model {str(base)!r} (its files have changed)." in log.read_text()
 
 
 def mounted(folder, size, *options):
