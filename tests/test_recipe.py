@@ -103,6 +103,27 @@ def test_predict_command(runs, method, capsys):
     assert all(label in ("neg", "pos") and 0.5 <= float(probability) <= 1 for label, probability, _ in lines)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("finetune_config.json", '{"problem_type": "singlg_label_classification", "text": null}'),
+        ("finetune_config.json", '{"problem_type": "single_label_classification", "text": {"max_length": "9"}}'),
+        ("finetune_config.json", '{"problem_type": "single_label_classification", "thresholds": ["a"]}'),
+        ("finetune_config.json", '{"problem_type": "multi_label_classification", "thresholds": [0.5, 0.5]}'),
+        ("finetune_config.json", '{"text": null}'),
+        ("label_names.json", '["neg"]'),
+        ("label_names.json", '["neg", "pos", "more"]'),
+        ("tfidf_terms.json", '["film"]'),
+    ],
+)
+def test_a_spoilt_model_is_refused(runs, tmp_path, name, content):
+    shutil.copytree(runs / "tfidf/model", tmp_path / "model")
+    (tmp_path / "model" / name).write_text(content)
+    with pytest.raises(FinetuneError, match="Expected ") as caught:
+        load_predictor(tmp_path / "model")
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_evaluate_command_gives_the_run_s_own_figures(runs, reviews, method, capsys, tmp_path):
     out = tmp_path / "metrics.json"

@@ -97,6 +97,11 @@ class TfidfClassifier:
             json.loads((Path(folder) / name).read_text(encoding="utf-8")) for name in (TERMS_FILE, LABEL_NAMES_FILE)
         )
         arrays = load_file(Path(folder) / WEIGHTS_FILE)
+        rows = 1 if problem_type == SINGLE_LABEL and len(label_names) == 2 else len(label_names)
+        expected = {"idf": (len(terms),), "coefficients": (rows, len(terms)), "intercepts": (rows,)}
+        found = {name: array.shape for name, array in arrays.items()}
+        if found != expected:
+            raise ValueError(f"arrays {found} for {len(label_names)} labels and {len(terms)} terms")
         vectorizer = TfidfVectorizer(**ANALYSIS, vocabulary={term: column for column, term in enumerate(terms)})
         vectorizer.idf_ = arrays["idf"]
         return cls(vectorizer, arrays["coefficients"], arrays["intercepts"], label_names, problem_type)
