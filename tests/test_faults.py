@@ -26,6 +26,8 @@ from faulty import TOKEN, Nursery
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
+from finetune.training.checkpoints import commit_checkpoint
+
 pytestmark = pytest.mark.faults
 
 STEP = "finetune.training.trainer:FineTuningTrainer.training_step"
@@ -179,6 +181,13 @@ def test_a_signal_outside_of_training_ends_it_at_once_with_75(nursery, settings,
     assert not run.exists()
 
 
+def test_a_signal_after_completion_does_not_say_start_me_again(nursery, settings, tmp_path):
+    fault = ("SIGTERM", "finetune.training.run:summarize", 1)
+    argv = [*settings, "--method", "tfidf", "--output_dir", str(tmp_path / "run")]
+    assert nursery.run(argv, tmp_path / "log", [fault]) == -signal.SIGTERM
+    assert json.loads((tmp_path / "run/run.json").read_text())["status"] == "complete"
+
+
 def test_a_broken_checkpoint_is_skipped_and_said(nursery, settings, straight, tmp_path):
     own = [*settings, *SETTINGS["full"], *BY_STEPS, "--save_total_limit", "9"]
     cut, log = tmp_path / "cut", tmp_path / "cut.log"
@@ -242,6 +251,27 @@ def test_another_model_under_the_same_name_is_refused(nursery, settings, tiny_be
     save_file({name: 2 * tensor for name, tensor in weights.items()}, base / "model.safetensors", {"format": "pt"})
     assert nursery.run([*argv, "--resume_with_changes"], log) == 2
     assert f"these differ: the model {str(base)!r} (its files have changed)." in log.read_text()
+
+
+class Planted:
+    def __reduce__(self):
+        return os.mkdir, ("planted",)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "rng_state.pth"])
+def test_nothing_that_is_planted_in_a_checkpoint_is_run(nursery, settings, tmp_path, name):
+    run, log = tmp_path / "run", tmp_path / "log"
+    argv = [*settings, *SETTINGS["full"], *BY_STEPS, "--output_dir", str(run)]
+    assert nursery.run(argv, log, [("SIGKILL", STEP, 12)]) == -9
+    checkpoint = run / "checkpoints/checkpoint-10"
+    run_id = json.loads((run / "run.json").read_text())["id"]
+    torch.save({"state": Planted()}, checkpoint / name)
+    checkpoint.rename(tmp_path / "aside")
+    (tmp_path / "aside/complete.json").unlink()
+    commit_checkpoint(tmp_path / "aside", checkpoint, run_id)  # by somebody who can write hashes too
+    assert nursery.run(argv, log) == 2
+    assert "error: Expected tensors and numbers alone in " in log.read_text()
+    assert not Path("planted").exists()
 
 
 def mounted(folder, size, *options):

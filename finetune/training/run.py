@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from pickle import UnpicklingError
 from types import TracebackType
 from typing import Any
 
@@ -356,6 +357,7 @@ class Run:
 
         Raises:
             Interrupted: After a signal, once a checkpoint is written.
+            FinetuneError: If the checkpoint's optimizer or random streams are a pickle of anything but numbers.
         """
         if self.checkpoint is not None and self.is_main:
             print(f"resuming from {self.checkpoint}", file=sys.stderr)
@@ -364,8 +366,14 @@ class Run:
         trainer.apply_settings = self.is_changed
         if self.name_rows is not None:
             trainer.name_rows = self.name_rows
-        with self.interruption.deferred():
-            trainer.train(resume_from_checkpoint=None if self.checkpoint is None else str(self.checkpoint))
+        try:
+            with self.interruption.deferred():
+                trainer.train(resume_from_checkpoint=None if self.checkpoint is None else str(self.checkpoint))
+        except UnpicklingError as error:  # its hashes fit, so somebody wrote it on purpose; nothing of it was run
+            raise FinetuneError(
+                f"Expected tensors and numbers alone in {str(self.checkpoint)!r}, but it has a pickle of something "
+                "else. Don't trust this folder: pass another one, or --restart."
+            ) from error
         self.interruption.raise_if_received()
         costs = trainer.costs
         self.record["costs"] = {
@@ -425,6 +433,7 @@ class Run:
         self.record["status"] = "complete"
         self.record["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
         self._write()
+        self.interruption.__exit__()  # a signal from here on does not say "start me again"
 
     def _leave_nothing_behind(self) -> None:
         """Remove what a run wrote that failed before it had a checkpoint, and bring back what `--restart` set aside."""
