@@ -103,6 +103,13 @@ def test_predict_command(runs, method, capsys):
     assert all(label in ("neg", "pos") and 0.5 <= float(probability) <= 1 for label, probability, _ in lines)
 
 
+def test_an_adapter_s_files_do_not_depend_on_python_s_hashes(runs):
+    config = json.loads((runs / "lora/model/adapter_config.json").read_text())
+    for name in ("target_modules", "modules_to_save"):
+        assert len(config[name]) > 1
+        assert config[name] == sorted(config[name])
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -113,6 +120,7 @@ def test_predict_command(runs, method, capsys):
         ("finetune_config.json", '{"text": null}'),
         ("label_names.json", '["neg"]'),
         ("label_names.json", '["neg", "pos", "more"]'),
+        ("label_names.json", '{"a": [1, {}]}'),
         ("tfidf_terms.json", '["film"]'),
     ],
 )

@@ -70,6 +70,7 @@ def _write_files(
         tokenizer.save_pretrained(str(aside))
     if isinstance(model, PeftModel):  # an adapter folder has no config.json, so it would lose the label names
         (aside / "README.md").unlink(missing_ok=True)  # PEFT's empty card
+        _sort_names(aside / "adapter_config.json")
         labels: Any = model.get_base_model().config.id2label  # type: ignore[union-attr]
         write_json(aside / LABEL_NAMES_FILE, [labels[number] for number in range(len(labels))])
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -81,6 +82,15 @@ def _write_files(
     if isinstance(base, PreTrainedModel) and is_four_bit(base):
         content["four_bit"] = True
     write_json(aside / FINETUNE_CONFIG_FILE, content)
+
+
+def _sort_names(file: Path) -> None:
+    """Put the names of modules, which PEFT writes from a set, into an order that does not depend on Python's hashes."""
+    content = json.loads(file.read_text(encoding="utf-8"))
+    for name in ("target_modules", "exclude_modules", "modules_to_save"):
+        if isinstance(content.get(name), list):
+            content[name] = sorted(content[name])
+    file.write_text(json.dumps(content, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def count_bytes(model: Any) -> int:

@@ -97,7 +97,11 @@ class TfidfClassifier:
             json.loads((Path(folder) / name).read_text(encoding="utf-8")) for name in (TERMS_FILE, LABEL_NAMES_FILE)
         )
         arrays = load_file(Path(folder) / WEIGHTS_FILE)
-        rows = 1 if problem_type == SINGLE_LABEL and len(label_names) == 2 else len(label_names)
+        if not all(isinstance(words, list) and {str} == set(map(type, words)) for words in (terms, label_names)):
+            raise ValueError(f"{TERMS_FILE} or {LABEL_NAMES_FILE} is no list of words")
+        rows = len(label_names)
+        if problem_type == SINGLE_LABEL and rows <= 2:
+            rows -= 1
         expected = {"idf": (len(terms),), "coefficients": (rows, len(terms)), "intercepts": (rows,)}
         found = {name: array.shape for name, array in arrays.items()}
         if found != expected:
