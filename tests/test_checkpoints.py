@@ -82,6 +82,17 @@ def test_a_checkpoint_of_another_run_does_not_count(tmp_path):
     assert find_resumable(tmp_path, "another") == (None, [f"skipped {checkpoint}: another run wrote it"])
 
 
+def test_checkpoints_that_have_changed_names_do_not_count(tmp_path):
+    first, second = write_checkpoint(tmp_path, 3), write_checkpoint(tmp_path, 5)
+    first.rename(tmp_path / "aside")
+    second.rename(first)
+    (tmp_path / "aside").rename(second)
+    assert find_resumable(tmp_path, RUN) == (
+        None,
+        [f"skipped {second}: it was written as checkpoint-3", f"skipped {first}: it was written as checkpoint-5"],
+    )
+
+
 def test_a_checkpoint_counts_only_with_the_best_one_that_it_names(tmp_path):
     first, second, third = (write_checkpoint(tmp_path, *steps) for steps in ((2, 2), (4, 2), (10, 4)))
     assert find_resumable(tmp_path, RUN)[0] == third  # 10 comes after 4

@@ -3,7 +3,7 @@
 checkpoints/
   checkpoint-120/           what the `Trainer` writes, without its pickled arguments, and
     loop_state.json         where in the loop it was written, and the sums that the `Trainer` itself forgets
-    complete.json           the run that wrote it, size and SHA-256 of every other file; written last
+    complete.json           the run that wrote it, its own name, size and SHA-256 of every other file; written last
   writing/                  one that is being written, or deleted; never read
 
 A checkpoint is written aside, flushed to the disk, and renamed. It is read only if every file is as `complete.json`
@@ -51,7 +51,7 @@ def commit_checkpoint(aside: Path, folder: Path, run_id: str) -> None:
         for path in sorted(aside.rglob("*"))
         if path.is_file()
     }
-    (aside / MANIFEST).write_text(_to_text(files, run_id), encoding="utf-8")
+    (aside / MANIFEST).write_text(_to_text(files, run_id, folder.name), encoding="utf-8")
     replace_folder(folder, aside)
 
 
@@ -60,11 +60,13 @@ def find_fault(checkpoint: Path, run_id: str) -> str | None:
     try:
         text = (checkpoint / MANIFEST).read_text(encoding="utf-8")
         content = json.loads(text)
-        files, owner = content["files"], content["run"]
-        if text != _to_text(files, owner):
+        files, owner, name = content["files"], content["run"], content["checkpoint"]
+        if text != _to_text(files, owner, name):
             return f"{MANIFEST} has changed"
         if owner != run_id:
             return "another run wrote it"
+        if name != checkpoint.name:
+            return f"it was written as {name}"
         present = {str(path.relative_to(checkpoint)) for path in checkpoint.rglob("*") if path.is_file()}
         for name, expected in files.items():
             if name not in present:
@@ -166,6 +168,7 @@ def _hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _to_text(files: dict[str, Any], run_id: str) -> str:
+def _to_text(files: dict[str, Any], run_id: str, name: str) -> str:
     """Write the manifest in the one form that is accepted, so that any changed byte of it shows."""
-    return json.dumps({"files": files, "run": run_id}, indent=1, sort_keys=True) + "\n"
+    content = {"checkpoint": name, "files": files, "run": run_id}
+    return json.dumps(content, indent=1, sort_keys=True) + "\n"
