@@ -524,12 +524,17 @@ class Run:
             print("warning: no checkpoint is whole: starting from the first step", file=sys.stderr)
 
     def _read_earlier_record(self) -> dict[str, Any]:
+        record: Any = None
+        found = "a run.json that no run wrote"
         try:
             record = json.loads((self.directory / "run.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            record = None
+        except FileNotFoundError:
+            found = "other files"
+        except OSError as error:
+            found = f"a run.json that can't be read: {error.strerror}"
+        except (ValueError, RecursionError):
+            pass
         if not _has_form(record):
-            found = "a run.json that no run wrote" if (self.directory / "run.json").exists() else "other files"
             raise FinetuneError(
                 f"Expected an empty --output_dir or an earlier run, but {str(self.directory)!r} holds {found}. "
                 "Pass another folder."
