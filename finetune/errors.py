@@ -14,6 +14,7 @@ __all__ = ["RESUME_ME", "FinetuneError", "Interrupted", "exit_on_error"]
 
 RESUME_ME = os.EX_TEMPFAIL  # 75: not a failure; the same command goes on from here
 OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO}
+OF_A_PATH = {errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}  # something else is there
 
 
 class FinetuneError(ValueError):
@@ -28,8 +29,8 @@ class Interrupted(KeyboardInterrupt):
 def exit_on_error() -> Iterator[None]:
     """End the program with one line on standard error and a status instead of a traceback.
 
-    2 for a `FinetuneError`, a disk that is full or can't be written to, and memory that does not suffice; 75 for an
-    interrupted run that can be resumed; 130 for Ctrl-C elsewhere.
+    2 for a `FinetuneError`, a disk that is full or can't be written to, a path where something else is, and memory that
+    does not suffice; 75 for an interrupted run that can be resumed; 130 for Ctrl-C elsewhere.
     """
     try:
         yield
@@ -40,9 +41,13 @@ def exit_on_error() -> Iterator[None]:
     except KeyboardInterrupt:
         _exit(130, "interrupted")
     except OSError as error:
-        if error.errno not in OF_THE_DISK:
+        if error.errno not in OF_THE_DISK | OF_A_PATH:
             raise
-        _exit(2, f"error: {error.strerror}: {error.filename or 'a file'}. Make room, or pass another folder.")
+        fix = "Make room" if error.errno in OF_THE_DISK else "Remove what is in the way"
+        _exit(
+            2,
+            f"error: {error.strerror}: {error.filename2 or error.filename or 'a file'}. {fix}, or pass another folder.",
+        )
     except MemoryError:
         _exit(2, "error: Expected more memory: an allocation failed. Free some, or pass a smaller model or batch.")
 

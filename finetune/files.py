@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["flush_folder", "is_disk_full", "replace_folder", "write_aside", "write_json"]
+__all__ = ["flush", "flush_folder", "is_disk_full", "replace_folder", "write_aside", "write_json"]
 
 FULL = {errno.ENOSPC, errno.EDQUOT}
 # Of safetensors and tokenizers; then of torch, whose archive writer says which of its steps failed, and not why.
@@ -23,9 +23,9 @@ def write_aside(path: Path) -> Iterator[Path]:
     aside = path.with_name(path.name + ".partial")
     try:
         yield aside
-        _flush(aside)
+        flush(aside)
         aside.replace(path)
-        _flush(path.parent)
+        flush(path.parent)
     except BaseException:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
@@ -50,15 +50,15 @@ def replace_folder(folder: Path, aside: Path) -> None:
     if folder.exists():
         folder.rename(replaced)
     aside.rename(folder)
-    _flush(folder.parent)
+    flush(folder.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 
 
 def flush_folder(folder: Path) -> None:
     """Wait until every file in a folder is on the disk."""
     for path in sorted(folder.rglob("*")):
-        _flush(path)
-    _flush(folder)
+        flush(path)
+    flush(folder)
 
 
 def is_disk_full(error: BaseException) -> bool:
@@ -76,7 +76,8 @@ def is_disk_full(error: BaseException) -> bool:
     return False
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

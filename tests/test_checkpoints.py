@@ -26,6 +26,7 @@ from finetune.training.lock import LOCK_FILE, DirectoryLock
 from finetune.training.loop import LoopState
 
 FILES = {"model.safetensors": b"weights" * 100, "optimizer.pt": b"moments" * 100, "rng_state.pth": b"random"}
+RUN = "5eed"
 
 
 def write_checkpoint(folder, step, best=None):
@@ -39,16 +40,16 @@ def write_checkpoint(folder, step, best=None):
     }
     (aside / "trainer_state.json").write_text(json.dumps(state))
     (aside / "training_args.bin").write_bytes(b"a pickle")
-    commit_checkpoint(aside, folder / f"checkpoint-{step}")
+    commit_checkpoint(aside, folder / f"checkpoint-{step}", RUN)
     return folder / f"checkpoint-{step}"
 
 
 def test_what_was_written_is_whole(tmp_path):
     checkpoint = write_checkpoint(tmp_path, 3)
-    assert find_fault(checkpoint) is None
+    assert find_fault(checkpoint, RUN) is None
     names = {path.name for path in checkpoint.iterdir()}
     assert names == {*FILES, "trainer_state.json", "complete.json"}  # and nothing pickled but what is checked
-    assert find_resumable(tmp_path) == (checkpoint, [])
+    assert find_resumable(tmp_path, RUN) == (checkpoint, [])
 
 
 @pytest.mark.parametrize("name", [*FILES, "trainer_state.json", "complete.json"])
@@ -58,12 +59,12 @@ def test_every_change_of_every_file_is_seen(tmp_path, name):
     content = path.read_bytes()
     for position in range(len(content)):
         path.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
-        assert find_fault(path.parent) is not None, position
+        assert find_fault(path.parent, RUN) is not None, position
     for length in range(0, len(content), 7):
         path.write_bytes(content[:length])
-        assert find_fault(path.parent) is not None, length
+        assert find_fault(path.parent, RUN) is not None, length
     path.unlink()
-    checkpoint, (line,) = find_resumable(tmp_path)
+    checkpoint, (line,) = find_resumable(tmp_path, RUN)
     assert checkpoint == first
     assert line.startswith(f"skipped {path.parent}: ")
     assert name in line
@@ -73,14 +74,30 @@ def test_every_change_of_every_file_is_seen(tmp_path, name):
 def test_a_file_that_was_added_makes_it_foreign(tmp_path):
     checkpoint = write_checkpoint(tmp_path, 3)
     (checkpoint / "pytorch_model.bin").write_bytes(b"a pickle")
-    assert find_fault(checkpoint) == "pytorch_model.bin was added to it"
+    assert find_fault(checkpoint, RUN) == "pytorch_model.bin was added to it"
+
+
+def test_a_checkpoint_of_another_run_does_not_count(tmp_path):
+    checkpoint = write_checkpoint(tmp_path, 3)
+    assert find_resumable(tmp_path, "another") == (None, [f"skipped {checkpoint}: another run wrote it"])
+
+
+def test_checkpoints_that_have_changed_names_do_not_count(tmp_path):
+    first, second = write_checkpoint(tmp_path, 3), write_checkpoint(tmp_path, 5)
+    first.rename(tmp_path / "aside")
+    second.rename(first)
+    (tmp_path / "aside").rename(second)
+    assert find_resumable(tmp_path, RUN) == (
+        None,
+        [f"skipped {second}: it was written as checkpoint-3", f"skipped {first}: it was written as checkpoint-5"],
+    )
 
 
 def test_a_checkpoint_counts_only_with_the_best_one_that_it_names(tmp_path):
     first, second, third = (write_checkpoint(tmp_path, *steps) for steps in ((2, 2), (4, 2), (10, 4)))
-    assert find_resumable(tmp_path)[0] == third  # 10 comes after 4
+    assert find_resumable(tmp_path, RUN)[0] == third  # 10 comes after 4
     (second / "optimizer.pt").write_bytes(b"")
-    checkpoint, skipped = find_resumable(tmp_path)
+    checkpoint, skipped = find_resumable(tmp_path, RUN)
     assert checkpoint == first
     assert "checkpoint-10: the best one before it, checkpoint-4, is not whole: optimizer.pt has 0 bytes" in skipped[0]
     assert len(skipped) == 2
@@ -104,12 +121,12 @@ def test_what_a_killed_process_left_is_tidied(tmp_path):
     whole.rename(tmp_path / "checkpoint-3.replaced")  # killed between the two renames
     tidy(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]
-    assert find_fault(whole) is None
+    assert find_fault(whole, RUN) is None
 
 
 def test_a_checkpoint_takes_the_place_of_a_broken_one(tmp_path):
     (write_checkpoint(tmp_path, 3) / "optimizer.pt").unlink()
-    assert find_fault(write_checkpoint(tmp_path, 3)) is None
+    assert find_fault(write_checkpoint(tmp_path, 3), RUN) is None
     assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-3"]
 
 

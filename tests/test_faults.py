@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -21,8 +22,10 @@ import pytest
 import torch
 from conftest import OTHER, make_reviews, write_csv, write_tiny_bert
 from faulty import TOKEN, Nursery
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel, BertTokenizerFast
+
+from finetune.training.checkpoints import commit_checkpoint
 
 pytestmark = pytest.mark.faults
 
@@ -177,6 +180,13 @@ def test_a_signal_outside_of_training_ends_it_at_once_with_75(nursery, settings,
     assert not run.exists()
 
 
+def test_a_signal_after_completion_does_not_say_start_me_again(nursery, settings, tmp_path):
+    fault = ("SIGTERM", "finetune.training.run:summarize", 1)
+    argv = [*settings, "--method", "tfidf", "--output_dir", str(tmp_path / "run")]
+    assert nursery.run(argv, tmp_path / "log", [fault]) == -signal.SIGTERM
+    assert json.loads((tmp_path / "run/run.json").read_text())["status"] == "complete"
+
+
 def test_a_broken_checkpoint_is_skipped_and_said(nursery, settings, straight, tmp_path):
     own = [*settings, *SETTINGS["full"], *BY_STEPS, "--save_total_limit", "9"]
     cut, log = tmp_path / "cut", tmp_path / "cut.log"
@@ -229,6 +239,38 @@ def test_changed_settings_are_listed_and_refused_unless_confirmed(nursery, setti
     rates = [rate for rate in rates if rate is not None]
     assert rates[:2] == [5e-05, 5e-05]  # logged after 7 and 14 steps
     assert set(rates[2:]) == {0.01}
+
+
+def test_another_model_under_the_same_name_is_refused(nursery, settings, tiny_bert, tmp_path):
+    base, log = tmp_path / "base", tmp_path / "log"
+    shutil.copytree(tiny_bert, base)
+    argv = [*settings, *SETTINGS["lora"], *BY_STEPS, "--model_name_or_path", str(base), "--output_dir", str(tmp_path / "run")]  # fmt: skip # noqa: E501
+    assert nursery.run(argv, log, [("SIGKILL", STEP, 12)]) == -9
+    weights = load_file(base / "model.safetensors")
+    save_file({name: 2 * tensor for name, tensor in weights.items()}, base / "model.safetensors", {"format": "pt"})
+    assert nursery.run([*argv, "--resume_with_changes"], log) == 2
+    assert f"these differ: the model {str(base)!r} (its files have changed)." in log.read_text()
+
+
+class Planted:
+    def __reduce__(self):
+        return os.mkdir, ("planted",)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "rng_state.pth"])
+def test_nothing_that_is_planted_in_a_checkpoint_is_run(nursery, settings, tmp_path, name):
+    run, log = tmp_path / "run", tmp_path / "log"
+    argv = [*settings, *SETTINGS["full"], *BY_STEPS, "--output_dir", str(run)]
+    assert nursery.run(argv, log, [("SIGKILL", STEP, 12)]) == -9
+    checkpoint = run / "checkpoints/checkpoint-10"
+    run_id = json.loads((run / "run.json").read_text())["id"]
+    torch.save({"state": Planted()}, checkpoint / name)
+    checkpoint.rename(tmp_path / "aside")
+    (tmp_path / "aside/complete.json").unlink()
+    commit_checkpoint(tmp_path / "aside", checkpoint, run_id)  # by somebody who can write hashes too
+    assert nursery.run(argv, log) == 2
+    assert "error: Expected tensors and numbers alone in " in log.read_text()
+    assert not Path("planted").exists()
 
 
 def mounted(folder, size, *options):
@@ -332,6 +374,22 @@ def test_memory_that_does_not_suffice_halves_the_micro_batches(nursery, reviews,
         weights[name] = load_file(tmp_path / name / "model/model.safetensors")
     for name, tensor in weights["free"].items():
         np.testing.assert_allclose(weights["bound"][name], tensor, atol=2e-5, err_msg=name)
+
+
+def test_memory_that_does_not_suffice_halves_the_batches_of_an_evaluation(nursery, reviews, wide, tmp_path):
+    rows = [(" ".join([text, *OTHER * 8])[:600], label) for text, label in make_reviews(64, 300)]
+    long = write_csv(tmp_path / "long.csv", rows)
+    own = ["--train_file", reviews["--train_file"], "--validation_file", long, "--test_file", reviews["--test_file"],
+           "--eval_strategy", "epoch"]  # fmt: skip
+    losses = {}
+    for name, faults in (("free", []), ("bound", [(f"memory {100 * 2**20}", EVALUATION, 1)])):
+        log = tmp_path / f"{name}.log"
+        assert nursery.run([*wide, *own, "--output_dir", str(tmp_path / name)], log, faults) == 0, log.read_text()
+        assert ("out of memory: from now on at most" in log.read_text()) == bool(faults)
+        history = [json.loads(line) for line in (tmp_path / name / "history.jsonl").read_text().splitlines()]
+        losses[name] = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
+    assert len(losses["free"]) == 2
+    assert losses["bound"] == pytest.approx(losses["free"], abs=1e-5)
 
 
 def test_memory_for_not_even_one_text_ends_with_one_line(nursery, reviews, wide, tmp_path):
@@ -451,7 +509,7 @@ def count_changed_files(nursery, own, expected, draw, folder):
 
 def count_full_disks(nursery, own, expected, size, trials, draw, folder):
     """Run on a disk that is too small, make it larger, and resume."""
-    count = {"trials": 0, "equal": 0, "one line": 0, "resumed from a checkpoint": 0}
+    count = {"trials": 0, "equal": 0, "one line": 0, "bytes needed": 0, "resumed from a checkpoint": 0}
     disk = folder / "disk"
     disk.mkdir()
     while count["trials"] < trials:
@@ -470,6 +528,7 @@ def count_full_disks(nursery, own, expected, size, trials, draw, folder):
             errors = [line for line in lines if line.startswith("error: ")]
             is_said = status == 2 and len(errors) == 1 and not any("Traceback" in line for line in lines)
             count["one line"] += is_said
+            count["bytes needed"] += is_said and re.search(r"Expected [\d,]+ bytes free ", errors[0]) is not None
             if not is_said:
                 print("\n".join(lines), flush=True)
             count["resumed from a checkpoint"] += "resuming from" in text

@@ -1,16 +1,18 @@
 """Generated input through the entry points, in process: an answer or one line, no traceback, nothing half-written.
 
 pytest tests/test_fuzz.py
-python tests/test_fuzz.py --examples 10000 --commands 200     the counts in docs/faults.md
+python tests/test_fuzz.py --examples 10000 --runs 200 --commands 200     the counts in docs/faults.md
 """
 
 import argparse
 import contextlib
 import io
 import json
+import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -21,7 +23,7 @@ from pathlib import Path
 import datasets
 import pytest
 import yaml
-from conftest import load_recipe, make_reviews, write_csv, write_tiny_bert
+from conftest import ROOT, load_recipe, make_reviews, write_csv, write_tiny_bert
 from faulty import Nursery
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -95,6 +97,7 @@ DAMAGE = st.tuples(
     st.integers(0, 10**6), st.sampled_from(["remove", "cut", "flip", "empty", "replace"]), st.integers(0)
 )
 STEP = "finetune.training.trainer:FineTuningTrainer.training_step"
+SIMPLE = ["-1", "0", "1", "nan", "1e-3", "steps", "no", "epoch", "lora", "tfidf", "textcnn", "true", "tail", "x"]
 COMMANDS = ["predict", "evaluate", "report", "merge", "push", "predict a file"]
 # For the whole commands, in words that are mostly wrong; none of them starts a run.
 PATHS = [
@@ -170,7 +173,7 @@ ARGV = st.sampled_from(sorted(WORDS_OF)).flatmap(
 )
 
 
-SECONDS = 120
+SECONDS = 300
 
 
 def ends_well(call, folder):
@@ -200,12 +203,29 @@ def ends_well(call, folder):
             datasets.config.HF_DATASETS_CACHE = before
     lines = [line for line in errors.getvalue().splitlines() if line.startswith("error")]
     assert (status, len(lines)) in ((0, 0), (None, 0), (1, 0), (2, 1)), (status, errors.getvalue())
+    assert "Traceback" not in errors.getvalue(), errors.getvalue()
     assert not list(folder.rglob("*.partial"))
     return status
 
 
 def _is_hanging(number, frame):
     raise TimeoutError(f"no end after {SECONDS} s")
+
+
+def started_command(words):
+    """Run `finetune` as it is installed, in a process of its own."""
+    environment = {**os.environ, "HF_DATASETS_CACHE": str(datasets.config.HF_DATASETS_CACHE)}
+    command = [Path(sys.executable).with_name("finetune"), *(word.replace("\0", "") for word in words)]
+    ended = subprocess.run(command, input="a good film\n", capture_output=True, env=environment, text=True)
+    sys.stderr.write(ended.stderr)
+    sys.exit(ended.returncode)
+
+
+def started_recipe(words, log):
+    """Run recipes/imdb.py in a process of its own, and give its exit status."""
+    with log.open("w") as output:
+        command = [sys.executable, ROOT / "recipes/imdb.py", *words]
+        return subprocess.run(command, stdout=output, stderr=output, timeout=SECONDS).returncode
 
 
 def try_flags(words, folder):
@@ -218,10 +238,10 @@ def try_config(content, folder):
     try_flags(["--config", str(file)], folder)
 
 
-def try_file(name, content, folder):
+def try_file(name, content, folder, run_command=finetune_command):
     file = folder / name
     file.write_bytes(content)
-    ends_well(lambda: finetune_command(["doctor", "--train_file", str(file)]), folder)
+    ends_well(lambda: run_command(["doctor", "--train_file", str(file)]), folder)
 
 
 def damage(folder, which, how, where):
@@ -243,7 +263,7 @@ def damage(folder, which, how, where):
     file.write_bytes(content)
 
 
-def try_run(finished, test_file, command, spoilt, folder):
+def try_run(finished, test_file, command, spoilt, folder, run_command=finetune_command):
     run = folder / "run"
     shutil.copytree(finished, run)
     for one in spoilt:
@@ -258,10 +278,10 @@ def try_run(finished, test_file, command, spoilt, folder):
         "push": ["push", str(run), "me/reviews"],
     }[command]
     threads = ["--num_threads", "1"] if command.startswith(("predict", "evaluate")) else []
-    if ends_well(lambda: finetune_command([*argv, *threads]), folder) == 2:
+    if ends_well(lambda: run_command([*argv, *threads]), folder) == 2:
         assert not new.exists()
         assert not new.with_suffix(".csv").exists()
-    find_resumable(run / "checkpoints")
+    find_resumable(run / "checkpoints", "")
 
 
 def try_prediction(finished, name, content, folder):
@@ -272,13 +292,13 @@ def try_prediction(finished, name, content, folder):
     assert (ends_well(lambda: finetune_command([*argv, "--num_threads", "1"]), folder) == 2) != output.exists()
 
 
-def try_command(finished, file, drawn, folder):
+def try_command(finished, file, drawn, folder, run_command=finetune_command):
     """Give a command words that may or may not fit."""
     command, usual, more, where = drawn
     words = [*usual[:where], *more, *usual[where:]]
     filled = [word.replace("{run}", str(finished)).replace("{file}", file).replace("{new}", str(folder / "new"))
               for word in (*command, *words)]  # fmt: skip
-    ends_well(lambda: finetune_command(filled), folder)
+    ends_well(lambda: run_command(filled), folder)
 
 
 FLAGS = st.lists(st.tuples(st.sampled_from(NAMES), VALUES), max_size=4).map(
@@ -354,13 +374,25 @@ def test_commands(scratch, finished, reviews, number, drawn):
 def main():
     """Count how many generated inputs end well."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--examples", type=int, default=10_000)
-    parser.add_argument("--commands", type=int, default=0, help="so many through the real command")
+    parser.add_argument("--examples", type=int, default=10_000, help="in process")
+    parser.add_argument("--runs", type=int, default=0, help="so many of a recipe, in forked processes")
+    parser.add_argument("--commands", type=int, default=0, help="so many through the real commands, started anew")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output_json")
     arguments = parser.parse_args()
     counts, failures = {}, []
     start = time.monotonic()
+
+    def write_result():
+        result = {"counts": counts, "failures": failures, "seconds": round(time.monotonic() - start)}
+        if arguments.output_json:
+            Path(arguments.output_json).write_text(json.dumps(result, indent=2) + "\n")
+        return result
+
+    def note(kind, given_input, error):
+        failures.append({"kind": kind, "input": repr(given_input)[:500], "error": error[:1500]})
+        print(failures[-1], flush=True)
+
     with tempfile.TemporaryDirectory() as name:
         base = Path(name)
         files = {}
@@ -375,65 +407,58 @@ def main():
         run = st.sampled_from([base / method for method in FINISHED])
         named = st.sampled_from(SUFFIXES).map(lambda suffix: f"data{suffix}")
         bulk = st.sampled_from(BULK).map(lambda suffix: f"data{suffix}")
-        # share of the examples, what is drawn, what is done with it
         spoilt = st.tuples(run, st.just(files["test"]), st.sampled_from(COMMANDS), st.lists(DAMAGE, min_size=1, max_size=2))  # fmt: skip # noqa: E501
+        words_of_commands = st.tuples(run, st.just(files["test"]), ARGV)
+        recipe_commands = arguments.commands // 4
+        commands = arguments.commands - recipe_commands
+        in_process, started = {}, {"run_command": started_command}
+        # how many of the inputs, what is drawn, what is done with it, and how
         kinds = {
-            "flags of recipes": (0.25, st.tuples(FLAGS), try_flags),
-            "YAML files": (0.2, st.tuples(CONFIGS), try_config),
-            "files to the doctor": (0.2, st.tuples(named, CONTENTS), try_file),
-            "files to predict": (0.1, st.tuples(run, bulk, CONTENTS), try_prediction),
-            "words of commands": (0.15, st.tuples(run, st.just(files["test"]), ARGV), try_command),
-            "spoilt run directories": (0.1, spoilt, try_run),
+            "flags of recipes": (0.25 * arguments.examples, st.tuples(FLAGS), try_flags, in_process),
+            "YAML files": (0.2 * arguments.examples, st.tuples(CONFIGS), try_config, in_process),
+            "files to the doctor": (0.2 * arguments.examples, st.tuples(named, CONTENTS), try_file, in_process),
+            "files to predict": (0.1 * arguments.examples, st.tuples(run, bulk, CONTENTS), try_prediction, in_process),
+            "words of commands": (0.15 * arguments.examples, words_of_commands, try_command, in_process),
+            "spoilt run directories": (0.1 * arguments.examples, spoilt, try_run, in_process),
+            "finetune, started with generated words": (0.6 * commands, words_of_commands, try_command, started),
+            "finetune, started on generated files": (0.2 * commands, st.tuples(named, CONTENTS), try_file, started),
+            "finetune, started on spoilt run directories": (0.2 * commands, spoilt, try_run, started),
         }
-        for kind, (share, strategy, call) in kinds.items():
+        for kind, (share, strategy, call, how) in kinds.items():
+            if round(share) == 0:
+                continue
             counts[kind] = 0
             before, used = time.monotonic(), time.process_time()
 
-            @settings(QUICK, max_examples=round(arguments.examples * share))
+            @settings(QUICK, max_examples=round(share))
             @given(drawn=strategy)
             def run_all(drawn):
                 counts[kind] += 1  # noqa: B023  called in the same turn
                 with tempfile.TemporaryDirectory(dir=base) as scratch:
                     try:
-                        call(*drawn, Path(scratch))  # noqa: B023
+                        call(*drawn, Path(scratch), **how)  # noqa: B023
                     except Exception as error:
                         where = traceback.extract_tb(error.__traceback__)[-1]
-                        found = f"{error!r} at {where.filename}:{where.lineno}"
-                        failures.append({"kind": kind, "input": repr(drawn)[:500], "error": found[:1500]})  # noqa: B023
-                        print(failures[-1], flush=True)
+                        note(kind, drawn, f"{error!r} at {where.filename}:{where.lineno}")  # noqa: B023
 
             run_all()
+            write_result()
             print(f"{kind}: {counts[kind]}, {time.process_time() - used:.0f} s of the processor's, "
                   f"{time.monotonic() - before:.0f} s of the clock's, {len(failures)} failures so far", flush=True)  # fmt: skip # noqa: E501
-        draw = random.Random(arguments.seed)
-        simple = [
-            "-1",
-            "0",
-            "1",
-            "nan",
-            "1e-3",
-            "steps",
-            "no",
-            "epoch",
-            "lora",
-            "tfidf",
-            "textcnn",
-            "true",
-            "tail",
-            "x",
-        ]
+        draw, log = random.Random(arguments.seed), base / "log"
         with Nursery() as nursery:
             unfinished = base / "unfinished"
             argv = [*flags, "--save_strategy", "steps", "--save_steps", "2", "--eval_strategy", "no", "--load_best_model_at_end", "false"]  # fmt: skip # noqa: E501
-            status = nursery.run([*argv, "--output_dir", str(unfinished)], base / "log", [("SIGKILL", STEP, 4)])
-            assert status == -signal.SIGKILL, (base / "log").read_text()
-            for number in range(arguments.commands):
+            status = nursery.run([*argv, "--output_dir", str(unfinished)], log, [("SIGKILL", STEP, 4)])
+            assert status == -signal.SIGKILL, log.read_text()
+            ways = [("forked", nursery.run)] * arguments.runs + [("started", started_recipe)] * recipe_commands
+            for number, (how, run_recipe) in enumerate(ways):
                 if number % 2:
-                    kind = "recipes in processes, with generated flags"
-                    chosen = [word for _ in range(draw.randrange(4)) for word in (f"--{draw.choice(NAMES)}", draw.choice(simple))]  # fmt: skip # noqa: E501
+                    kind = f"recipes, {how} with generated flags"
+                    chosen = [word for _ in range(draw.randrange(4)) for word in (f"--{draw.choice(NAMES)}", draw.choice(SIMPLE))]  # fmt: skip # noqa: E501
                     words = [*flags, "--max_steps", "2", *chosen, "--output_dir", str(base / "run")]
                 else:
-                    kind = "recipes in processes, in spoilt unfinished run directories"
+                    kind = f"recipes, {how} in spoilt unfinished run directories"
                     shutil.copytree(unfinished, base / "run")
                     hows = ["remove", "cut", "flip", "empty", "replace"]
                     chosen = [(draw.randrange(10**6), draw.choice(hows), draw.randrange(10**6)) for _ in range(draw.choice([1, 1, 2]))]  # fmt: skip # noqa: E501
@@ -441,20 +466,17 @@ def main():
                         damage(base / "run", *one)
                     words = [*argv, "--output_dir", str(base / "run")]
                 counts[kind] = counts.get(kind, 0) + 1
-                status = nursery.run(words, base / "log")
-                text = (base / "log").read_text()
+                status = run_recipe(words, log)
+                text = log.read_text()
                 record = base / "run/run.json"
                 is_complete = record.exists() and '"status": "complete"' in record.read_text(errors="replace")
                 lines = [line for line in text.splitlines() if line.startswith("error: ")]
                 ended = (status, len(lines), is_complete) in ((0, 0, True), (2, 1, False))
                 if not ended or "Traceback" in text or list((base / "run").rglob("*.partial")):
-                    failures.append({"kind": kind, "input": chosen, "error": f"{status} {is_complete} {text[-1500:]}"})
-                    print(failures[-1], flush=True)
+                    note(kind, chosen, f"{status} {is_complete} {text[-1400:]}")
                 shutil.rmtree(base / "run", ignore_errors=True)
-    result = {"counts": counts, "failures": failures, "seconds": round(time.monotonic() - start)}
-    print(json.dumps(result, indent=2))
-    if arguments.output_json:
-        Path(arguments.output_json).write_text(json.dumps(result, indent=2) + "\n")
+                write_result()
+    print(json.dumps(write_result(), indent=2))
     return bool(failures)
 
 

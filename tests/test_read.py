@@ -289,6 +289,18 @@ def test_a_file_is_read_once(tmp_path, cache):
     assert rows_of(read_examples(path)) == ROWS[:-1]
 
 
+@pytest.mark.parametrize("share", [0, 0.5])
+def test_a_broken_file_in_the_cache_is_written_anew(tmp_path, cache, share):
+    path = write(tmp_path / "a.csv", separated(ROWS))
+    read_examples(path)
+    (written,) = cache.rglob("*.arrow")
+    content = written.read_bytes()
+    written.unlink()  # not cut in place: the examples above are mapped from it
+    written.write_bytes(content[: int(len(content) * share)])
+    assert rows_of(read_examples(path)) == ROWS
+    assert written.read_bytes() == content
+
+
 def combine(*parts: list[str]) -> list[str]:
     return ["".join(words) for words in itertools.product(*parts)]
 

@@ -103,6 +103,35 @@ def test_predict_command(runs, method, capsys):
     assert all(label in ("neg", "pos") and 0.5 <= float(probability) <= 1 for label, probability, _ in lines)
 
 
+def test_an_adapter_s_files_do_not_depend_on_python_s_hashes(runs):
+    config = json.loads((runs / "lora/model/adapter_config.json").read_text())
+    for name in ("target_modules", "modules_to_save"):
+        assert len(config[name]) > 1
+        assert config[name] == sorted(config[name])
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("finetune_config.json", '{"problem_type": "singlg_label_classification", "text": null}'),
+        ("finetune_config.json", '{"problem_type": "single_label_classification", "text": {"max_length": "9"}}'),
+        ("finetune_config.json", '{"problem_type": "single_label_classification", "thresholds": ["a"]}'),
+        ("finetune_config.json", '{"problem_type": "multi_label_classification", "thresholds": [0.5, 0.5]}'),
+        ("finetune_config.json", '{"text": null}'),
+        ("label_names.json", '["neg"]'),
+        ("label_names.json", '["neg", "pos", "more"]'),
+        ("label_names.json", '{"a": [1, {}]}'),
+        ("tfidf_terms.json", '["film"]'),
+    ],
+)
+def test_a_spoilt_model_is_refused(runs, tmp_path, name, content):
+    shutil.copytree(runs / "tfidf/model", tmp_path / "model")
+    (tmp_path / "model" / name).write_text(content)
+    with pytest.raises(FinetuneError, match="Expected ") as caught:
+        load_predictor(tmp_path / "model")
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_evaluate_command_gives_the_run_s_own_figures(runs, reviews, method, capsys, tmp_path):
     out = tmp_path / "metrics.json"
@@ -234,6 +263,8 @@ def test_a_finished_run_is_not_overwritten_unless_asked(runs, imdb, flags, tmp_p
     with pytest.raises(FinetuneError, match=r"holds a finished run\. Pass another folder, or --restart"):
         imdb.main(settings)
     before = (tmp_path / "run/run.json").read_text()
+    (tmp_path / "run/before-restart").mkdir()  # an earlier restart was killed as it deleted what it had set aside
+    (tmp_path / "run/before-restart/history.jsonl").touch()
     with pytest.raises(FinetuneError, match="no_such_column"):  # what fails at once must not cost the earlier run
         imdb.main([*settings, "--restart", "--text_column", "no_such_column"])
     assert (tmp_path / "run/run.json").read_text() == before
@@ -247,6 +278,28 @@ def test_a_folder_of_other_things_is_left_alone(imdb, flags, tmp_path):
         with pytest.raises(FinetuneError, match="holds other files"):
             imdb.main([*flags, "--method", "tfidf", "--output_dir", str(tmp_path), *restart])
     assert (tmp_path / "thesis.txt").read_text() == "my only copy"
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", '{"status": "running"}', '{"status": "running", "arguments": {"training": null}}',
+     '{"status": "running", "arguments": {}, "data": {"splits": {"train": {}}}}',
+     '{"status": "running", "arguments": {}, "environment": null}',
+     '{"status": "running", "arguments": {}, "changes": [1]}', "[" * 100_000],
+)  # fmt: skip
+def test_a_spoilt_record_is_refused(imdb, flags, tmp_path, content):
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(FinetuneError, match=r"holds a run\.json that no run wrote"):
+        imdb.main([*flags, "--method", "tfidf", "--output_dir", str(tmp_path)])
+    assert (tmp_path / "run.json").read_text() == content
+
+
+def test_a_link_to_a_folder_stays_where_a_run_fails(imdb, flags, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "run").symlink_to(tmp_path / "disk")
+    with pytest.raises(FinetuneError, match="no_such_column"):
+        imdb.main([*flags, "--output_dir", str(tmp_path / "run"), "--text_column", "no_such_column"])
+    assert list((tmp_path / "run").iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -170,3 +170,20 @@ def test_the_second_run_reads_tokens_from_the_cache(tmp_path, tiny_bert, reviews
     ):  # fmt: skip
         with pytest.raises(TypeError):
             changed()
+
+
+@pytest.mark.parametrize("cut", [0, 300, -1000, None])
+def test_broken_tokens_in_the_cache_are_computed_anew(tmp_path, tiny_bert, reviews, monkeypatch, cut):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
+    examples = read_examples(reviews["--train_file"])
+    first = tokenize_dataset(examples, tokenizer, TextConfig(24)).to_list()
+    (written,) = tmp_path.rglob("tokenized-*.arrow")
+    content = written.read_bytes()
+    written.unlink()  # not cut in place: the tokens above are mapped from it
+    if cut is None:  # whole, but of fewer rows
+        examples.select(range(9)).map(cache_file_name=str(written), load_from_cache_file=False)
+    else:
+        written.write_bytes(content[:cut])
+    assert tokenize_dataset(examples, tokenizer, TextConfig(24)).to_list() == first
+    assert written.read_bytes() == content

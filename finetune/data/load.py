@@ -32,6 +32,7 @@ from finetune.data.split import carve_splits, check_classes, drop_duplicates, re
 from finetune.data.stream import Shards, TokenizingRows
 from finetune.data.tokenize import TextConfig
 from finetune.errors import FinetuneError
+from finetune.files import flush
 from finetune.hub import reach_hub
 
 __all__ = ["SPLITS", "complete_splits", "load_given_splits", "load_splits", "open_stream", "read_examples"]
@@ -237,7 +238,11 @@ def _read_file(path: Path, arguments: DataArguments) -> _Source:
     columns = choose_columns(table, sample, arguments, where)
     table = Table(table.columns, itertools.chain(sample, table.rows), table.encoding, table.class_names)
     cache = _write_rows(path, table, columns, where)
-    dataset = Dataset.from_file(str(cache))
+    try:
+        dataset = Dataset.from_file(str(cache))
+    except (pa.ArrowInvalid, OSError):  # broken since it was written
+        cache.unlink()
+        dataset = Dataset.from_file(str(_write_rows(path, table, columns, where)))
     labels = None
     if columns.label is not None:
         labels = [json.loads(value) for value in dataset["label"][:]]
@@ -301,6 +306,7 @@ def _write_rows(path: Path, table: Table, columns: Columns, where: str) -> Path:
         with pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
             for rows in _chunks(_examples(table, columns, _name_of(path), where), ROWS_AT_ONCE):
                 writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=schema))
+        flush(aside)
         aside.rename(target)
     finally:
         aside.unlink(missing_ok=True)

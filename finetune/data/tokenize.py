@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
 import tokenizers
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerBase
@@ -95,13 +96,22 @@ def tokenize_dataset(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, confi
             columns["labels"] = list(label_matrix(batch["label"], task))
         return columns
 
-    return dataset.map(
-        encode,
-        batched=True,
-        remove_columns=dataset.column_names,
-        cache_file_name=str(_cache_file(dataset, tokenizer, config)),
-        desc="Tokenizing",
-    )
+    cache = _cache_file(dataset, tokenizer, config)
+
+    def tokenize() -> Dataset:
+        return dataset.map(
+            encode, batched=True, remove_columns=dataset.column_names, cache_file_name=str(cache), desc="Tokenizing"
+        )
+
+    try:
+        tokenized = tokenize()
+        if len(tokenized) == len(dataset):
+            return tokenized
+    except (pa.ArrowInvalid, OSError):
+        if not cache.exists():
+            raise
+    cache.unlink()  # the machine went down before all of it was on the disk
+    return tokenize()
 
 
 def _cache_file(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, config: TextConfig) -> Path:

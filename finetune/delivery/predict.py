@@ -13,6 +13,7 @@ from finetune.data.tokenize import TextConfig, encode_texts
 from finetune.delivery.answers import Prediction, TextClassifier
 from finetune.delivery.exported import is_exported, load_exported
 from finetune.delivery.load import find_model_folder, load
+from finetune.errors import FinetuneError
 from finetune.hardware import fastest_precision
 from finetune.metrics import REGRESSION
 from finetune.models.attention import use_cpu_attention
@@ -105,10 +106,17 @@ def load_predictor(
     """
     folder = find_model_folder(path, trust_remote_code)
     if is_exported(folder):
-        return load_exported(folder, torch.get_num_threads())
-    model, tokenizer = load(folder, trust_remote_code)
-    config = read_finetune_config(folder)
-    predictor = Predictor(model, tokenizer, config.text, dtype, config.thresholds)
-    if isinstance(model, torch.nn.Module):
-        cast_linear_layers(model, predictor.dtype)
+        predictor: TextClassifier = load_exported(folder, torch.get_num_threads())
+    else:
+        model, tokenizer = load(folder, trust_remote_code)
+        config = read_finetune_config(folder)
+        predictor = computing = Predictor(model, tokenizer, config.text, dtype, config.thresholds)
+        if isinstance(model, torch.nn.Module):
+            cast_linear_layers(model, computing.dtype)
+    count = len(predictor.task.label_names)
+    if np.size(predictor.thresholds) not in (1, count):
+        raise FinetuneError(
+            f"Expected thresholds for {count} labels in {str(folder)!r}, but found {np.size(predictor.thresholds)}. "
+            "Save the model again."
+        )
     return predictor

@@ -3,9 +3,11 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from finetune.data.cutting import TextConfig
-from finetune.tasks import SINGLE_LABEL
+from finetune.data.cutting import TRUNCATIONS, WINDOW_POOLINGS, TextConfig
+from finetune.errors import FinetuneError
+from finetune.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 __all__ = ["FINETUNE_CONFIG_FILE", "FinetuneConfig", "read_finetune_config"]
 
@@ -30,10 +32,41 @@ class FinetuneConfig:
 
 
 def read_finetune_config(folder: Path) -> FinetuneConfig:
-    """Read `finetune_config.json`; without it, one class of several, its texts cut as the tokenizer says."""
+    """Read `finetune_config.json`; without it, one class of several, its texts cut as the tokenizer says.
+
+    Raises:
+        FinetuneError: If it is not as it was written.
+    """
     file = folder / FINETUNE_CONFIG_FILE
     if not file.is_file():
         return FinetuneConfig()
-    content = json.loads(file.read_text(encoding="utf-8"))
-    text = content.get("text") and TextConfig(**content["text"])
-    return FinetuneConfig(content["problem_type"], text, content.get("thresholds"), content.get("four_bit", False))
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        text = content.get("text") and TextConfig(**content["text"])
+        config = FinetuneConfig(
+            content["problem_type"] or SINGLE_LABEL, text, content.get("thresholds"), content.get("four_bit", False)
+        )
+        reason = _find_fault(config)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = f"{type(error).__name__} {error}"
+    if reason is not None:
+        raise FinetuneError(f"Expected {str(file)!r} as finetune writes it, but got: {reason}. Save the model again.")
+    return config
+
+
+def _find_fault(config: FinetuneConfig) -> str | None:
+    """Tell which of the values none of the writers writes."""
+    text, thresholds = config.text, config.thresholds
+    if config.problem_type not in (SINGLE_LABEL, MULTI_LABEL, REGRESSION):
+        return f"problem_type {config.problem_type!r}"
+    if text is not None and (text.truncation not in TRUNCATIONS or text.window_pooling not in WINDOW_POOLINGS):
+        return f"text {text.to_dict()}"
+    if text is not None and not (_is_count(text.max_length, 1) and _is_count(text.window_stride, 0)):
+        return f"text {text.to_dict()}"
+    if thresholds is not None and not all(isinstance(value, float | int) and 0 <= value <= 1 for value in thresholds):
+        return f"thresholds {thresholds}"
+    return None if isinstance(config.four_bit, bool) else f"four_bit {config.four_bit!r}"
+
+
+def _is_count(value: Any, least: int) -> bool:
+    return isinstance(value, int) and value >= least

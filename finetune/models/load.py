@@ -3,6 +3,7 @@
 The seed is set before any weight is drawn, so that a head depends on the seed alone.
 """
 
+import hashlib
 import warnings
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ __all__ = [
     "HEADS",
     "SAFE_LOADING",
     "count_positions",
+    "fingerprint_model",
     "load_encoder",
     "load_model",
     "load_pretrained_tokenizer",
@@ -69,6 +71,25 @@ def resolve_model(name: str) -> str:
         raise FinetuneError(f"Expected a model folder, but {name!r} does not exist. Check the path.")
     reach_hub()
     return name
+
+
+def fingerprint_model(name: str, revision: str | None = None) -> str:
+    """Give what changes when a pretrained model does: its commit on the Hub, or a hash of a folder's files.
+
+    Raises:
+        FinetuneError: If it can't be had.
+    """
+    path = resolve_model(name)
+    if not Path(path).is_dir():
+        try:
+            return str(AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)._commit_hash)
+        except (OSError, ValueError) as error:
+            raise _not_loaded("model", name, error) from error
+    total = hashlib.sha256()
+    for file in sorted([*Path(path).glob("*.json"), *Path(path).glob("*.safetensors")]):
+        with file.open("rb") as opened:
+            total.update(f"{file.name} {hashlib.file_digest(opened, 'sha256').hexdigest()}\n".encode())
+    return total.hexdigest()
 
 
 def load_pretrained_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:

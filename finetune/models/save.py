@@ -16,7 +16,14 @@ from finetune.models.finetune_config import FINETUNE_CONFIG_FILE, FinetuneConfig
 from finetune.models.quantization import is_four_bit
 from finetune.models.tfidf import LABEL_NAMES_FILE, TfidfClassifier
 
-__all__ = ["FINETUNE_CONFIG_FILE", "FinetuneConfig", "read_finetune_config", "write_model", "write_thresholds"]
+__all__ = [
+    "FINETUNE_CONFIG_FILE",
+    "FinetuneConfig",
+    "count_bytes",
+    "read_finetune_config",
+    "write_model",
+    "write_thresholds",
+]
 
 
 def write_model(
@@ -47,8 +54,8 @@ def write_model(
             raise
         free = shutil.disk_usage(folder.parent).free
         raise FinetuneError(
-            f"Expected room for the model in {str(folder)!r}, but found {free:,} bytes free. Make room, and start the "
-            "same command again."
+            f"Expected {count_bytes(model):,} bytes free for the model in {str(folder)!r}, but found {free:,}. "
+            "Make room, and start the same command again."
         ) from error
 
 
@@ -68,6 +75,7 @@ def _write_files(
         tokenizer.save_pretrained(str(aside))
     if isinstance(model, PeftModel):  # an adapter folder has no config.json, so it would lose the label names
         (aside / "README.md").unlink(missing_ok=True)  # PEFT's empty card
+        _sort_names(aside / "adapter_config.json")
         labels: Any = model.get_base_model().config.id2label  # type: ignore[union-attr]
         write_json(aside / LABEL_NAMES_FILE, [labels[number] for number in range(len(labels))])
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
@@ -79,6 +87,23 @@ def _write_files(
     if isinstance(base, PreTrainedModel) and is_four_bit(base):
         content["four_bit"] = True
     write_json(aside / FINETUNE_CONFIG_FILE, content)
+
+
+def _sort_names(file: Path) -> None:
+    """Put the names of modules, which PEFT writes from a set, into an order that does not depend on Python's hashes."""
+    content = json.loads(file.read_text(encoding="utf-8"))
+    for name in ("target_modules", "exclude_modules", "modules_to_save"):
+        if isinstance(content.get(name), list):
+            content[name] = sorted(content[name])
+    file.write_text(json.dumps(content, indent=2, sort_keys=True), encoding="utf-8")
+
+
+def count_bytes(model: Any) -> int:
+    """Count the bytes of the weights that are saved: of an adapter those that are trained, else all."""
+    if isinstance(model, TfidfClassifier):
+        return model.num_bytes()
+    saved = [weight for weight in model.parameters() if weight.requires_grad or not isinstance(model, PeftModel)]
+    return sum(weight.numel() * weight.element_size() for weight in saved)
 
 
 def write_thresholds(folder: Path, thresholds: Sequence[float]) -> None:

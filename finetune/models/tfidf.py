@@ -73,6 +73,11 @@ class TfidfClassifier:
         """Count the weights and intercepts."""
         return self.coefficients.size + self.intercepts.size
 
+    def num_bytes(self) -> int:
+        """Count the bytes of the arrays and the terms, of which the saved files consist."""
+        terms = sum(len(term.encode()) for term in self.vectorizer.vocabulary_)
+        return self.vectorizer.idf_.nbytes + self.coefficients.nbytes + self.intercepts.nbytes + terms
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the arrays, the terms and the label names into an existing folder."""
         arrays = {
@@ -92,6 +97,15 @@ class TfidfClassifier:
             json.loads((Path(folder) / name).read_text(encoding="utf-8")) for name in (TERMS_FILE, LABEL_NAMES_FILE)
         )
         arrays = load_file(Path(folder) / WEIGHTS_FILE)
+        if not all(isinstance(words, list) and {str} == set(map(type, words)) for words in (terms, label_names)):
+            raise ValueError(f"{TERMS_FILE} or {LABEL_NAMES_FILE} is no list of words")
+        rows = len(label_names)
+        if problem_type == SINGLE_LABEL and rows <= 2:
+            rows -= 1
+        expected = {"idf": (len(terms),), "coefficients": (rows, len(terms)), "intercepts": (rows,)}
+        found = {name: array.shape for name, array in arrays.items()}
+        if found != expected:
+            raise ValueError(f"arrays {found} for {len(label_names)} labels and {len(terms)} terms")
         vectorizer = TfidfVectorizer(**ANALYSIS, vocabulary={term: column for column, term in enumerate(terms)})
         vectorizer.idf_ = arrays["idf"]
         return cls(vectorizer, arrays["coefficients"], arrays["intercepts"], label_names, problem_type)

@@ -3,11 +3,11 @@
 checkpoints/
   checkpoint-120/           what the `Trainer` writes, without its pickled arguments, and
     loop_state.json         where in the loop it was written, and the sums that the `Trainer` itself forgets
-    complete.json           size and SHA-256 of every other file; written last
+    complete.json           the run that wrote it, its own name, size and SHA-256 of every other file; written last
   writing/                  one that is being written, or deleted; never read
 
 A checkpoint is written aside, flushed to the disk, and renamed. It is read only if every file is as `complete.json`
-says and none has been added, so nothing is unpickled or trained on that this program did not write.
+says and none has been added, so nothing is unpickled or trained on that this run did not write.
 """
 
 import hashlib
@@ -36,12 +36,13 @@ WRITING = "writing"
 UNUSED = ("training_args.bin", "README.md")  # a pickle that nothing reads, and PEFT's empty card
 
 
-def commit_checkpoint(aside: Path, folder: Path) -> None:
+def commit_checkpoint(aside: Path, folder: Path, run_id: str) -> None:
     """Seal a checkpoint that was written aside and move it to its place, also where a broken one stands.
 
     Args:
         aside: Holds all its files.
         folder: `checkpoints/checkpoint-<step>`.
+        run_id: Whose it is.
     """
     for name in UNUSED:
         (aside / name).unlink(missing_ok=True)
@@ -50,17 +51,22 @@ def commit_checkpoint(aside: Path, folder: Path) -> None:
         for path in sorted(aside.rglob("*"))
         if path.is_file()
     }
-    (aside / MANIFEST).write_text(_to_text(files), encoding="utf-8")
+    (aside / MANIFEST).write_text(_to_text(files, run_id, folder.name), encoding="utf-8")
     replace_folder(folder, aside)
 
 
-def find_fault(checkpoint: Path) -> str | None:
-    """Tell why a checkpoint can't be resumed from; None if it is exactly what was written."""
+def find_fault(checkpoint: Path, run_id: str) -> str | None:
+    """Tell why a run can't resume from a checkpoint; None if it is exactly what this run wrote."""
     try:
         text = (checkpoint / MANIFEST).read_text(encoding="utf-8")
-        files = json.loads(text)["files"]
-        if text != _to_text(files):
+        content = json.loads(text)
+        files, owner, name = content["files"], content["run"], content["checkpoint"]
+        if text != _to_text(files, owner, name):
             return f"{MANIFEST} has changed"
+        if owner != run_id:
+            return "another run wrote it"
+        if name != checkpoint.name:
+            return f"it was written as {name}"
         present = {str(path.relative_to(checkpoint)) for path in checkpoint.rglob("*") if path.is_file()}
         for name, expected in files.items():
             if name not in present:
@@ -76,7 +82,7 @@ def find_fault(checkpoint: Path) -> str | None:
                 return f"{name} has changed"
     except FileNotFoundError:
         return f"it has no {MANIFEST}, so it was not written to the end"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{MANIFEST} can't be read: {error}"
     return None
 
@@ -86,20 +92,20 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted((path for path in folder.glob("checkpoint-*") if _step(path) is not None), key=_step_of)
 
 
-def find_resumable(folder: Path) -> tuple[Path | None, list[str]]:
-    """Find the newest checkpoint that is whole, and whose best checkpoint so far is whole too.
+def find_resumable(folder: Path, run_id: str) -> tuple[Path | None, list[str]]:
+    """Find the newest checkpoint of a run that is whole, and whose best checkpoint so far is whole too.
 
     Returns:
         The checkpoint or None; and for each newer one that was skipped a line that says why.
     """
     skipped: list[str] = []
     for checkpoint in reversed(list_checkpoints(folder)):
-        fault = find_fault(checkpoint)
+        fault = find_fault(checkpoint, run_id)
         if fault is None:
             best = best_of(checkpoint)
             if best is None or best == checkpoint:
                 return checkpoint, skipped
-            fault = find_fault(best)
+            fault = find_fault(best, run_id)
             if fault is None:
                 return checkpoint, skipped
             fault = f"the best one before it, {best.name}, is not whole: {fault}"
@@ -162,6 +168,7 @@ def _hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _to_text(files: dict[str, Any]) -> str:
+def _to_text(files: dict[str, Any], run_id: str, name: str) -> str:
     """Write the manifest in the one form that is accepted, so that any changed byte of it shows."""
-    return json.dumps({"files": files}, indent=1, sort_keys=True) + "\n"
+    content = {"checkpoint": name, "files": files, "run": run_id}
+    return json.dumps(content, indent=1, sort_keys=True) + "\n"

@@ -12,10 +12,12 @@ import json
 import shutil
 import sys
 import time
+import uuid
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from pickle import UnpicklingError
 from types import TracebackType
 from typing import Any
 
@@ -49,6 +51,7 @@ from finetune.hardware import fastest_precision, peak_memory_bytes, use_processo
 from finetune.hub import check_login
 from finetune.methods import count_parameters
 from finetune.metrics import REGRESSION
+from finetune.models.load import fingerprint_model, resolve_model
 from finetune.models.output_layer import Standard
 from finetune.models.save import write_model
 from finetune.models.tfidf import TfidfClassifier
@@ -131,6 +134,7 @@ class Run:
             self.waiting_room = WaitingRoom(timedelta(seconds=training.ddp_timeout))
         self.record = {
             "schema_version": SCHEMA_VERSION,
+            "id": uuid.uuid4().hex,
             "status": "running",
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
@@ -161,8 +165,9 @@ class Run:
                 names = ", ".join(ignored)
                 warnings.warn(f"--method {self.record['method']} has no use for: {names}", stacklevel=2)
         self.wait()
+        self.record["id"] = self._gather(self.record["id"])[0]
         if not self.is_main:
-            self.checkpoint, _ = find_resumable(self.directory / "checkpoints")
+            self.checkpoint, _ = find_resumable(self.directory / "checkpoints", self.record["id"])
         return self
 
     def __exit__(
@@ -186,7 +191,8 @@ class Run:
         if self.lock is not None:
             self.lock.release()
         if self.is_main and self.directory.is_dir() and not any(self.directory.iterdir()):
-            self.directory.rmdir()
+            with contextlib.suppress(OSError):  # a link, or where a disk is mounted
+                self.directory.rmdir()
         self.interruption.__exit__()
 
     def wait(self) -> None:
@@ -276,6 +282,9 @@ class Run:
         }
         described = self.record["data"]["splits"]
         self._compare_processes("data", {name: split["sha256"] for name, split in described.items()})
+        if self.is_main and "model_name_or_path" not in self.arguments.unused():
+            model = self.arguments.model
+            self.record["pretrained"] = fingerprint_model(model.model_name_or_path, model.model_revision)
         self._compare_with_checkpoint(splits)
         train = splits["train"]
         self.name_rows = lambda rows: [str(name) for name in train.select(rows)["id"]]
@@ -355,15 +364,23 @@ class Run:
 
         Raises:
             Interrupted: After a signal, once a checkpoint is written.
+            FinetuneError: If the checkpoint's optimizer or random streams are a pickle of anything but numbers.
         """
         if self.checkpoint is not None and self.is_main:
             print(f"resuming from {self.checkpoint}", file=sys.stderr)
         trainer.interruption = self.interruption
+        trainer.run_id = self.record["id"]
         trainer.apply_settings = self.is_changed
         if self.name_rows is not None:
             trainer.name_rows = self.name_rows
-        with self.interruption.deferred():
-            trainer.train(resume_from_checkpoint=None if self.checkpoint is None else str(self.checkpoint))
+        try:
+            with self.interruption.deferred():
+                trainer.train(resume_from_checkpoint=None if self.checkpoint is None else str(self.checkpoint))
+        except UnpicklingError as error:  # its hashes fit, so somebody wrote it on purpose; nothing of it was run
+            raise FinetuneError(
+                f"Expected tensors and numbers alone in {str(self.checkpoint)!r}, but it has a pickle of something "
+                "else. Don't trust this folder: pass another one, or --restart."
+            ) from error
         self.interruption.raise_if_received()
         self.weights = gather_weights(trainer)
         costs = trainer.costs
@@ -425,6 +442,7 @@ class Run:
         self.record["status"] = "complete"
         self.record["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
         self._write()
+        self.interruption.__exit__()  # a signal from here on does not say "start me again"
 
     def _leave_nothing_behind(self) -> None:
         """Remove what a run wrote that failed before it had a checkpoint, and bring back what `--restart` set aside."""
@@ -442,12 +460,15 @@ class Run:
             path.rename(self.directory / path.name)
         self.set_aside.rmdir()
 
-    def _start_over(self) -> None:
+    def _start_over(self, is_complete: bool) -> None:
         """Set the earlier run's files aside; they are deleted when this one is complete.
 
-        What an unfinished restart left is removed: the run that it set aside stays there.
+        What an unfinished restart left is removed: the run that it set aside stays there. What a complete one had set
+        aside, and was killed while it deleted it, goes.
         """
-        is_second = self.set_aside.exists()
+        is_second = not is_complete and self.set_aside.is_dir() and any(self.set_aside.iterdir())
+        if not is_second:
+            shutil.rmtree(self.set_aside, ignore_errors=True)
         self.set_aside.mkdir(exist_ok=True)
         for name in ENTRIES:
             if is_second:
@@ -475,16 +496,21 @@ class Run:
         if self._holds_something():
             before = self._read_earlier_record()
             if self.arguments.run.restart:
-                self._start_over()
+                self._start_over(before["status"] == "complete")
             elif before["status"] == "complete":
                 raise FinetuneError(
                     f"Expected an empty --output_dir, but {str(self.directory)!r} holds a finished run. "
-                    "Pass another folder, or --restart to delete it and run again."
+                    f"Pass another folder, or --restart to delete it and run again.{self._hint_to_push()}"
                 )
             else:
                 self._find_checkpoint(before)
         if not self.earlier:  # else its record stays until the data has been compared with it
             self._write()
+
+    def _hint_to_push(self) -> str:
+        """Say how to go on where the run was ended between its completion and the Hub's answer."""
+        hub = self.arguments.hub
+        return "" if hub is None else f" To push it: finetune push {self.directory} {hub.model_id}"
 
     def _holds_something(self) -> bool:
         """Tell whether there is anything but what a process leaves that was killed before its first line."""
@@ -497,7 +523,8 @@ class Run:
         if folder.is_dir():
             tidy(folder)
         self.started_here = not list_checkpoints(folder)
-        self.checkpoint, skipped = find_resumable(folder)
+        self.record["id"] = before.get("id", self.record["id"])
+        self.checkpoint, skipped = find_resumable(folder, self.record["id"])
         for line in skipped:
             print(f"warning: {line}", file=sys.stderr)
         if self.checkpoint is not None:
@@ -506,15 +533,21 @@ class Run:
             print("warning: no checkpoint is whole: starting from the first step", file=sys.stderr)
 
     def _read_earlier_record(self) -> dict[str, Any]:
+        record: Any = None
+        found = "a run.json that no run wrote"
         try:
-            record = json.loads((self.directory / "run.json").read_text())
-            if not {"status", "arguments"} <= record.keys():
-                raise ValueError("not a run's record")
-        except (OSError, ValueError, AttributeError):
+            record = json.loads((self.directory / "run.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            found = "other files"
+        except OSError as error:
+            found = f"a run.json that can't be read: {error.strerror}"
+        except (ValueError, RecursionError):
+            pass
+        if not _has_form(record):
             raise FinetuneError(
-                f"Expected an empty --output_dir or an earlier run, but {str(self.directory)!r} holds other files. "
+                f"Expected an empty --output_dir or an earlier run, but {str(self.directory)!r} holds {found}. "
                 "Pass another folder."
-            ) from None
+            )
         return record
 
     def _compare_with_checkpoint(self, splits: DatasetDict) -> None:
@@ -528,6 +561,11 @@ class Run:
             return
         now = json.loads(json.dumps(self.record, default=str))
         changed, fixed = _changed_settings(before, now)
+        if before.get("pretrained", now.get("pretrained")) != now.get("pretrained"):
+            name = self.arguments.model.model_name_or_path
+            is_folder = Path(resolve_model(name)).is_dir()
+            how = "its files have changed" if is_folder else f"pass --model_revision {before['pretrained']}"
+            fixed.append(f"the model {name!r} ({how})")
         earlier_data = before.get("data", {})
         if earlier_data.get("label_names", now["data"]["label_names"]) != now["data"]["label_names"]:
             fixed.append("the names of the labels")
@@ -599,7 +637,8 @@ def _changed_settings(before: dict[str, Any], now: dict[str, Any]) -> tuple[list
     for part, settings in now["arguments"].items():
         earlier = before["arguments"].get(part, {})
         for name, value in settings.items():
-            if name not in FREE_SETTINGS and name in earlier and earlier[name] != value:
+            is_pinned = name == "model_revision" and value == before.get("pretrained")  # since it has moved on
+            if name not in FREE_SETTINGS and name in earlier and earlier[name] != value and not is_pinned:
                 line = f"{name} ({earlier[name]!r} then, {value!r} now)"
                 (fixed if part in FIXED_PARTS else changed).append(line)
     processes = before.get("environment", {}).get("num_processes", 1)
@@ -621,6 +660,22 @@ def _changed_machine(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         for name in ("torch", "transformers", "peft", "numpy")
         if name in packages and packages[name] != own.get(name)
     ]
+
+
+def _has_form(record: Any) -> bool:
+    """Tell whether a record has what a resume reads, in the form in which a run writes it."""
+    try:
+        environment, data = record.get("environment", {}), record.get("data", {})
+        splits = data.get("splits", {})
+        parts = record["arguments"], environment, environment.get("packages", {}), splits
+        return (
+            isinstance(record["status"], str)
+            and all(isinstance(part, dict) for part in (*parts, *record["arguments"].values(), *splits.values()))
+            and all("sha256" in split for split in splits.values())
+            and all(isinstance(change["after_step"], int) for change in record.get("changes", []))
+        )
+    except (AttributeError, KeyError, TypeError):
+        return False
 
 
 def _remove(path: Path) -> None:

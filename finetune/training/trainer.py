@@ -59,6 +59,7 @@ from finetune.methods.unfreezing import GradualUnfreezing
 from finetune.metrics import SINGLE_LABEL
 from finetune.models.inference import compute_logits
 from finetune.models.output_layer import Standard, find_output_layer
+from finetune.models.save import count_bytes
 from finetune.training.adalora import (
     AdaLoraAllocation,
     has_adalora,
@@ -101,6 +102,7 @@ class FineTuningTrainer(Trainer):
     Attributes:
         interruption: Whether a signal asks for the end; by default none does.
         name_rows: From rows of the training data to what a message calls them.
+        run_id: What its checkpoints are marked with.
         apply_settings: Whether a resumed training takes its learning rates and weight decay from the settings instead
             of from the checkpoint.
     """
@@ -142,6 +144,7 @@ class FineTuningTrainer(Trainer):
         self.tuning = tuning or TuningArguments()
         self.interruption = Interruption()
         self.name_rows: Callable[[Sequence[Any]], list[str]] = lambda rows: [f"row {row}" for row in rows]
+        self.run_id = ""
         self.apply_settings = False
         self.epoch_end = EpochEnd()
         self.resumed: tuple[Path, LoopState] | None = None
@@ -568,7 +571,7 @@ class FineTuningTrainer(Trainer):
                 self.state.save_to_json(str(folder / WRITING / name / "trainer_state.json"))
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
-                commit_checkpoint(folder / WRITING / name, folder / name)
+                commit_checkpoint(folder / WRITING / name, folder / name, self.run_id)
         except Exception as error:  # tokenizers has no class of its own for a full disk
             shutil.rmtree(folder / WRITING, ignore_errors=True)
             if not is_disk_full(error):
@@ -613,12 +616,9 @@ class FineTuningTrainer(Trainer):
 
     def _checkpoint_bytes(self) -> int:
         """Estimate the size of a checkpoint: the weights that are saved, and the optimizer's state."""
-        model: Any = self.model
-        adapter = hasattr(model, "peft_config")
-        saved = [p for p in model.parameters() if p.requires_grad or not adapter]
         optimizer: Any = self.optimizer
         moments = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
-        return sum(tensor.numel() * tensor.element_size() for tensor in (*saved, *moments))
+        return count_bytes(self.model) + sum(tensor.numel() * tensor.element_size() for tensor in moments)
 
     def _init_training_state(
         self, max_steps: int, num_update_steps_per_epoch: int, num_train_epochs: int, resume_from_checkpoint: Any,
@@ -744,7 +744,7 @@ class FineTuningTrainer(Trainer):
             FinetuneError: If it is not what was written.
         """
         best = Path(str(self.state.best_model_checkpoint))
-        fault = find_fault(best)
+        fault = find_fault(best, self.run_id)
         if fault is not None:
             raise FinetuneError(
                 f"Expected the best checkpoint {str(best)!r} as it was written, but {fault}. Start the same command "
