@@ -190,13 +190,19 @@ def run_predict(arguments: argparse.Namespace) -> None:
             f"{len(arguments.pairs)}. Pass as many."
         )
     if arguments.input_file is not None:
-        _prepare(arguments)
         from pathlib import Path
+
+        from finetune.delivery.exported import is_exported
+
+        if not is_exported(arguments.path):  # which runs without torch
+            _prepare(arguments)
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
         from finetune.delivery.bulk import predict_file
 
         columns = {name: getattr(arguments, name) for name in ("text_column", "text_pair_column", "encoding")}
-        count = predict_file(arguments.path, Path(arguments.input_file), Path(arguments.output_file), columns)
+        files = Path(arguments.input_file), Path(arguments.output_file)
+        count = predict_file(arguments.path, *files, columns, arguments.num_threads)
         if count is not None:  # else the main process says it
             print(f"{count:,} rows in {arguments.output_file}")
         return

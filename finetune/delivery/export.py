@@ -40,8 +40,8 @@ from finetune.files import replace_folder, write_json
 from finetune.models.attention import use_unpadded_attention
 from finetune.models.save import FINETUNE_CONFIG_FILE, FinetuneConfig, read_finetune_config
 from finetune.models.tfidf import TfidfClassifier
+from finetune.progress_bar import progress_bar
 from finetune.tasks import MULTI_LABEL, REGRESSION, Task
-from finetune.training.progress import progress_bar
 
 __all__ = ["Examples", "describe", "export", "measure_cost", "read_validation", "write_onnx"]
 

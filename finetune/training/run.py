@@ -59,7 +59,7 @@ from finetune.training.loss import ExampleLoss, balanced_class_weights, oversamp
 from finetune.training.progress import HistoryWriter, ProgressReport
 from finetune.training.summary import summarize
 from finetune.training.trainer import FineTuningTrainer
-from finetune.training.waiting import WaitingRoom
+from finetune.training.waiting import WaitingRoom, is_lost_connection
 
 __all__ = ["SCHEMA_VERSION", "Run"]
 
@@ -170,7 +170,7 @@ class Run:
             elif self.is_main:
                 shutil.rmtree(self.set_aside, ignore_errors=True)
                 print(f"\n{summarize(self.record, self.directory)}")
-            if self.waiting_room is not None and isinstance(error, RuntimeError) and _is_lost_connection(error):
+            if self.waiting_room is not None and isinstance(error, RuntimeError) and is_lost_connection(error):
                 raise self._lost(error) from error
         finally:
             self._let_go(after_error=kind is not None)
@@ -619,11 +619,6 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _is_lost_connection(error: RuntimeError) -> bool:
-    """Tell whether it was another process that failed: gloo has no exception class of its own."""
-    return isinstance(error, distributed.DistError) or "gloo" in str(error).lower() or "by peer" in str(error)
 
 
 def _first_line(error: RuntimeError) -> str:

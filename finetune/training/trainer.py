@@ -56,6 +56,7 @@ from finetune.methods.schedules import build_schedule
 from finetune.methods.unfreezing import GradualUnfreezing
 from finetune.metrics import SINGLE_LABEL
 from finetune.models.inference import compute_logits
+from finetune.progress_bar import progress_bar
 from finetune.training.adalora import (
     AdaLoraAllocation,
     has_adalora,
@@ -67,7 +68,7 @@ from finetune.training.checkpoints import WRITING, best_of, commit_checkpoint, f
 from finetune.training.interruption import Interruption
 from finetune.training.loop import EpochEnd, LoopState
 from finetune.training.loss import ExampleLoss
-from finetune.training.progress import CostMeter, progress_bar
+from finetune.training.progress import CostMeter
 from finetune.training.watch import Watch, warn_if_collapsed
 
 __all__ = ["FineTuningTrainer"]
