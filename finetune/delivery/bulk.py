@@ -81,6 +81,8 @@ def predict_file(
             )
         rows = itertools.chain(sample, table.rows)
         if is_main:
+            pair = "" if chosen.text_pair is None else f" and {chosen.text_pair!r}"
+            print(f"texts from column {chosen.text!r}{pair}", flush=True)
             schema = _schema(input_file, table, added)
             return _write(output_file, ending, schema, asked, rows, chosen, predictor, added)
         done = _agree(0)

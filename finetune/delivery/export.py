@@ -123,7 +123,7 @@ def export(
     if isinstance(model, PeftModel):
         model = merge_adapter(model)
     config = read_finetune_config(folder)
-    reference = Predictor(model, tokenizer, config.text, torch.float32, config.thresholds)
+    reference = Predictor(model, tokenizer, config.text, torch.float32, config.thresholds, config.is_paired)
     examples = _sample(_read_examples(path, reference.task, validation_file, columns or {}), max_samples)
 
     aside = output.with_name(output.name + ".partial")
@@ -132,8 +132,10 @@ def export(
         aside.mkdir(parents=True)
         plain = load(folder)[0]  # the predictor has changed how the first one computes
         plain = merge_adapter(plain) if isinstance(plain, PeftModel) else plain
-        write_onnx(aside, plain, tokenizer, FinetuneConfig(reference.task.problem_type, reference.text_config,
-                                                           config.thresholds), int8)  # fmt: skip
+        told = FinetuneConfig(
+            reference.task.problem_type, reference.text_config, config.thresholds, is_paired=config.is_paired
+        )
+        write_onnx(aside, plain, tokenizer, told, int8)
         del plain
         exported = ExportedPredictor(aside, torch.get_num_threads())
         measured = _measure(reference, exported, examples)
@@ -205,6 +207,8 @@ def write_onnx(folder: Path, model: PreTrainedModel, tokenizer: Any, config: Fin
     content: dict[str, Any] = {"problem_type": config.problem_type, "text": config.text and config.text.to_dict()}
     if config.thresholds is not None:
         content["thresholds"] = config.thresholds
+    if config.is_paired is not None:
+        content["is_paired"] = config.is_paired
     write_json(folder / FINETUNE_CONFIG_FILE, content)
 
 

@@ -40,6 +40,7 @@ class Predictor(TextClassifier):
         text_config: How long texts are cut; at their end, to `tokenizer.model_max_length`, if None.
         dtype: Number format of the computation; by default what the machine does fast.
         thresholds: With several labels a text, the probability from which on each is predicted; one half if None.
+        is_paired: Whether it takes pairs of texts; None if that is not known.
     """
 
     def __init__(
@@ -49,8 +50,10 @@ class Predictor(TextClassifier):
         text_config: TextConfig | None = None,
         dtype: torch.dtype | None = None,
         thresholds: Sequence[float] | None = None,
+        is_paired: bool | None = None,
     ):
         self.model = model
+        self.is_paired = is_paired
         self.thresholds = 0.5 if thresholds is None else np.asarray(thresholds)
         self.tokenizer = tokenizer
         self.dtype = dtype or DTYPES[fastest_precision()]
@@ -74,6 +77,7 @@ class Predictor(TextClassifier):
         on_batch: Callable[[int], None] = lambda num_examples: None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Score texts; see `TextClassifier`."""
+        self.check_pairs(pairs)
         if isinstance(self.model, TfidfClassifier):
             whole = (
                 list(texts) if pairs is None else [f"{text} {pair}" for text, pair in zip(texts, pairs, strict=True)]
@@ -110,4 +114,4 @@ def load_predictor(
         return load_exported(folder, torch.get_num_threads())
     model, tokenizer = load(folder, trust_remote_code)
     config = read_finetune_config(folder)
-    return Predictor(model, tokenizer, config.text, dtype, config.thresholds)
+    return Predictor(model, tokenizer, config.text, dtype, config.thresholds, config.is_paired)

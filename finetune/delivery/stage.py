@@ -80,7 +80,7 @@ def stage(
     record = _read_record(Path(path))
     model, tokenizer = load(source)
     config = read_finetune_config(source)
-    probes = _choose_probes(Path(path))
+    probes = _choose_probes(Path(path), config.is_paired or False)
     predictor = Predictor(model, tokenizer, config.text, torch.float32)
     logits = predictor.compute_logits(probes.texts, probes.pairs)[0]
 
@@ -91,7 +91,7 @@ def stage(
     if adapter:
         _name_base(model, base)
     shipping = merge_adapter(model) if is_adapter and not adapter else model
-    write_model(folder, shipping, tokenizer, config.text, config.thresholds)
+    write_model(folder, shipping, tokenizer, config.text, config.thresholds, config.is_paired)
     shipped = Shipped(
         name, revision, _kind_of(shipping), predictor.task.label_names, config, base, is_adapter and not adapter
     )
@@ -129,7 +129,7 @@ def _read_card(file: Path) -> str:
         raise FinetuneError(f"Expected a model card after --card, but {str(file)!r} can't be read: {error}") from error
 
 
-def _choose_probes(path: Path) -> Probes:
+def _choose_probes(path: Path, is_paired: bool) -> Probes:
     """Take the first validation texts of a run, where it stored them, else invented ones."""
     file = path / "predictions/validation.parquet"
     if file.is_file():
@@ -138,7 +138,7 @@ def _choose_probes(path: Path) -> Probes:
         if "text" in columns:
             texts = [text or "" for text in columns["text"]]
             return Probes(texts, [text or "" for text in columns["text_pair"]] if "text_pair" in columns else None)
-    return Probes(INVENTED)
+    return Probes(INVENTED, INVENTED[::-1] if is_paired else None)
 
 
 def _find_base(model: Any, record: dict[str, Any] | None) -> tuple[str, str | None] | None:

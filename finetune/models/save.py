@@ -25,11 +25,12 @@ def write_model(
     tokenizer: PreTrainedTokenizerBase | None,
     text_config: TextConfig | None = None,
     thresholds: Sequence[float] | None = None,
+    is_paired: bool | None = None,
 ) -> None:
     """Write a model, its tokenizer and its label names aside and rename the folder, so that it is always whole.
 
-    `finetune_config.json` beside them holds what transformers' own files don't: how texts are cut, and for adapters and
-    TF-IDF the kind of task.
+    `finetune_config.json` beside them holds what transformers' own files don't: how texts are cut, whether they come in
+    pairs, and for adapters and TF-IDF the kind of task.
 
     Raises:
         FinetuneError: If the disk is full.
@@ -38,7 +39,7 @@ def write_model(
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir()
-        _write_files(aside, model, tokenizer, text_config, thresholds)
+        _write_files(aside, model, tokenizer, text_config, thresholds, is_paired)
         replace_folder(folder, aside)
     except Exception as error:
         shutil.rmtree(aside, ignore_errors=True)
@@ -57,6 +58,7 @@ def _write_files(
     tokenizer: PreTrainedTokenizerBase | None,
     text_config: TextConfig | None,
     thresholds: Sequence[float] | None,
+    is_paired: bool | None,
 ) -> None:
     model.save_pretrained(str(aside))
     if tokenizer is not None:
@@ -71,6 +73,8 @@ def _write_files(
     content: dict[str, Any] = {"problem_type": problem_type, "text": text}
     if thresholds is not None:
         content["thresholds"] = list(thresholds)
+    if is_paired is not None:
+        content["is_paired"] = is_paired
     if isinstance(base, PreTrainedModel) and is_four_bit(base):
         content["four_bit"] = True
     write_json(aside / FINETUNE_CONFIG_FILE, content)

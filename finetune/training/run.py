@@ -123,6 +123,7 @@ class Run:
         training.restore_callback_states_from_checkpoint = True  # the patience of early stopping, and the costs
         self.is_main = training.process_index == 0
         self.waiting_room = None
+        self.is_paired: bool | None = None
         if training.world_size > 1:
             self.waiting_room = WaitingRoom(timedelta(seconds=training.ddp_timeout))
         self.record = {
@@ -261,7 +262,8 @@ class Run:
             The task that the labels of train define.
         """
         task = task_of(splits["train"].features)
-        self.arguments.settle(task.problem_type, is_paired="text_pair" in splits["train"].column_names)
+        self.is_paired = "text_pair" in splits["train"].column_names
+        self.arguments.settle(task.problem_type, is_paired=self.is_paired)
         self.record["arguments"] = self.arguments.to_dict()
         self.record["data"] = {
             "problem_type": task.problem_type,
@@ -398,7 +400,7 @@ class Run:
             architecture = type(model.get_base_model() if isinstance(model, PeftModel) else model).__name__
         if self.is_main:
             text_config = None if tokenizer is None else self.text_config
-            write_model(self.model_directory, model, tokenizer, text_config)
+            write_model(self.model_directory, model, tokenizer, text_config, is_paired=self.is_paired)
             self.record["model"] = {
                 "name": name,
                 "architecture": architecture,
