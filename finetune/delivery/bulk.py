@@ -155,7 +155,7 @@ def _write(
                 _write_head(sink, ending, schema)
             with progress_bar(0, "Predicting") as advance:
                 for chunk in _chunks(rows):
-                    _write_rows(sink, ending, schema, _label(chunk, columns, predictor, added))
+                    _write_rows(sink, ending, schema, added, _label(chunk, columns, predictor, added))
                     sink.flush()
                     os.fsync(sink.fileno())
                     done += len(chunk)
@@ -293,7 +293,10 @@ def _label(rows: list[Row], columns: Columns, predictor: TextClassifier, added: 
 
 
 def _to_text(value: Any) -> str:
-    return "" if value is None or value != value else str(value)  # NaN is what pandas has for what is missing
+    if value is None or value != value:  # NaN is what pandas has for what is missing
+        return ""
+    text = str(value)
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()  # "?" for half of a character
 
 
 def _write_head(sink: IO[bytes], ending: str, schema: pa.Schema) -> None:
@@ -301,9 +304,11 @@ def _write_head(sink: IO[bytes], ending: str, schema: pa.Schema) -> None:
         _write_lines(sink, ending, [schema.names])
 
 
-def _write_rows(sink: IO[bytes], ending: str, schema: pa.Schema, rows: list[dict[str, Any]]) -> None:
+def _write_rows(
+    sink: IO[bytes], ending: str, schema: pa.Schema, added: Sequence[str], rows: list[dict[str, Any]]
+) -> None:
     if ending == ".jsonl":
-        sink.write("".join(f"{json.dumps(_rounded(row), ensure_ascii=False)}\n" for row in rows).encode("utf-8"))
+        sink.write(b"".join(_to_json(row, added) for row in rows))
     elif ending == ".parquet":
         batch = pa.RecordBatch.from_pylist(rows, schema=schema)
         with pa.ipc.new_stream(sink, schema) as writer:  # one after the other; they become Parquet at the end
@@ -325,11 +330,12 @@ def _cell(value: Any) -> Any:
     return LABEL_SEPARATOR.join(value) if isinstance(value, list) else value
 
 
-def _rounded(row: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: float(f"{value:.6g}") if isinstance(value, float) and name.startswith(("probability_", "pred")) else value
-        for name, value in row.items()
-    }
+def _to_json(row: dict[str, Any], added: Sequence[str]) -> bytes:
+    row = row | {name: float(f"{row[name]:.6g}") for name in added if isinstance(row[name], float)}
+    try:
+        return f"{json.dumps(row, ensure_ascii=False)}\n".encode()
+    except UnicodeEncodeError:  # half of a character, of which UTF-8 has none
+        return f"{json.dumps(row)}\n".encode()
 
 
 def _to_parquet(partial: Path, schema: pa.Schema) -> None:

@@ -228,9 +228,17 @@ def _quiet() -> Iterator[None]:
 def read_validation(path: str | Path, task: Task) -> Examples | None:
     """Read the validation split of a run, with its labels; None for a folder without one, or without its texts."""
     file = Path(path) / "predictions/validation.parquet"
-    if not file.is_file() or not {"text", "label"} <= set(pq.read_schema(file).names):
+    if not file.is_file():
         return None
-    columns = pq.read_table(file).to_pydict()
+    try:
+        if not {"text", "label"} <= set(pq.read_schema(file).names):
+            return None
+        columns = pq.read_table(file).to_pydict()
+    except (OSError, ValueError) as error:  # of pyarrow too
+        raise FinetuneError(
+            f"Expected {str(file)!r} as the run wrote it, but reading it gave: {error}. Restore it, or pass labelled "
+            "texts as --validation_file."
+        ) from error
     texts, pairs = (
         [text or "" for text in columns[name]] if name in columns else None for name in ("text", "text_pair")
     )

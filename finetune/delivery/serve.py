@@ -284,6 +284,8 @@ def serve(load: Callable[[], TextClassifier], name: str, host: str, port: int, l
 
 
 def _bind(host: str, port: int) -> socket.socket:
+    if not host:  # which the system takes for all addresses
+        raise FinetuneError("Expected an address as --host, but got an empty word. Pass 0.0.0.0 for all addresses.")
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
