@@ -213,12 +213,10 @@ def run_predict(arguments: argparse.Namespace) -> None:
         if count is not None:  # else the main process says it
             print(f"{count:,} rows in {arguments.output_file}")
         return
-    for text in (*arguments.texts, *(arguments.pairs or ())):
-        if not _is_whole(text):
-            raise FinetuneError(f"Expected texts in UTF-8, but got {text!r}. Pass them in a file, with --encoding.")
     predictor = _load_predictor(arguments)
     chunks = [arguments.texts] if arguments.texts else _lines(sys.stdin)
     for texts in chunks:
+        _check_characters([*texts, *(arguments.pairs or ())])
         for text, prediction in zip(texts, predictor.predict(texts, arguments.pairs), strict=True):
             if prediction.value is not None:
                 found = f"{prediction.value:.4f}"
@@ -254,12 +252,15 @@ def _lines(stream: TextIO) -> Iterator[list[str]]:
         ) from error
 
 
-def _is_whole(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def _check_characters(texts: Sequence[str]) -> None:
+    """Refuse texts with bytes that are not UTF-8, which the system hands on as halves of characters."""
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise FinetuneError(
+                f"Expected texts in UTF-8, but got {text!r}. Pass them in a file, with --encoding."
+            ) from None
 
 
 def run_evaluate(arguments: argparse.Namespace) -> None:

@@ -87,7 +87,10 @@ def stage(
     is_adapter = isinstance(model, PeftModel)
     if adapter and not is_adapter:
         raise FinetuneError(f"Expected an adapter in {str(source)!r} to push with --adapter, but it is a whole model.")
-    base = _find_base(model, record)
+    try:
+        base = _find_base(model, record)
+    except (KeyError, TypeError) as error:
+        raise _spoilt(Path(path), error) from error
     if adapter:
         _name_base(model, base)
     shipping = merge_adapter(model) if is_adapter and not adapter else model
