@@ -173,11 +173,12 @@ def test_compressed_texts_and_missing_ones_are_labelled(runs, tmp_path):
     assert found[4]["predicted_label"] == "pos"
 
 
-def test_a_broken_row_leaves_nothing_that_looks_finished(runs, tmp_path, capsys):
-    (tmp_path / "in.jsonl").write_text('{"text": "good"}\n' * 200 + '{"text": "bad\n')
+@pytest.mark.parametrize(("row", "message"), [('{"text": "bad', "line 201 is not"), ('{"text": ["a"]}', "has a list")])
+def test_a_broken_row_leaves_nothing_that_looks_finished(runs, tmp_path, capsys, row, message):
+    (tmp_path / "in.jsonl").write_text('{"text": "good"}\n' * 200 + row + "\n")
     with pytest.raises(SystemExit):
         predict(runs / "tfidf", tmp_path / "in.jsonl", tmp_path / "out.jsonl")
-    assert "line 201 is not" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
 
 

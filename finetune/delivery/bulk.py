@@ -141,7 +141,13 @@ def _write(
     """Label the rows that are not done yet, and give the output its name when it is whole."""
     partial = output_file.with_name(f"{output_file.name}.partial")
     state_file = output_file.with_name(f"{output_file.name}.state.json")
-    with partial.open("ab") as sink:
+    try:
+        opened = partial.open("ab")
+    except OSError as error:
+        raise FinetuneError(
+            f"Expected to write {str(partial)!r}, but got: {error.strerror}. Pass another --output_file."
+        ) from error
+    with opened as sink:
         try:
             fcntl.flock(sink, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -277,8 +283,8 @@ def _chunks(rows: Iterator[Row]) -> Iterator[list[Row]]:
 
 def _label(rows: list[Row], columns: Columns, predictor: TextClassifier, added: Sequence[str]) -> list[dict[str, Any]]:
     """Give the rows with the added columns."""
-    texts = [_to_text(row.values.get(columns.text)) for row in rows]
-    pairs = None if columns.text_pair is None else [_to_text(row.values.get(columns.text_pair)) for row in rows]
+    texts = [_to_text(row, columns.text) for row in rows]
+    pairs = None if columns.text_pair is None else [_to_text(row, columns.text_pair) for row in rows]
     probabilities = predictor.compute_probabilities(texts, pairs)
     names = predictor.task.label_names
     if predictor.task.problem_type == REGRESSION:
@@ -292,9 +298,14 @@ def _label(rows: list[Row], columns: Columns, predictor: TextClassifier, added: 
     return [row.values | dict(zip(added, values, strict=True)) for row, values in zip(rows, found, strict=True)]
 
 
-def _to_text(value: Any) -> str:
+def _to_text(row: Row, column: str) -> str:
+    value = row.values.get(column)
     if value is None or value != value:  # NaN is what pandas has for what is missing
         return ""
+    if isinstance(value, dict | list | bytes):
+        raise FinetuneError(
+            f"Expected texts in column {column!r}, but {row.place} has a {type(value).__name__}. Name the --text_column."
+        )
     text = str(value)
     return text if text.isascii() else text.encode("utf-8", "replace").decode()  # "?" for half of a character
 
