@@ -304,7 +304,7 @@ def _to_text(row: Row, column: str) -> str:
         return ""
     if isinstance(value, dict | list | bytes):
         raise FinetuneError(
-            f"Expected texts in column {column!r}, but {row.place} has a {type(value).__name__}. Name the --text_column."
+            f"Expected texts in column {column!r}, but {row.place} has a {type(value).__name__}. Pass --text_column."
         )
     text = str(value)
     return text if text.isascii() else text.encode("utf-8", "replace").decode()  # "?" for half of a character
