@@ -151,7 +151,7 @@ def _choose_probes(path: Path, is_paired: bool) -> Probes:
     file = path / "predictions/validation.parquet"
     if file.is_file():
         try:
-            rows = next(pq.ParquetFile(file).iter_batches(NUM_PROBES), None)
+            rows: Any = next(pq.ParquetFile(file).iter_batches(NUM_PROBES), None)
             names = [] if rows is None else [name for name in rows.schema.names if name.startswith("text")]
             columns = {name: rows.column(name).to_pylist() for name in names}
         except (OSError, ValueError) as error:  # of pyarrow too
