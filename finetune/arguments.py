@@ -6,6 +6,7 @@ transformers' own `TrainingArguments`. A key that nobody knows is an error, in t
 
 import difflib
 import json
+import math
 import os
 import sys
 import warnings
@@ -50,6 +51,8 @@ __all__ = [
 
 # A process that waits for a dead or unreachable one gives up after two minutes, not after half an hour.
 DDP_TIMEOUT = 120
+# What a network from scratch needs before it has learnt small data: so many steps, though not more epochs than these.
+TEXTCNN_STEPS, TEXTCNN_EPOCHS = 1_000, 20
 # Flags of `TrainingArguments` that would be taken and then have no effect here.
 REFUSED = {
     "resume_from_checkpoint": "a run resumes by itself from its --output_dir",
@@ -360,8 +363,8 @@ class Arguments:
     given: frozenset[str]
     hub: HubTarget | None = None
 
-    def settle(self, problem_type: str, is_paired: bool = False) -> None:
-        """Set what depends on the task, once it is known, and refuse what does not fit it.
+    def settle(self, problem_type: str, is_paired: bool = False, num_rows: int | None = None) -> None:
+        """Set what depends on the task and the number of training rows, and refuse what does not fit the task.
 
         Raises:
             FinetuneError: If a chosen metric, smoothing, weighting or truncation is not defined for the task.
@@ -372,6 +375,10 @@ class Arguments:
                 "The longer one is cut."
             )
         method, training = self.method, self.training
+        if method.method == "textcnn" and num_rows and not {"num_train_epochs", "max_steps"} & self.given:
+            step = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
+            wanted = math.ceil(TEXTCNN_STEPS * step / num_rows)
+            training.num_train_epochs = max(training.num_train_epochs, min(wanted, TEXTCNN_EPOCHS))
         what = {MULTI_LABEL: "several labels a text", REGRESSION: "a number to predict"}.get(problem_type, "classes")
         metric = (training.metric_for_best_model or "loss").removeprefix("eval_")
         chosen = "metric_for_best_model" in self.given
@@ -629,6 +636,8 @@ def _fill_in(arguments: Arguments) -> None:
         run.num_threads = default_num_threads()
     if training.torch_compile:
         os.environ.setdefault("ACCELERATE_DYNAMO_USE_DYNAMIC", "1")  # micro-batches differ in shape
+    if "max_length" not in arguments.given:  # virtual tokens take positions of the text
+        data.max_length -= CATALOGUE[arguments.method.method].peft_config.get("num_virtual_tokens", 0)
     if data.window_stride is None:
         data.window_stride = data.max_length // 4
     if run.max_tokens_per_micro_batch is None:

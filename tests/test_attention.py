@@ -1,5 +1,7 @@
 """The CPU's own attention is attention: outputs and gradients of the plain formula, whatever the pieces."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,7 @@ from transformers import AutoModelForSequenceClassification
 
 from finetune.models import attention
 from finetune.models.attention import cpu_attention_forward, use_cpu_attention
-from finetune.models.precision import autocast, keep_activations_in_bf16
+from finetune.models.precision import autocast, cast_linear_layers, keep_activations_in_bf16
 
 
 class Layer(nn.Module):
@@ -48,15 +50,16 @@ def test_outputs_and_gradients_are_those_of_the_formula(monkeypatch, piece_numel
         torch.testing.assert_close(tensor.grad.double(), reference.grad, atol=0.05, rtol=0.02)
 
 
-@pytest.mark.parametrize("case", ["fp32", "dropout", "causal"])
+@pytest.mark.parametrize("case", ["fp32", "dropout", "causal", "no gradient"])
 def test_elsewhere_torch_computes(monkeypatch, case):
     called = []
     monkeypatch.setattr(attention, "sdpa_attention_forward", lambda *args, **kwargs: called.append(kwargs))
     tensors, seen = make_inputs(torch.float32 if case == "fp32" else torch.bfloat16)
     mask = None if case == "causal" else seen
-    cpu_attention_forward(
-        Layer(), *tensors, mask, dropout=0.1 if case == "dropout" else 0.0, is_causal=case == "causal"
-    )
+    with torch.set_grad_enabled(case != "no gradient"):
+        cpu_attention_forward(
+            Layer(), *tensors, mask, dropout=0.1 if case == "dropout" else 0.0, is_causal=case == "causal"
+        )
     assert len(called) == 1
 
 
@@ -75,6 +78,9 @@ def test_a_model_computes_the_same_in_bf16(tiny_bert):
         torch.testing.assert_close(fast(**inputs).logits, expected)  # float32 is left alone
         with autocast(torch.device("cpu"), torch.bfloat16):
             logits = fast(**inputs).logits
+            once = copy.deepcopy(fast)
+            cast_linear_layers(once, torch.bfloat16)
+            assert torch.equal(once(**inputs).logits, logits)
     torch.testing.assert_close(logits.float(), expected, atol=0.05, rtol=0)
     assert seen[0][0].dtype is torch.float32
     assert seen[1][0].dtype is torch.bfloat16  # the residual stream

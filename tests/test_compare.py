@@ -92,6 +92,10 @@ def test_what_is_finished_is_kept(undisturbed, small, capsys):
     assert time.monotonic() - start < 5
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("run.json")} == before
     assert capsys.readouterr().out.count("finished before, test accuracy") == 3
+    spent = json.loads((folder / "comparison.json").read_text())["seconds"]
+    assert spent.keys() == {"tfidf-seed0", "textcnn-seed0", "textcnn-seed1"}
+    for name, seconds in spent.items():  # the start of the processes counts as well
+        assert seconds > json.loads((folder / name / "run.json").read_text())["costs"]["train_seconds"] + 2
 
 
 def test_other_flags_are_refused(undisturbed, small):

@@ -198,7 +198,7 @@ def test_rows_sorted_by_the_number_to_predict_are_found(tmp_path):
     [
         (("Pos", "pos", "neg"), {}, "similar_label_names", "1 classes go by several names: 'Pos' and 'pos'"),
         (("so so", "so-so", "neg"), {}, "similar_label_names", "1 classes go by several names: 'so so' and 'so-so'"),
-        (("0", "1", "neg"), {}, "mixed_label_names",
+        (("0", "1", "neg"), {"problem_type": "single_label_classification"}, "mixed_label_names",
          "2 labels are numbers, such as '0', and 1 are not, such as 'neg'"),
         (tuple(range(3, 33)), {}, "numbers_as_classes",
          "30 different numbers, from 3 to 32, are taken as that many classes"),

@@ -75,8 +75,7 @@ def test_two_hosts_train_as_one_and_resume_after_a_cut(hosts, classify, tmp_path
     settings += ["--method", "textcnn", "--textcnn_dropout", "0", "--bf16", "false", "--num_threads", "1",
                  "--max_length", "24", "--early_stopping_patience", "0",
                  "--num_train_epochs", "30", "--save_strategy", "steps", "--save_steps", "20",
-                 "--eval_strategy", "steps", "--eval_steps", "20", "--logging_steps", "1", "--ddp_timeout", "20",
-                 "--no_floor"]  # fmt: skip
+                 "--eval_strategy", "steps", "--eval_steps", "20", "--logging_steps", "1", "--no_floor"]  # fmt: skip
     plans = {}
     for name in ("whole", "cut"):
         plans[name] = tmp_path / f"{name}.json"

@@ -63,7 +63,6 @@ def refusal(call, *arguments, **named) -> str:
         (["2.0", "1.00", "2"], ["1", "2"], [1, 0, 1]),
         (["v2.0", "1.0.0", "v2.0"], ["1.0.0", "v2.0"], [1, 0, 1]),
         (["NA", "null", "NA"], ["NA", "null"], [0, 1, 0]),
-        (["inf", "1.5", "1.5"], ["1.5", "inf"], [1, 0, 0]),
         ([10**400, 1, 1], ["1", str(10**400)], [1, 0, 0]),
         (["good 10", "good 9", "good 10"], ["good 9", "good 10"], [1, 0, 1]),
     ],
@@ -171,6 +170,15 @@ def test_fractions_may_be_classes(tmp_path):
         (["a|b", None], {"label_delimiter": "|"}, "row 2 lacks one"),
         ([1, "b"], {}, "Expected labels of one type in column 'label' of 'a.jsonl', but found a number and str"),
         ([1, True], {}, "found a number and bool. Write all as strings"),
+        ([["a", 1], ["b"]], {}, "found a number and str. Write all as strings"),
+        ([[1], [True]], {}, "found a number and bool. Write all as strings"),
+        (
+            ["1", "2", "positive"] * 2,
+            {},
+            "Expected numbers or words as labels in column 'label' of 'a.jsonl', but found",
+        ),
+        (["inf", "1.5", "1.5"], {}, "row 2 has '1.5' and row 1 has 'inf'"),
+        (["True", "0", "0", "True"], {}, "found both: row 2 has '0' and row 1 has 'True'. Write all in one way"),
         (["a", ["b"]], {"problem_type": SINGLE_LABEL}, "found list and str"),
         ([["a"], ["b"]], {"problem_type": SINGLE_LABEL}, "Expected strings, numbers or booleans as labels"),
         (["a", "b", "c"], {}, "found 3 distinct labels in 3 rows. Is it an id or free text?"),
@@ -195,6 +203,13 @@ def test_fractions_may_be_classes(tmp_path):
 def test_bad_labels_are_refused_in_a_line_and_leave_nothing(tmp_path, monkeypatch, labels, arguments, message):
     monkeypatch.chdir(tmp_path)
     assert message in refusal(read, Path("a.jsonl"), labels, **arguments)
+
+
+def test_numbers_and_words_may_be_classes_if_that_is_said(tmp_path):
+    labels = ["1", "2", "positive", "1", "2.0", "positive"]
+    assert "row 1 has '1' and row 3 has 'positive'" in refusal(read, tmp_path / "a.csv", labels)
+    examples = read(tmp_path / "a.csv", labels, problem_type=SINGLE_LABEL)
+    assert examples.features["label"].names == ["1", "2", "positive"]
 
 
 def test_missing_numbers_of_parquet_are_refused(tmp_path):

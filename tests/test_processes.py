@@ -1,6 +1,7 @@
 """Several processes over gloo, as `accelerate launch` starts them: they train and measure as one does."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from finetune.cli import main as finetune_command
 from finetune.errors import FinetuneError
 
 CONFIG = ROOT / "accelerate_configs/cpu_two_processes.yaml"
+SHARDED = ROOT / "accelerate_configs/fsdp2.yaml"
 METHODS = {
     "full": ["--method", "full"],
     "unfreezing": ["--method", "full", "--unfreeze_every", "0.5"],
@@ -101,14 +103,16 @@ def write_plan(path, plan):
     return path
 
 
-def launch_command(num_processes, plan):
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIG)]
+def launch_command(num_processes, plan, config=CONFIG, script="train_in_processes.py"):
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
     launcher += ["--main_process_port", "0", "--num_processes", str(num_processes)]
-    return [*launcher, str(ROOT / "tests/train_in_processes.py"), str(plan)]
+    return [*launcher, str(ROOT / "tests" / script), str(plan)]
 
 
-def launch(num_processes, plan):
-    done = subprocess.run(launch_command(num_processes, plan), capture_output=True, text=True, timeout=580, check=False)
+def launch(num_processes, plan, environment=None, **more):
+    command = launch_command(num_processes, plan, **more)
+    environment = {**os.environ, **(environment or {})}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=580, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     return done
 
@@ -127,6 +131,32 @@ def test_two_processes_train_and_measure_as_one(alone, by_two, method):
 @pytest.mark.parametrize("method", METHODS)
 def test_four_processes_train_and_measure_as_one(alone, by_four, method):
     compare(alone / f"{method}-1", by_four / f"{method}-4", 4)
+
+
+def test_divided_weights_train_and_measure_as_whole_ones(alone, tmp_path):
+    """FSDP 2: full fine-tuning, and an adapter, whose frozen weights are divided as well."""
+    methods = ("full", "lora")
+    plan = [flags_of(alone, name, 2, tmp_path / f"{name}-2") for name in methods]
+    launch(2, write_plan(tmp_path / "plan.json", plan), config=SHARDED, script="sharded_on_cpu.py")
+    for name in methods:
+        compare(alone / f"{name}-1", tmp_path / f"{name}-2", 2)
+        config = tmp_path / f"{name}-2/model/config.json"
+        assert not config.exists() or "FSDP" not in config.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_zero_trains_and_measures_as_whole_weights_do(alone, tmp_path, stage):
+    """DeepSpeed, in float32, on the CPU."""
+    pytest.importorskip("deepspeed", reason="needs DeepSpeed")
+    config = tmp_path / "zero.yaml"
+    file = ROOT / f"accelerate_configs/deepspeed_zero{stage}.yaml"
+    config.write_text(file.read_text().replace("mixed_precision: bf16", 'mixed_precision: "no"'))
+    methods = ("full", "lora")
+    plan = [flags_of(alone, name, 2, tmp_path / f"{name}-2") for name in methods]
+    launch(2, write_plan(tmp_path / "plan.json", plan), config=config, environment={"DS_ACCELERATOR": "cpu"})
+    for name in methods:
+        compare(alone / f"{name}-1", tmp_path / f"{name}-2", 2)
 
 
 def compare(one, several, num_processes):

@@ -523,6 +523,9 @@ def columns_of(header: str, row: str, **arguments: str) -> dict[str, str | None]
         ("text|source|date", {"text": "text"}),
         ("blurb|label", {"text": "blurb", "label": "label"}),
         ("text|mood", {"text": "text", "label": "mood"}),
+        ("customer_id|star_rating|review_headline|Review Body|review_date",
+         {"text": "Review Body", "label": "star_rating"}),
+        ("first_text|second_text|last-message|context", {"text": "last-message"}),
     ],
 )  # fmt: skip
 def test_columns_are_told_by_their_names(header, expected):
@@ -548,6 +551,11 @@ def test_columns_may_be_named():
         ("a|b", {"text_column": "c"}, "Expected columns ['c'] in it, but found ['a', 'b']. Pass --text_column and"),
         ("a|b", {"group_column": "by"}, "Expected columns ['by'] in it, but found ['a', 'b']"),
         ("a|b|c", {}, "Expected to tell the text column of it by its name, but found ['a', 'b', 'c']"),
+        (
+            "a_text|b_text|context",
+            {},
+            "Expected to tell the text column of it by its name, but found ['a_text', 'b_text",
+        ),
         ("a|b", {"text_column": "a", "label_column": "a"}, "a different column of it for each part, but got ['a', 'a"),
         ("idx|label", {}, "Expected to tell the text column of it by its name, but found ['idx', 'label']"),
     ],

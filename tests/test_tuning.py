@@ -305,4 +305,9 @@ def test_a_run_records_its_tuning(imdb, flags, tmp_path):
     record = json.loads((tmp_path / "run/run.json").read_text())
     assert record["arguments"]["tuning"]["layer_decay"] == 0.9
     history = [json.loads(line) for line in (tmp_path / "run/history.jsonl").read_text().splitlines()]
-    assert np.isfinite([entry["loss"] for entry in history if "loss" in entry]).all()
+    steps = [entry for entry in history if "loss" in entry]
+    assert np.isfinite([entry["loss"] for entry in steps]).all()
+    factor = schedule_factor("triangular2", num_steps=len(steps), num_cycles=2)
+    rates = np.array([entry["learning_rate"] for entry in steps])
+    np.testing.assert_allclose(rates / rates[0], [factor(step) / factor(0) for step in range(len(steps))])
+    assert len(set(rates.round(12))) > 2

@@ -128,20 +128,24 @@ def run_plan(plan: Plan) -> list[str]:
         FinetuneError: If the folder holds a comparison with another recipe or other flags.
         KeyboardInterrupt: On Ctrl-C, after the run at work has written its checkpoint.
     """
-    _open(plan)
+    spent = _open(plan)
     failures: list[str] = []
     seconds: dict[str, list[float]] = {}
     for number, run in enumerate(plan.runs, start=1):
         where = f"[{number}/{len(plan.runs)}] {run.name}"
         if run.is_finished():
-            seconds.setdefault(run.method, []).append(_wall_seconds(run.read_record()))
+            if run.name in spent:
+                seconds.setdefault(run.method, []).append(spent[run.name])
             print(f"{where}: finished before, {_result(run)}", flush=True)
             continue
         print(f"{where}: started, {estimate_time_left(plan.runs[number - 1 :], seconds)}", flush=True)
         start = time.monotonic()
         log = plan.output_directory / "logs" / f"{run.name}.log"
-        status = _launch_or_join(plan, run, log, where)
-        took = time.monotonic() - start
+        try:
+            status = _launch_or_join(plan, run, log, where)
+        finally:  # also when cut off: what a run has cost is the sum over its starts
+            took = spent[run.name] = spent.get(run.name, 0.0) + time.monotonic() - start
+            _write_plan(plan, spent)
         if status == 0 and run.is_finished():
             seconds.setdefault(run.method, []).append(took)
             print(f"{where}: {_result(run)}, {_duration(took)}", flush=True)
@@ -151,14 +155,16 @@ def run_plan(plan: Plan) -> list[str]:
     return failures
 
 
-def _open(plan: Plan) -> None:
-    """Make the folder, or check that it holds the same comparison."""
+def _open(plan: Plan) -> dict[str, float]:
+    """Make the folder, or check that it holds the same comparison; give the seconds that its runs have taken so far."""
     path = plan.output_directory / PLAN_FILE
     now = plan.to_dict()
+    spent: dict[str, float] = {}
     if path.is_file():
         try:
             before = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
+            spent = before.pop("seconds", {})
+        except (ValueError, AttributeError):
             before = None
         if before != now:
             raise FinetuneError(
@@ -174,9 +180,14 @@ def _open(plan: Plan) -> None:
         )
     try:
         (plan.output_directory / "logs").mkdir(parents=True, exist_ok=True)
-        write_json(path, now)
+        _write_plan(plan, spent)
     except OSError as error:
         raise FinetuneError(f"Expected --output_dir to be writable, but got: {error}. Pass another folder.") from error
+    return spent
+
+
+def _write_plan(plan: Plan, spent: dict[str, float]) -> None:
+    write_json(plan.output_directory / PLAN_FILE, {**plan.to_dict(), "seconds": spent})
 
 
 def _launch_or_join(plan: Plan, run: Planned, log: Path, where: str) -> int:
@@ -261,11 +272,6 @@ def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def _wall_seconds(record: dict[str, Any]) -> float:
-    costs = record.get("costs", {})
-    return sum(costs.get(name) or 0.0 for name in ("train_seconds", "train_evaluation_seconds"))
 
 
 def _result(run: Planned) -> str:

@@ -187,7 +187,7 @@ def _confusions(report: Report) -> list[dict[str, Any]]:
                 {
                     "label": one.label,
                     "prediction": one.prediction,
-                    "count": f"{one.num_examples:g}",
+                    "count": f"{round(one.num_examples, 1):g}",
                     "share": f"{one.share:.0%}",
                 }
                 for one in find_confusions(counts, report.label_names)

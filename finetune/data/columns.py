@@ -100,8 +100,13 @@ def _refuse_header(sample: Sequence[Row], where: str) -> None:
 
 
 def _known(names: Sequence[str], found: Sequence[str]) -> str | None:
+    """Find the column of the first of these names, or else that one which alone ends in it: "review_body"."""
     lower = {name.lower(): name for name in reversed(found)}
-    return next((lower[name] for name in names if name in lower), None)
+    whole = next((lower[name] for name in names if name in lower), None)
+    if whole is not None:
+        return whole
+    endings = [[column for column in found if re.split(r"[_\s-]", column.lower())[-1] == name] for name in names]
+    return next((columns[0] for columns in endings if len(columns) == 1), None)
 
 
 def _mean_length(sample: Sequence[Row], column: str) -> float:

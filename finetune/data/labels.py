@@ -16,6 +16,7 @@ __all__ = [
     "encode_labels",
     "find_task",
     "is_hidden",
+    "is_number_name",
     "label_matrix",
     "natural_order",
     "number_labels",
@@ -63,10 +64,12 @@ def find_task(
         where: The column and file, for messages.
 
     Raises:
-        FinetuneError: If labels are missing, of several types, or as many as there are rows.
+        FinetuneError: If labels are missing, of several types, or as many as there are rows; also if some are numbers
+            and some words, unless the user says that they are classes.
     """
     _refuse_missing(values, delimiter, where)
     _refuse_gaps_in_numbers(values, where)
+    is_told = problem_type is not None
     if problem_type is None:
         if delimiter is not None or any(isinstance(value, list) for value in values):
             problem_type = MULTI_LABEL
@@ -83,6 +86,7 @@ def find_task(
     _refuse_written_lists(values, where)
     if problem_type == MULTI_LABEL:
         _refuse_vectors(values, where)
+        _refuse_mixed([one for value in values if isinstance(value, list) for one in value], where)
         names = {name for value in values for name in _several(value, delimiter)}
     else:
         _refuse_mixed(values, where)
@@ -93,6 +97,8 @@ def find_task(
                 f"{len(values)} rows. Is it an id or free text? Pass the right --label_column, or --problem_type "
                 "regression to predict a number."
             )
+        if not is_told:
+            _refuse_mixed_names(values, where)
     if not names:
         raise FinetuneError(f"Expected labels in {where}, but found none. Pass the right --label_column.")
     return Task(problem_type, sorted(names, key=natural_order))
@@ -147,6 +153,11 @@ def natural_order(name: str) -> list[tuple[int, int, str]]:
         digits = part.lstrip("0")
         key.append((0, len(digits), digits) if part.isdecimal() else (1, 0, part))
     return [*key, (-1, 0, name)]
+
+
+def is_number_name(name: str) -> bool:
+    """Tell whether a label's name is a number."""
+    return re.fullmatch(r"-?\d+([.,]\d+)?", name) is not None
 
 
 def number_labels(found: Sequence[str], known: Sequence[str], where: str) -> list[int]:
@@ -267,3 +278,15 @@ def _refuse_mixed(values: Sequence[Any], where: str) -> None:
         )
     if kinds & {"dict", "list"}:
         raise FinetuneError(f"Expected strings, numbers or booleans as labels in {where}, but found {kinds}.")
+
+
+def _refuse_mixed_names(values: Sequence[Any], where: str) -> None:
+    """Refuse numbers and words in one column: a text file has no types, and this is how labels of two sources look."""
+    is_number = [is_number_name(_name(value)) for value in values]
+    if 0 < sum(is_number) < len(values):
+        number, word = is_number.index(True), is_number.index(False)
+        raise FinetuneError(
+            f"Expected numbers or words as labels in {where}, but found both: row {number + 1} has "
+            f"{_name(values[number])[:80]!r} and row {word + 1} has {_name(values[word])[:80]!r}. Write all in one "
+            f"way, or pass --problem_type {SINGLE_LABEL} if each is a class of its own."
+        )

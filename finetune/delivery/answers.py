@@ -10,7 +10,7 @@ from scipy.special import expit, softmax
 from finetune.errors import FinetuneError
 from finetune.tasks import MULTI_LABEL, REGRESSION, Task
 
-__all__ = ["Prediction", "TextClassifier"]
+__all__ = ["Prediction", "TextClassifier", "unit_of_logits"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,14 @@ class Prediction:
     labels: tuple[str, ...]
     probabilities: tuple[float, ...]
     value: float | None = None
+
+
+def unit_of_logits(logits: np.ndarray, problem_type: str) -> float:
+    """Give what a difference of logits is to be compared with: 1, or the largest of numbers if that is more.
+
+    float32 has seven digits: where prices of 100,000 are predicted, the hundredth is noise.
+    """
+    return max(1.0, float(np.abs(logits).max())) if problem_type == REGRESSION else 1.0
 
 
 class TextClassifier:

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from finetune.arguments import DataArguments
 from finetune.data.labels import Task, label_matrix
 from finetune.data.load import read_examples
-from finetune.delivery.answers import TextClassifier
+from finetune.delivery.answers import TextClassifier, unit_of_logits
 from finetune.delivery.predict import Predictor, load_predictor
 from finetune.errors import FinetuneError
 from finetune.files import write_aside
@@ -69,7 +69,7 @@ def evaluate_run(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase | None
     probes = splits["validation"].select(range(min(NUM_PROBES, len(splits["validation"]))))
     in_memory = Predictor(model, tokenizer, getattr(predictor, "text_config", None)).compute_logits(*_texts(probes))[0]
     difference = float(np.abs(predictor.compute_logits(*_texts(probes))[0] - in_memory).max())
-    if difference > MAX_RELOAD_DIFFERENCE:
+    if not difference <= MAX_RELOAD_DIFFERENCE * unit_of_logits(in_memory, predictor.task.problem_type):
         raise FinetuneError(
             f"Expected the saved model to give the logits of the one in memory, but they differ by {difference:.1e}. "
             f"Don't use {run.model_directory}; please report this."

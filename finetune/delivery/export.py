@@ -29,7 +29,7 @@ from finetune.arguments import DataArguments
 from finetune.comparison.statistics import mean_interval, paired_difference
 from finetune.data.labels import label_matrix
 from finetune.data.load import read_examples
-from finetune.delivery.answers import TextClassifier
+from finetune.delivery.answers import TextClassifier, unit_of_logits
 from finetune.delivery.exported import EXPORT_FILE, MODEL_FILE, ExportedPredictor, is_exported
 from finetune.delivery.load import find_model_folder, load
 from finetune.delivery.merge import merge_adapter
@@ -309,6 +309,7 @@ def _compare(reference: TextClassifier, before: np.ndarray, after: np.ndarray, l
     change = paired_difference(scores[1][None], scores[0][None])
     return {
         "max_logit_difference": difference,
+        "logit_unit": unit_of_logits(before, reference.task.problem_type),
         "agreement": agreement,
         "score": {
             who: list(mean_interval(one[None])) for who, one in zip(("original", "exported"), scores, strict=True)
@@ -349,9 +350,10 @@ def measure_cost(predictor: TextClassifier, examples: Examples) -> dict[str, flo
 
 def _check(measured: dict[str, Any], int8: bool, tolerance: float) -> None:
     """Refuse an export that is not the model."""
-    if not int8 and not measured["max_logit_difference"] <= MAX_DIFFERENCE:
+    most = MAX_DIFFERENCE * measured["logit_unit"]
+    if not int8 and not measured["max_logit_difference"] <= most:
         raise FinetuneError(
-            f"Expected the logits of the original within {MAX_DIFFERENCE:g}, but they differ by "
+            f"Expected the logits of the original within {most:g}, but they differ by "
             f"{measured['max_logit_difference']:.1e}. Nothing was written; please report this."
         )
     change, low, high = (100 * one for one in measured["score_difference"])

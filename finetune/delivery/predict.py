@@ -14,9 +14,11 @@ from finetune.delivery.answers import Prediction, TextClassifier
 from finetune.delivery.exported import is_exported, load_exported
 from finetune.delivery.load import find_model_folder, load
 from finetune.hardware import fastest_precision
+from finetune.metrics import REGRESSION
 from finetune.models.attention import use_cpu_attention
 from finetune.models.inference import compute_logits
-from finetune.models.precision import DTYPES, keep_activations_in_bf16
+from finetune.models.output_layer import compute_numbers_in_fp32
+from finetune.models.precision import DTYPES, cast_linear_layers, keep_activations_in_bf16
 from finetune.models.save import read_finetune_config
 from finetune.models.textcnn import TextCNNForSequenceClassification
 from finetune.models.tfidf import TfidfClassifier
@@ -63,6 +65,8 @@ class Predictor(TextClassifier):
             model.to("cuda" if torch.cuda.is_available() else "cpu")
             use_cpu_attention(model)
             keep_activations_in_bf16(model)
+            if model.config.problem_type == REGRESSION:
+                compute_numbers_in_fp32(model)
             names = [model.config.id2label[number] for number in range(model.config.num_labels)]
             self.task = Task(model.config.problem_type or "single_label_classification", names)
             positions = getattr(model.config, "max_position_embeddings", None)
@@ -114,4 +118,7 @@ def load_predictor(
         return load_exported(folder, torch.get_num_threads())
     model, tokenizer = load(folder, trust_remote_code)
     config = read_finetune_config(folder)
-    return Predictor(model, tokenizer, config.text, dtype, config.thresholds, config.is_paired)
+    predictor = Predictor(model, tokenizer, config.text, dtype, config.thresholds, config.is_paired)
+    if isinstance(model, torch.nn.Module):
+        cast_linear_layers(model, predictor.dtype)
+    return predictor

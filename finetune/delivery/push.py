@@ -16,6 +16,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, co
 from huggingface_hub.errors import RevisionNotFoundError
 from huggingface_hub.utils import disable_progress_bars, logging
 
+from finetune.delivery.answers import unit_of_logits
 from finetune.delivery.load import download_model
 from finetune.delivery.predict import load_predictor
 from finetune.delivery.reload import compute_logits_elsewhere
@@ -114,7 +115,7 @@ def _compare(staged: Staged, found: np.ndarray, otherwise: str) -> float:
     if found.shape != staged.logits.shape:
         raise FinetuneError(f"Expected logits of shape {staged.logits.shape}, but got {found.shape}. {otherwise}")
     difference = float(np.abs(found - staged.logits).max())
-    if not difference <= MAX_DIFFERENCE:
+    if not difference <= MAX_DIFFERENCE * unit_of_logits(staged.logits, staged.shipped.config.problem_type):
         raise FinetuneError(
             f"Expected the model to give the same logits when it is loaded again, but they differ by {difference:.1e}. "
             f"{otherwise}"

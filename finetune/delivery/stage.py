@@ -94,7 +94,7 @@ def stage(
     if adapter:
         _name_base(model, base)
     shipping = merge_adapter(model) if is_adapter and not adapter else model
-    write_model(folder, shipping, tokenizer, config.text, config.thresholds, config.is_paired)
+    write_model(folder, shipping, tokenizer, config.text, config.thresholds, is_paired=config.is_paired)
     shipped = Shipped(
         name, revision, _kind_of(shipping), predictor.task.label_names, config, base, is_adapter and not adapter
     )

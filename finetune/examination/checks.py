@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune.data.labels import Task
+from finetune.data.labels import Task, is_number_name
 from finetune.examination.facts import SHINGLE, Facts
 from finetune.examination.findings import Finding
 from finetune.examination.near_duplicates import SIMILAR, find_near_duplicates
@@ -123,14 +123,14 @@ def check_label_names(splits: Sequence[Facts], task: Task) -> Iterator[Finding]:
     alike: dict[str, list[str]] = {}
     for name in task.label_names:
         alike.setdefault(re.sub(r"[\s_-]+", "", name.casefold()), []).append(name)
-    if similar := [names for names in alike.values() if len(names) > 1 and not all(map(_is_number, names))]:
+    if similar := [names for names in alike.values() if len(names) > 1 and not all(map(is_number_name, names))]:
         shown = ", ".join(" and ".join(map(repr, names)) for names in similar[:5])
         yield found(
             "similar_label_names", [name for names in similar for name in names],
             f"{len(similar):,} classes go by several names: {shown}", "Write each in one way, if they are the same.",
         )  # fmt: skip
-    numbers = [name for name in task.label_names if _is_number(name)]
-    words = [name for name in task.label_names if not _is_number(name)]
+    numbers = [name for name in task.label_names if is_number_name(name)]
+    words = [name for name in task.label_names if not is_number_name(name)]
     if numbers and words:
         yield found(
             "mixed_label_names", numbers,
@@ -158,10 +158,6 @@ def check_label_names(splits: Sequence[Facts], task: Task) -> Iterator[Finding]:
                 f"{len(several):,} labels look like several, such as {several[0]!r}",
                 f"--label_delimiter {delimiter!r} parts them.",
             )  # fmt: skip
-
-
-def _is_number(name: str) -> bool:
-    return re.fullmatch(r"-?\d+([.,]\d+)?", name) is not None
 
 
 def check_order(splits: Sequence[Facts], task: Task) -> Iterator[Finding]:

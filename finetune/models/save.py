@@ -25,12 +25,14 @@ def write_model(
     tokenizer: PreTrainedTokenizerBase | None,
     text_config: TextConfig | None = None,
     thresholds: Sequence[float] | None = None,
+    weights: dict[str, Any] | None = None,
     is_paired: bool | None = None,
 ) -> None:
     """Write a model, its tokenizer and its label names aside and rename the folder, so that it is always whole.
 
     `finetune_config.json` beside them holds what transformers' own files don't: how texts are cut, whether they come in
-    pairs, and for adapters and TF-IDF the kind of task.
+    pairs, and for adapters and TF-IDF the kind of task. `weights` are the whole ones of a model that is divided over
+    processes.
 
     Raises:
         FinetuneError: If the disk is full.
@@ -39,7 +41,7 @@ def write_model(
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir()
-        _write_files(aside, model, tokenizer, text_config, thresholds, is_paired)
+        _write_files(aside, model, tokenizer, text_config, thresholds, weights, is_paired)
         replace_folder(folder, aside)
     except Exception as error:
         shutil.rmtree(aside, ignore_errors=True)
@@ -58,9 +60,13 @@ def _write_files(
     tokenizer: PreTrainedTokenizerBase | None,
     text_config: TextConfig | None,
     thresholds: Sequence[float] | None,
+    weights: dict[str, Any] | None,
     is_paired: bool | None,
 ) -> None:
-    model.save_pretrained(str(aside))
+    if weights is None or isinstance(model, TfidfClassifier):
+        model.save_pretrained(str(aside))
+    else:
+        model.save_pretrained(str(aside), state_dict=weights)
     if tokenizer is not None:
         tokenizer.save_pretrained(str(aside))
     if isinstance(model, PeftModel):  # an adapter folder has no config.json, so it would lose the label names

@@ -28,6 +28,8 @@ class LoopState:
         has_ended: Whether no step is to follow: the last one was taken, or early stopping said so.
         reduced_tokens: Most tokens of a micro-batch since memory did not suffice; None if it always did.
         left_out: How many steps in a row were left out, since their loss was no number.
+        mean: Of the numbers to predict, as the training began.
+        spread: Likewise; the weights give (number - mean) / spread.
     """
 
     loss_sum: float
@@ -40,6 +42,8 @@ class LoopState:
     has_ended: bool
     reduced_tokens: int | None
     left_out: int
+    mean: float = 0.0
+    spread: float = 1.0
 
     def write(self, checkpoint: Path) -> None:
         """Write it into a checkpoint; numbers come back as the same bits."""

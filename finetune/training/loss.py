@@ -1,6 +1,6 @@
 """The loss of each example: cross-entropy, its variants for imbalanced classes, several labels, or a number."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from finetune.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from finetune.models.inference import pool_windows
+from finetune.models.output_layer import Standard
 
 __all__ = ["ExampleLoss", "balanced_class_weights", "oversample"]
 
@@ -27,6 +28,7 @@ class ExampleLoss:
             easy counts less. 0 is none.
         window_pooling: How the logits of a text's windows are combined before the loss is taken; with "vote", which has
             no gradient, the loss is the mean over the windows.
+        standard: Of numbers to predict: the loss is the squared error of standard ones.
     """
 
     problem_type: str = SINGLE_LABEL
@@ -34,6 +36,7 @@ class ExampleLoss:
     class_weights: torch.Tensor | None = None
     focal_gamma: float = 0.0
     window_pooling: str | None = None
+    standard: Standard = field(default_factory=Standard)
 
     def __call__(self, logits: torch.Tensor, labels: torch.Tensor, num_windows: torch.Tensor | None) -> torch.Tensor:
         """Compute `(examples,)` from logits `(examples or windows, num_labels)` in float32, and labels."""
@@ -47,7 +50,7 @@ class ExampleLoss:
     def _of_rows(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         weights = None if self.class_weights is None else self.class_weights.to(logits)
         if self.problem_type == REGRESSION:
-            return (logits.squeeze(-1) - labels.to(logits)).square()
+            return (logits.squeeze(-1) - self.standard.apply(labels).to(logits)).square()
         if self.problem_type == MULTI_LABEL:
             targets = labels.to(logits)
             losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none", pos_weight=weights)

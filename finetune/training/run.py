@@ -49,6 +49,7 @@ from finetune.hardware import fastest_precision, peak_memory_bytes, use_processo
 from finetune.hub import check_login
 from finetune.methods import count_parameters
 from finetune.metrics import REGRESSION
+from finetune.models.output_layer import Standard
 from finetune.models.save import write_model
 from finetune.models.tfidf import TfidfClassifier
 from finetune.quiet import quiet_program
@@ -57,6 +58,7 @@ from finetune.training.interruption import Interruption
 from finetune.training.lock import LOCK_FILE, DirectoryLock
 from finetune.training.loss import ExampleLoss, balanced_class_weights, oversample
 from finetune.training.progress import HistoryWriter, ProgressReport
+from finetune.training.sharding import gather_weights, load_whole
 from finetune.training.summary import summarize
 from finetune.training.trainer import FineTuningTrainer
 from finetune.training.waiting import WaitingRoom, is_lost_connection
@@ -108,6 +110,7 @@ class Run:
         self.record: dict[str, Any] = {}
         self.earlier: dict[str, Any] = {}
         self.checkpoint: Path | None = None
+        self.weights: dict[str, Any] | None = None
         self.is_changed = False
         self.has_begun = False
         self.started_here = True
@@ -119,6 +122,7 @@ class Run:
         training = self.arguments.training
         use_processor(self.arguments.run.num_threads or 1)
         quiet_program()
+        load_whole()
         training.output_dir = str(self.directory / "checkpoints")
         training.restore_callback_states_from_checkpoint = True  # the patience of early stopping, and the costs
         self.is_main = training.process_index == 0
@@ -263,7 +267,8 @@ class Run:
         """
         task = task_of(splits["train"].features)
         self.is_paired = "text_pair" in splits["train"].column_names
-        self.arguments.settle(task.problem_type, is_paired=self.is_paired)
+        num_rows = None if self.arguments.data.streaming else len(splits["train"])
+        self.arguments.settle(task.problem_type, self.is_paired, num_rows)
         self.record["arguments"] = self.arguments.to_dict()
         self.record["data"] = {
             "problem_type": task.problem_type,
@@ -319,7 +324,7 @@ class Run:
         return oversample(train, seed)
 
     def build_loss(self, train: Dataset) -> ExampleLoss:
-        """Build the loss that the settings ask for, weighted by the classes of the tokenized training split."""
+        """Build the loss that the settings ask for, by the classes or numbers of the tokenized training split."""
         data, method = self.arguments.data, self.arguments.method
         problem_type, names = self.record["data"]["problem_type"], self.record["data"]["label_names"]
         weights = None
@@ -331,6 +336,7 @@ class Run:
             weights,
             method.focal_gamma,
             data.window_pooling if data.truncation == "window" else None,
+            Standard.of(train["labels"][:]) if problem_type == REGRESSION else Standard(),
         )
 
     def callbacks(self) -> list[TrainerCallback]:
@@ -360,6 +366,7 @@ class Run:
         with self.interruption.deferred():
             trainer.train(resume_from_checkpoint=None if self.checkpoint is None else str(self.checkpoint))
         self.interruption.raise_if_received()
+        self.weights = gather_weights(trainer)
         costs = trainer.costs
         self.record["costs"] = {
             "train_seconds": costs.train_seconds,
@@ -397,10 +404,13 @@ class Run:
             architecture = f"TfidfVectorizer + {linear}"
         else:
             trainable, total = count_parameters(model)
-            architecture = type(model.get_base_model() if isinstance(model, PeftModel) else model).__name__
+            base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+            architecture = type(base).__name__.removeprefix("FSDP")  # which fully_shard puts before a class's name
         if self.is_main:
             text_config = None if tokenizer is None else self.text_config
-            write_model(self.model_directory, model, tokenizer, text_config, is_paired=self.is_paired)
+            write_model(
+                self.model_directory, model, tokenizer, text_config, weights=self.weights, is_paired=self.is_paired
+            )
             self.record["model"] = {
                 "name": name,
                 "architecture": architecture,

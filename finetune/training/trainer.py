@@ -12,12 +12,14 @@ import math
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.trainer_callback import (
@@ -56,6 +58,7 @@ from finetune.methods.schedules import build_schedule
 from finetune.methods.unfreezing import GradualUnfreezing
 from finetune.metrics import SINGLE_LABEL
 from finetune.models.inference import compute_logits
+from finetune.models.output_layer import Standard, find_output_layer
 from finetune.progress_bar import progress_bar
 from finetune.training.adalora import (
     AdaLoraAllocation,
@@ -69,6 +72,7 @@ from finetune.training.interruption import Interruption
 from finetune.training.loop import EpochEnd, LoopState
 from finetune.training.loss import ExampleLoss
 from finetune.training.progress import CostMeter
+from finetune.training.sharding import name_layers_for_fsdp
 from finetune.training.watch import Watch, warn_if_collapsed
 
 __all__ = ["FineTuningTrainer"]
@@ -117,6 +121,7 @@ class FineTuningTrainer(Trainer):
     ):
         refuse_too_long(model, processing_class.model_max_length)
         args._n_gpu = min(args.n_gpu, 1)  # several GPUs take several processes, never nn.DataParallel
+        name_layers_for_fsdp(model)
         super().__init__(
             model=model,
             args=args,
@@ -127,11 +132,14 @@ class FineTuningTrainer(Trainer):
             callbacks=callbacks,
         )
         self.model_accepts_loss_kwargs = False
+        if self.is_fsdp_enabled:  # autocast casts, as everywhere else, and gradients are summed in float32
+            self.accelerator.state.fsdp_plugin.mixed_precision_policy = None
         self.training_data: Any = train_dataset
         self.collator: Any = MicroBatchCollator(processing_class, max_tokens_per_micro_batch)
         self.metrics_of = compute_metrics
         problem_type = model.config.problem_type or SINGLE_LABEL
-        self.example_loss = example_loss or ExampleLoss(problem_type, args.label_smoothing_factor)
+        loss = example_loss or ExampleLoss(problem_type, args.label_smoothing_factor)
+        self.standard, self.example_loss = loss.standard, replace(loss, standard=Standard())  # which `train` takes
         self.tuning = tuning or TuningArguments()
         self.interruption = Interruption()
         self.name_rows: Callable[[Sequence[Any]], list[str]] = lambda rows: [f"row {row}" for row in rows]
@@ -155,16 +163,65 @@ class FineTuningTrainer(Trainer):
         self.add_callback(_ReleaseMemory)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train; where the encoder is frozen, on its features, computed once."""
+        """Train; where the encoder is frozen, on its features, computed once; numbers to predict are standardised."""
+        with self._standardised():
+            return self._train(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def _standardised(self) -> Iterator[None]:
+        """Let the model's outputs stand for standardised numbers, and put mean and spread into them in the end.
+
+        A head that the checkpoint brought along goes on from the numbers that it gives; a fresh one from the mean.
+        """
+        standard = self.standard
+        if standard == Standard():
+            yield
+            return
+        model: Any = self.model
+        is_divided = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        found = None if is_divided else find_output_layer(model, self._collate_probes())
+        if found is None:
+            why = "weights are divided over processes" if is_divided else "no linear layer alone gives the output"
+            warnings.warn(
+                f"the numbers to predict (mean {standard.mean:.4g}, spread {standard.spread:.4g}) are not "
+                f"standardised, since {why}: bring them near 0 yourself, or train longer",
+                stacklevel=2,
+            )
+            yield
+            return
+        name, layer = found
+        if layer.bias is None:
+            standard = standard.without_mean()
+        base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        is_fresh = base.config.model_type == "textcnn" or any(
+            f".{module}." in f".{name}." for module in new_modules_of(model)
+        )
+        if not is_fresh:
+            standard.take_out_of(layer)
+        self.example_loss = replace(self.example_loss, standard=standard)
+        try:
+            yield
+        finally:
+            self.example_loss.standard.put_into(layer)  # that of the checkpoint, if it went on from one
+            self.example_loss = replace(self.example_loss, standard=Standard())
+
+    def _collate_probes(self) -> Any:
+        """Give a few texts as the model takes them."""
+        is_stream = isinstance(self.training_data, TokenizingRows)
+        rows: Any = self.eval_dataset if is_stream else self.training_data
+        probes = self.collator.collate([rows[row] for row in range(min(4, len(rows)))])
+        del probes["labels"]
+        probes.pop("num_windows", None)
+        return self._prepare_inputs(probes)
+
+    def _train(self, *args: Any, **kwargs: Any) -> Any:
         model: Any = self.model
         is_stream = isinstance(self.training_data, TokenizingRows)
         if is_stream or not has_frozen_encoder(model) or self.example_loss.window_pooling is not None:
             return super().train(*args, **kwargs)
         start = time.perf_counter()
         model.to(self.args.device).eval()
-        probes = self.collator.collate([self.training_data[row] for row in range(min(4, len(self.training_data)))])
-        probes.pop("labels")
-        read = find_feature_reader(model, self._prepare_inputs(probes))
+        read = find_feature_reader(model, self._collate_probes())
         if read is None:
             return super().train(*args, **kwargs)
 
@@ -276,7 +333,8 @@ class FineTuningTrainer(Trainer):
                     assert isinstance(loss, torch.Tensor)
                     if number > len(micro_batches):
                         loss = 0 * loss
-                    self.accelerator.backward(loss)
+                    # DeepSpeed would divide by the accumulation steps, which the loss holds already.
+                    self.accelerator.backward(loss, **({"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}))
                 step_loss += loss.detach()
         except (RuntimeError, MemoryError) as error:
             self.accelerator.gradient_state._set_sync_gradients(synchronises)
@@ -463,6 +521,7 @@ class FineTuningTrainer(Trainer):
                 self.example_loss.window_pooling,
                 on_batch=self._unless_interrupted(advance, _EvaluationCutShort()),
             )
+        logits = self.example_loss.standard.undo(logits)
         config: Any = self.model.config  # type: ignore[union-attr]
         if self.args.process_index == 0:
             warn_if_collapsed(logits, self.example_loss.problem_type, config.id2label)
@@ -540,12 +599,14 @@ class FineTuningTrainer(Trainer):
             has_ended=self.control.should_training_stop,
             reduced_tokens=self.reduced_tokens,
             left_out=self.left_out,
+            mean=self.example_loss.standard.mean,
+            spread=self.example_loss.standard.spread,
         )
 
     def _refuse_broken_weights(self) -> None:
         model: Any = self.model
         for name, parameter in model.named_parameters():
-            if parameter.requires_grad and not torch.isfinite(parameter).all():
+            if parameter.requires_grad and not torch.isfinite(parameter.detach()).all():
                 raise FinetuneError(
                     f"Expected finite weights, but {name} has NaN or infinity after step {self.state.global_step}; no "
                     "checkpoint of it is written. Lower --learning_rate, and pass --restart."
@@ -576,7 +637,9 @@ class FineTuningTrainer(Trainer):
             self.state.best_model_checkpoint = None if best is None else str(best)
             self.steps_per_epoch = num_update_steps_per_epoch
             self.resumed = checkpoint, LoopState.read(checkpoint)
-            self.reduced_tokens = self.resumed[1].reduced_tokens
+            loop = self.resumed[1]
+            self.example_loss = replace(self.example_loss, standard=Standard(loop.mean, loop.spread))
+            self.reduced_tokens = loop.reduced_tokens
             if self.reduced_tokens is not None:
                 self.collator.max_tokens = self.reduced_tokens
         return positions
