@@ -70,7 +70,7 @@ def test_these_are_no_branches(runs, capsys, branch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["merge", "RUNS/lora", "FILE/merged"], "Not a directory"),
+        (["merge", "RUNS/lora", "FILE/merged"], "File exists"),
         (["export", "RUNS/textcnn", "FILE/exported", "--format", "onnx"], "Not a directory"),
         (["export", "RUNS/textcnn", "NEW", "--format", "onnx", "--max_samples", "0"], "at least 1, but got '0'"),
         (["predict", "RUNS/tfidf", "a text", "--num_threads", "-1"], "at least 1, but got '-1'"),

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -96,7 +97,7 @@ def workplaces(tmp_path_factory):
     level = logging.root.level
     logging.root.setLevel(logging.DEBUG)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("finetune.delivery.push.tempfile.TemporaryDirectory", kept)
+        patch.setattr("finetune.delivery.push.tempfile", SimpleNamespace(TemporaryDirectory=kept))
         yield folder
     logging.root.setLevel(level)
     logging.root.removeHandler(handler)
