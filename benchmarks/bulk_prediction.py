@@ -4,8 +4,8 @@
 
 Writes a CSV file of a million sentences of the embedded reviews, each row with an id of its own, and labels it with
 `finetune predict --input_file`, which is killed with SIGKILL at a random row and started again by the same command.
-Prints the peak of the resident memory in the first tenth of the rows and in the rest, rows a second, and whether the
-output is the input, row by row, with an answer to each. A random thousand of them are labelled anew in other company.
+Prints the peak of the resident memory in each tenth of the rows, rows a second, and whether the output is the input, row
+by row, with an answer to each. A random thousand of them are labelled anew in other company.
 """
 
 import csv
@@ -151,9 +151,10 @@ def main() -> None:
         before = predict(command, target, kill_at)
         after = predict(command, target)
         checked = check(source, target, options.run)
-    tenth = options.num_rows // 10
-    first = max(rss for done, rss in before.samples if done <= tenth)
-    rest = max(rss for done, rss in before.samples + after.samples if done > tenth)
+    peaks = [0] * 10
+    for done, rss in before.samples + after.samples:
+        tenth = min(9, 10 * done // options.num_rows)
+        peaks[tenth] = max(peaks[tenth], rss)
     killed_after = before.samples[-1][0]
     seconds, cpu_seconds = before.seconds + after.seconds, before.cpu_seconds + after.cpu_seconds
     print(
@@ -161,7 +162,7 @@ def main() -> None:
         f"included: {options.num_rows / seconds:,.0f} a second, {options.num_rows / cpu_seconds:,.0f} a second of "
         f"processor time; killed after {killed_after:,} rows"
     )
-    print(f"peak memory {first / 2**20:,.0f} MiB in the first tenth, {rest / 2**20:,.0f} MiB in the rest")
+    print(f"peak memory in each tenth, MiB: {', '.join(f'{peak / 2**20:.0f}' for peak in peaks)}")
     print(", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in checked.items()))
     results = {
         "mean_characters": mean_characters,
@@ -170,8 +171,7 @@ def main() -> None:
         "cpu_seconds": cpu_seconds,
         "rows_per_second": options.num_rows / seconds,
         "rows_per_cpu_second": options.num_rows / cpu_seconds,
-        "peak_bytes_in_first_tenth": first,
-        "peak_bytes_in_the_rest": rest,
+        "peak_bytes_by_tenth": peaks,
         "checked": checked,
     }
     write_results(options.output_json, options, results)
