@@ -4,8 +4,8 @@
 
 Writes a CSV file of a million sentences of the embedded reviews, each row with an id of its own, and labels it with
 `finetune predict --input_file`, which is killed with SIGKILL at a random row and started again by the same command.
-Prints the peak of the resident memory in each tenth of the rows, rows a second, and whether the output is the input, row
-by row, with an answer to each. A random thousand of them are labelled anew in other company.
+Prints the peak of the resident memory in each tenth of the rows, rows a second, and whether the output is the input,
+row by row, with an answer to each. A random thousand of them are labelled anew in other company.
 """
 
 import csv
