@@ -64,6 +64,9 @@ def main() -> None:
     parser.add_argument("encoder", help="a run directory of an encoder")
     parser.add_argument("textcnn", nargs="?", help="a run directory of a TextCNN on the same data")
     parser.add_argument("--num_texts", type=int, help="texts of the test split to measure accuracy on (default: all)")
+    parser.add_argument(
+        "--max_samples", type=int, help="validation texts that each export is checked on (default: all)"
+    )
     parser.add_argument("--exports", help="folder for the exports; kept, and used if they are there")
     options = parser.parse_args()
     if options.measure:
@@ -84,7 +87,7 @@ def main() -> None:
         if folder == run:
             continue
         if not is_exported(folder):
-            export(run, folder, int8="int8" in name)
+            export(run, folder, int8="int8" in name, max_samples=options.max_samples)
         checks[name] = json.loads((Path(folder) / "export.json").read_text())["measured"]
     turns = take_turns(__file__, [f"{name}={path}:{run}" for name, (path, run) in settings.items()], options.turns)
     table = {}

@@ -59,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument("--input_file", help="texts to label: .csv, .tsv, .jsonl or .parquet, of any size")
     predict.add_argument("--output_file", help="gets the rows of --input_file, with label and probabilities added")
     _add_text_flags(predict)
-    predict.add_argument("--num_threads", type=int, help="threads (default: the physical cores)")
+    predict.add_argument("--num_threads", type=_count, help="threads (default: the physical cores)")
     predict.set_defaults(run=run_predict)
 
     evaluate = commands.add_parser("evaluate", help="measure a trained model on labelled texts", allow_abbrev=False)
@@ -70,7 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_text_flags(evaluate)
     _add_label_flags(evaluate)
     evaluate.add_argument("--output_json", help="also write the metrics to this file")
-    evaluate.add_argument("--num_threads", type=int, help="threads (default: the physical cores)")
+    evaluate.add_argument("--num_threads", type=_count, help="threads (default: the physical cores)")
     evaluate.set_defaults(run=run_evaluate)
 
     push = commands.add_parser("push", help="put a model on the Hub, and make sure it works there", allow_abbrev=False)
@@ -99,8 +99,8 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("--validation_file", help="labelled texts to measure on (default: the run's validation split)")
     _add_text_flags(export)
     _add_label_flags(export)
-    export.add_argument("--max_samples", type=int, help="measure on so many of the texts (default: all)")
-    export.add_argument("--num_threads", type=int, help="threads (default: the physical cores)")
+    export.add_argument("--max_samples", type=_count, help="measure on so many of the texts (default: all)")
+    export.add_argument("--num_threads", type=_count, help="threads (default: the physical cores)")
     export.set_defaults(run=run_export)
 
     serve = commands.add_parser("serve", help="answer over HTTP, with a page to try a model", allow_abbrev=False)
@@ -109,10 +109,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine)")
     serve.add_argument("--port", type=int, default=8000, help="port; 0 takes any that is free (default: 8000)")
-    serve.add_argument("--max_body_bytes", type=int, default=2_000_000, help="of a request (default: 2,000,000)")
-    serve.add_argument("--max_texts", type=int, default=256, help="in a request (default: 256)")
-    serve.add_argument("--max_characters", type=int, default=100_000, help="of a text (default: 100,000)")
-    serve.add_argument("--num_threads", type=int, help="threads (default: the physical cores)")
+    serve.add_argument("--max_body_bytes", type=_count, default=2_000_000, help="of a request (default: 2,000,000)")
+    serve.add_argument("--max_texts", type=_count, default=256, help="in a request (default: 256)")
+    serve.add_argument("--max_characters", type=_count, default=100_000, help="of a text (default: 100,000)")
+    serve.add_argument("--num_threads", type=_count, help="threads (default: the physical cores)")
     serve.set_defaults(run=run_serve)
 
     compare = commands.add_parser(
@@ -138,6 +138,13 @@ def _add_text_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text_column", help="column of the texts (default: by its name)")
     parser.add_argument("--text_pair_column", help="column of the second texts, for pairs")
     parser.add_argument("--encoding", help="how the file's bytes are read as text (default: it is found out)")
+
+
+def _count(word: str) -> int:
+    """Read the value of a flag that is a number of at least 1."""
+    if not word.isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"Expected a number of at least 1, but got {word!r}")
+    return int(word)
 
 
 def _add_label_flags(parser: argparse.ArgumentParser) -> None:
@@ -190,19 +197,26 @@ def run_predict(arguments: argparse.Namespace) -> None:
             f"{len(arguments.pairs)}. Pass as many."
         )
     if arguments.input_file is not None:
-        _prepare(arguments)
         from pathlib import Path
+
+        from finetune.delivery.exported import is_exported
+
+        if not is_exported(arguments.path):  # which runs without torch
+            _prepare(arguments)
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
         from finetune.delivery.bulk import predict_file
 
         columns = {name: getattr(arguments, name) for name in ("text_column", "text_pair_column", "encoding")}
-        count = predict_file(arguments.path, Path(arguments.input_file), Path(arguments.output_file), columns)
+        files = Path(arguments.input_file), Path(arguments.output_file)
+        count = predict_file(arguments.path, *files, columns, arguments.num_threads)
         if count is not None:  # else the main process says it
             print(f"{count:,} rows in {arguments.output_file}")
         return
     predictor = _load_predictor(arguments)
     chunks = [arguments.texts] if arguments.texts else _lines(sys.stdin)
     for texts in chunks:
+        _check_characters([*texts, *(arguments.pairs or ())])
         for text, prediction in zip(texts, predictor.predict(texts, arguments.pairs), strict=True):
             if prediction.value is not None:
                 found = f"{prediction.value:.4f}"
@@ -229,8 +243,24 @@ def _lines(stream: TextIO) -> Iterator[list[str]]:
     """Give the lines of a stream, one by one from a terminal, else many at once."""
     count = 1 if stream.isatty() else 4096
     lines = (line.rstrip("\r\n") for line in stream)
-    while chunk := list(itertools.islice(lines, count)):
-        yield chunk
+    try:
+        while chunk := list(itertools.islice(lines, count)):
+            yield chunk
+    except UnicodeDecodeError as error:
+        raise FinetuneError(
+            f"Expected lines in {error.encoding}, but got bytes that are not. Pass a file, with --encoding."
+        ) from error
+
+
+def _check_characters(texts: Sequence[str]) -> None:
+    """Refuse texts with bytes that are not UTF-8, which the system hands on as halves of characters."""
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise FinetuneError(
+                f"Expected texts in UTF-8, but got {text!r}. Pass them in a file, with --encoding."
+            ) from None
 
 
 def run_evaluate(arguments: argparse.Namespace) -> None:
@@ -311,9 +341,6 @@ def run_serve(arguments: argparse.Namespace) -> None:
             "Install them: pip install -c constraints.txt -e '.[serve]'"
         )
     limits = {name: getattr(arguments, name) for name in ("max_body_bytes", "max_texts", "max_characters")}
-    for name, value in limits.items():
-        if value < 1:
-            raise FinetuneError(f"Expected --{name} of at least 1, but got {value}.")
     from finetune.delivery.serve import Limits, serve
 
     name = Path(arguments.path).resolve().name if Path(arguments.path).exists() else arguments.path

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 __all__ = ["RESUME_ME", "FinetuneError", "Interrupted", "exit_on_error"]
 
 RESUME_ME = os.EX_TEMPFAIL  # 75: not a failure; the same command goes on from here
-OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO}
+OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.EPERM}
 OF_A_PATH = {errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}  # something else is there
 
 
@@ -30,7 +30,8 @@ def exit_on_error() -> Iterator[None]:
     """End the program with one line on standard error and a status instead of a traceback.
 
     2 for a `FinetuneError`, a disk that is full or can't be written to, a path where something else is, and memory that
-    does not suffice; 75 for an interrupted run that can be resumed; 130 for Ctrl-C elsewhere.
+    does not suffice; 75 for an interrupted run that can be resumed; 130 for Ctrl-C elsewhere. Where who read the output
+    has gone, as `head` does, it ends with 1 and says nothing.
     """
     try:
         yield
@@ -40,6 +41,9 @@ def exit_on_error() -> Iterator[None]:
         _exit(RESUME_ME, f"interrupted: {interruption}")
     except KeyboardInterrupt:
         _exit(130, "interrupted")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes once more as it ends
+        sys.exit(1)
     except OSError as error:
         if error.errno not in OF_THE_DISK | OF_A_PATH:
             raise

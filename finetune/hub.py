@@ -18,6 +18,7 @@ from huggingface_hub import HfApi, constants, get_session
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
+    HFValidationError,
     LocalEntryNotFoundError,
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
@@ -25,6 +26,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import validate_repo_id
 
 from finetune.errors import FinetuneError
 
@@ -66,7 +68,13 @@ def parse_hub_id(name: str) -> tuple[str, str | None] | None:
         True
     """
     match = HUB_ID.fullmatch(name)
-    return None if match is None or ".." in name else (match["name"], match["revision"])
+    if match is None or ".." in name:
+        return None
+    try:
+        validate_repo_id(match["name"])
+    except HFValidationError:  # too long, "--" in it, ".git" at its end
+        return None
+    return match["name"], match["revision"]
 
 
 def check_login(api: HfApi, name: str) -> None:

@@ -28,6 +28,13 @@ LARGE = (".safetensors", ".bin", ".onnx", ".parquet", ".model")  # what a new re
 FAULTS = ("500", "503", "reset", "lost", "slow", "401", "403", "404", "409")
 
 
+def forms_of(secret: str) -> list[bytes]:
+    """Give a secret as it stands in a file, and as in base64, at whichever of three bytes it begins there."""
+    raw = secret.encode()
+    encoded = [(base64.b64encode(bytes(shift) + raw), shift) for shift in range(3)]
+    return [raw, *(code[4 * (shift > 0) : (shift + len(raw)) // 3 * 4] for code, shift in encoded)]
+
+
 class RefusalError(Exception):
     """An answer other than 200."""
 
@@ -43,11 +50,12 @@ class HubServer(ThreadingHTTPServer):
         folder: Where everything is kept; a server that is started on it again goes on.
         port: 0 for a free one.
         user: Whose token is taken, and the only namespace that can be written.
+        secret: What no request may hold but in its Authorization; `leaks` lists those that do.
     """
 
     daemon_threads = True
 
-    def __init__(self, folder: Path, port: int = 0, user: str = "me"):
+    def __init__(self, folder: Path, port: int = 0, user: str = "me", secret: str | None = None):
         super().__init__(("127.0.0.1", port), Handler)
         self.folder, self.user = Path(folder), user
         self.blobs = self.folder / "blobs"
@@ -58,6 +66,8 @@ class HubServer(ThreadingHTTPServer):
         self.requests: list[str] = []
         self.faults: dict[int, str] = {}
         self.slow_seconds = 1.0
+        self.secret_forms = [] if secret is None else forms_of(secret)
+        self.leaks: list[str] = []
 
     @property
     def url(self) -> str:
@@ -90,6 +100,13 @@ class HubServer(ThreadingHTTPServer):
         assert fault in FAULTS
         with self.lock:
             self.faults = {len(self.requests) + at + step: fault for step in range(times)}
+
+    def watch(self, request: "Handler", body: bytes) -> None:
+        """Note a request that holds the secret where it should not."""
+        headers = [f"{name}: {value}" for name, value in request.headers.items() if name.lower() != "authorization"]
+        seen = body + "\n".join([request.path, *headers]).encode()
+        if any(form in seen for form in self.secret_forms):
+            self.leaks.append(f"{request.command} {request.path}")
 
     def count_request(self, line: str) -> str | None:
         with self.lock:
@@ -159,9 +176,10 @@ class Handler(BaseHTTPRequestHandler):
         path, self.query = parts.path, parse_qs(parts.query)
         fault = self.server.count_request(f"{self.command} {path}")
         if fault == "reset":
-            self.read_body(partly=True)
+            self.server.watch(self, self.read_body(partly=True))
             return self.cut()
         body = self.read_body()
+        self.server.watch(self, body)
         if fault == "slow":
             threading.Event().wait(self.server.slow_seconds)
         try:

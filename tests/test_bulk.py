@@ -1,8 +1,11 @@
 """`finetune predict` on files: the same rows out in every format, and an interrupted output continued exactly."""
 
 import csv
+import gzip
 import io
 import json
+import os
+import socket
 import subprocess
 import sys
 
@@ -131,12 +134,15 @@ def test_an_unfinished_output_of_another_input_is_left_alone(runs, rows, tmp_pat
         ("in.csv", "out.jsonl", "in the format of the input"),
         ("in.csv", "out.txt", "to end in one of"),
         ("in.csv", "there.csv", "exists"),
+        ("in.csv", "nowhere/out.csv", "in a folder"),
+        ("in.json", "out.jsonl", "all but the last also with .gz"),
         ("missing.csv", "out.csv", "does not exist"),
         ("taken.csv", "out.csv", "without the columns ['predicted_label']"),
     ],
 )
 def test_files_that_don_t_fit_are_refused(runs, rows, tmp_path, capsys, source, target, message):
     write(tmp_path / "in.csv", rows)
+    (tmp_path / "in.json").write_text("[]")
     write(tmp_path / "taken.csv", [{**row, "predicted_label": "x"} for row in rows])
     (tmp_path / "there.csv").write_text("kept")
     with pytest.raises(SystemExit) as caught:
@@ -144,6 +150,85 @@ def test_files_that_don_t_fit_are_refused(runs, rows, tmp_path, capsys, source, 
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
     assert (tmp_path / "there.csv").read_text() == "kept"
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_an_output_that_was_changed_is_not_gone_on_with(runs, rows, tmp_path, capsys):
+    source, target = write(tmp_path / "in.csv", rows), tmp_path / "out.csv"
+    for state in ("{", json.dumps({"asked": {}, "rows": 3, "bytes": 50})):
+        (tmp_path / "out.csv.state.json").write_text(state)
+        (tmp_path / "out.csv.partial").write_text("less than fifty")
+        with pytest.raises(SystemExit):
+            predict(runs / "tfidf", source, target)
+        assert "Delete both to start over" in capsys.readouterr().err
+        assert (tmp_path / "out.csv.partial").read_text() == "less than fifty"
+
+
+def test_compressed_texts_and_missing_ones_are_labelled(runs, tmp_path):
+    lines = ['{"text": NaN}', '{"text": null}', '{"id": 3}', '{"text": ""}']
+    (tmp_path / "in.jsonl.gz").write_bytes(gzip.compress("\n".join([*lines, '{"text": "good"}']).encode()))
+    predict(runs / "tfidf", tmp_path / "in.jsonl.gz", tmp_path / "out.jsonl")
+    found = read(tmp_path / "out.jsonl")
+    assert len({row["probability_pos"] for row in found[:4]}) == 1
+    assert found[4]["predicted_label"] == "pos"
+
+
+@pytest.mark.parametrize(("row", "message"), [('{"text": "bad', "line 201 is not"), ('{"text": ["a"]}', "has a list")])
+def test_a_broken_row_leaves_nothing_that_looks_finished(runs, tmp_path, capsys, row, message):
+    (tmp_path / "in.jsonl").write_text('{"text": "good"}\n' * 200 + row + "\n")
+    with pytest.raises(SystemExit):
+        predict(runs / "tfidf", tmp_path / "in.jsonl", tmp_path / "out.jsonl")
+    assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+# The libraries are imported once; then this process becomes two that share the work, of which the second is killed.
+TWO_PROCESSES = """
+import os, signal, sys, time
+from pathlib import Path
+from finetune.cli import main
+from finetune.delivery import bulk, predict
+bulk.ROWS_AT_ONCE = 256
+children = []
+for rank in "01":
+    child = os.fork()
+    children.append(child)
+    if child == 0:
+        os.environ.update(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
+        try:
+            main(sys.argv[2:])
+        except SystemExit as end:
+            os._exit(end.code)
+        os._exit(0)
+while not Path(sys.argv[1]).exists():
+    time.sleep(0.01)
+os.kill(children[1], signal.SIGKILL)
+print("ended with", os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]))
+main(sys.argv[2:])
+"""
+
+
+def test_a_process_that_dies_is_said_in_one_line_and_the_same_command_goes_on(runs, tmp_path):
+    count = 6_000
+    source, target = (
+        write(tmp_path / "in.csv", [{"text": text} for text, _ in make_reviews(count)]),
+        tmp_path / "out.csv",
+    )
+    words = ["predict", str(runs / "textcnn"), "--input_file", str(source), "--output_file", str(target)]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_PROCESSES, f"{target}.state.json", *words, "--num_threads", "1"],
+        capture_output=True, text=True, timeout=500, check=False,
+        env={**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "ended with 2" in done.stdout, done.stderr
+    errors = [line for line in done.stderr.splitlines() if "[Gloo]" not in line]
+    assert len(errors) == 1, done.stderr
+    assert "Expected 2 processes, but one ended" in errors[0]
+    assert [row["text"] for row in read(target)] == [row["text"] for row in read(source)]
 
 
 def test_lines_of_the_standard_input_are_labelled(runs, monkeypatch, capsys):

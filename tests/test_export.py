@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_reviews
+from conftest import make_reviews, write_csv
 from transformers import AutoTokenizer
 
 from finetune.cli import main as finetune_command
@@ -81,10 +81,13 @@ def test_the_folder_has_all_that_its_use_needs_and_says_what_was_measured(runs, 
     assert str(runs) not in json.dumps(record)
 
 
-def test_predict_imports_neither_torch_nor_transformers(exports):
+def test_predict_imports_neither_torch_nor_transformers(exports, tmp_path):
+    source, target = write_csv(tmp_path / "in.csv", make_reviews(20)), str(tmp_path / "out.csv")
     program = (
         "import sys; from finetune.cli import main\n"
         f"main(['predict', {str(exports / 'int8')!r}, 'a good film', 'dull', '--num_threads', '1'])\n"
+        f"main(['predict', {str(exports / 'int8')!r}, '--input_file', {source!r}, '--output_file', {target!r}, "
+        "'--num_threads', '1'])\n"
         "heavy = {'torch', 'transformers', 'datasets', 'sklearn', 'peft', 'pandas'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
@@ -92,7 +95,11 @@ def test_predict_imports_neither_torch_nor_transformers(exports):
     assert done.returncode == 0, done.stderr
     expected = load_exported(exports / "int8", 1).predict(["a good film", "dull"])
     shown = [f"{one.labels[0]}\t{one.probabilities[0]:.4f}" for one in expected]
-    assert done.stdout.splitlines() == [f"{shown[0]}\ta good film", f"{shown[1]}\tdull"]
+    assert done.stdout.splitlines()[:2] == [f"{shown[0]}\ta good film", f"{shown[1]}\tdull"]
+    with Path(target).open() as file:
+        labelled = [row["predicted_label"] for row in csv.DictReader(file)]
+    predictions = load_exported(exports / "int8", 1).predict([text for text, _ in make_reviews(20)])
+    assert labelled == [one.labels[0] for one in predictions]
 
 
 def test_evaluate_and_files_take_an_export(runs, exports, reviews, tmp_path, capsys):

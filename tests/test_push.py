@@ -4,7 +4,10 @@
 """
 
 import argparse
+import contextlib
+import io
 import json
+import logging
 import os
 import random
 import re
@@ -14,22 +17,27 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from hub_server import HubServer
+from hub_server import HubServer, forms_of
 from huggingface_hub import HfApi, ModelCard, constants
 from huggingface_hub.repocard_data import model_index_to_eval_results
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from finetune import hub as hub_module
 from finetune.cli import main as finetune_command
+from finetune.data.cutting import TextConfig
 from finetune.data.embedded import EMBEDDED_MODEL_ID, EMBEDDED_MODEL_REVISION, find_embedded_model
+from finetune.delivery.card import Shipped, write_snippet
 from finetune.delivery.load import load
 from finetune.delivery.merge import merge_adapter
 from finetune.delivery.predict import load_predictor
 from finetune.delivery.push import upload_folder
 from finetune.errors import FinetuneError
+from finetune.models.save import read_finetune_config, write_model
 
 TOKEN = "hf_" + "abcdefghij" * 3
 TEXTS = ["a great film", "this was awful !", "good", "the plot of the story was very dull and boring . " * 9]
@@ -44,12 +52,17 @@ NAMES = {
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
     """A hub that this process and those that it starts talk to, with an empty cache of it."""
-    with HubServer(tmp_path_factory.mktemp("hub")).running() as server, pytest.MonkeyPatch.context() as patch:
+    with (
+        HubServer(tmp_path_factory.mktemp("hub"), secret=TOKEN).running() as server,
+        pytest.MonkeyPatch.context() as patch,
+    ):
         patch.setattr(constants, "ENDPOINT", server.url)
         patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}")
         patch.setattr(constants, "HF_HUB_OFFLINE", False)
         patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        patch.setattr(constants, "HF_HUB_CACHE", str(tmp_path_factory.mktemp("cache")))
+        cache = tmp_path_factory.mktemp("cache")
+        patch.setattr(constants, "HF_HUB_CACHE", str(cache))
+        patch.setattr(constants, "HF_TOKEN_PATH", str(cache / "token"))
         patch.setenv("HF_TOKEN", TOKEN)
         hub_module.reach_hub.cache_clear()
         yield server
@@ -71,17 +84,36 @@ def more_runs(imdb, flags, runs, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pushed(hub, more_runs):
-    """All of them on the hub, by the command; gives what it printed."""
-    import contextlib
-    import io
+def workplaces(tmp_path_factory):
+    """The temporary folders of pushes, which are kept here, and a log of all that any library has to say."""
+    folder = tmp_path_factory.mktemp("workplaces")
 
+    @contextlib.contextmanager
+    def kept():
+        yield tempfile.mkdtemp(dir=folder)
+
+    handler = logging.FileHandler(folder / "everything.log")
+    logging.root.addHandler(handler)
+    level = logging.root.level
+    logging.root.setLevel(logging.DEBUG)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("finetune.delivery.push.tempfile", SimpleNamespace(TemporaryDirectory=kept))
+        yield folder
+    logging.root.setLevel(level)
+    logging.root.removeHandler(handler)
+
+
+@pytest.fixture(scope="module")
+def pushed(hub, more_runs, workplaces):
+    """All of them on the hub, by the command, with faults on the way; gives what it printed."""
     printed = {}
-    for method, name in NAMES.items():
+    for number, (method, name) in enumerate(NAMES.items()):
+        hub.inject(RETRIED[number % len(RETRIED)], number + 3)
         out = io.StringIO()
-        with contextlib.redirect_stdout(out):
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
             finetune_command(["push", str(more_runs[method]), name, *(["--adapter"] if method == "adapter" else [])])
         printed[method] = out.getvalue()
+    hub.faults.clear()
     return printed
 
 
@@ -341,6 +373,20 @@ def test_without_a_network(hub, runs, monkeypatch, capsys):
     hub_module.reach_hub.cache_clear()
 
 
+def test_a_model_of_pairs_takes_pairs_alone_and_its_snippet_gives_one(tiny_bert, tmp_path, capsys):
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_bert, id2label={0: "no", 1: "yes"})
+    folder = tmp_path / "model"
+    write_model(folder, model, AutoTokenizer.from_pretrained(tiny_bert), TextConfig(24), is_paired=True)
+    predictor = load_predictor(folder, torch.float32)
+    with pytest.raises(FinetuneError, match="Expected pairs of texts"):
+        predictor.predict(["a good film"])
+    config = read_finetune_config(folder)
+    exec(write_snippet(Shipped(str(folder), None, "whole", ["no", "yes"], config)), {})
+    printed = capsys.readouterr().out
+    expected = predictor.compute_probabilities(["A text to classify."], ["Its second text."])[0]
+    assert float(re.search(r"'score': ([\d.]+)", printed)[1]) == pytest.approx(expected.max(), abs=1e-5)
+
+
 @pytest.mark.parametrize("method", ["ia3", "vera", "oft", "lora"])
 def test_adapters_merge_under_a_head_of_several_layers(tmp_path, tiny_bert, method):
     from test_reload import TOKENS, train_and_save, write_base
@@ -366,6 +412,33 @@ def test_virtual_tokens_don_t_merge(tmp_path, tiny_bert):
     model, _ = load(tmp_path / "saved/prompt")
     with pytest.raises(FinetuneError, match="--adapter"):
         merge_adapter(model)
+
+
+def test_a_token_is_in_the_authorization_of_requests_and_nowhere_else(
+    hub, pushed, more_runs, folder, workplaces, monkeypatch, capfd
+):
+    no_waiting(monkeypatch)
+    count = count_requests(hub, folder, "me/watched")
+    for fault in (*RETRIED, *REFUSED):
+        for at in (1, count - 1):
+            push_with_fault(hub, folder, f"me/watched-{fault}-{at}", fault, at)
+    written = [*pushed.values(), *capfd.readouterr()]
+    files = [file for root in (workplaces, hub.folder, Path(constants.HF_HUB_CACHE), *more_runs.values())
+             for file in root.rglob("*") if file.is_file()]  # fmt: skip
+    assert {"README.md", "everything.log", "model.safetensors", "run.json"} <= {file.name for file in files}
+    for form in forms_of(TOKEN):
+        assert not [text for text in written if form.decode() in text]
+        assert not [file for file in files if form in file.read_bytes()]
+    assert hub.leaks == []
+    assert "trying again" in "".join(written)
+
+
+def test_the_search_for_a_token_finds_one(folder, tmp_path):
+    (folder / "config.json").write_text(f'{{"a": "{TOKEN}"}}')  # in base64 in the commit
+    (folder / "model.safetensors").write_bytes(b"1" + TOKEN.encode())  # as it is in an upload of LFS
+    with HubServer(tmp_path / "hub", secret=TOKEN).running() as own:
+        push_folder(own, folder, "me/leaking")
+        assert {line.split()[0] for line in own.leaks} == {"POST", "PUT"}
 
 
 def main() -> None:

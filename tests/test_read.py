@@ -510,7 +510,7 @@ def test_utf_16_without_its_mark_is_refused_with_the_way_to_read_it(tmp_path, wo
 def columns_of(header: str, row: str, **arguments: str) -> dict[str, str | None]:
     names = header.split("|")
     sample = [Row(dict(zip(names, row.split("|"), strict=True)), "line 2")]
-    found = choose_columns(Table(names, iter(()), None, {}), sample, DataArguments(**arguments), "it")
+    found = choose_columns(Table(names, iter(()), None, {}), sample, arguments, "it")
     return {part: name for part, name in vars(found).items() if name is not None}
 
 

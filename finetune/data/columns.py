@@ -2,11 +2,10 @@
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from finetune.arguments import DataArguments
 from finetune.data.read import Row, Table
 from finetune.errors import FinetuneError
 
@@ -38,13 +37,13 @@ class Columns:
         return ", ".join(f"{part} from column {name!r}" for part, name in vars(self).items() if name is not None)
 
 
-def choose_columns(table: Table, sample: Sequence[Row], arguments: DataArguments, where: str) -> Columns:
+def choose_columns(table: Table, sample: Sequence[Row], flags: Mapping[str, Any], where: str) -> Columns:
     """Take the columns that the user names, and tell the others.
 
     Args:
         table: Its columns.
         sample: A few of its rows.
-        arguments: `text_column`, `text_pair_column`, `label_column`, `id_column`, `group_column`.
+        flags: `text_column`, `text_pair_column`, `label_column`, `id_column`, `group_column`, where they are given.
         where: The file or data set, for messages.
 
     Raises:
@@ -52,7 +51,7 @@ def choose_columns(table: Table, sample: Sequence[Row], arguments: DataArguments
     """
     found = table.columns
     _refuse_header(sample, where)
-    named = {part: getattr(arguments, f"{part}_column") for part in ("text", "label", "text_pair", "id", "group")}
+    named = {part: flags.get(f"{part}_column") for part in ("text", "label", "text_pair", "id", "group")}
     missing = [name for name in named.values() if name is not None and name not in found]
     if missing:
         raise FinetuneError(f"Expected columns {missing} in {where}, but found {found}. {FIX}")

@@ -235,7 +235,7 @@ def _read_file(path: Path, arguments: DataArguments) -> _Source:
     sample = list(itertools.islice(table.rows, 100))
     if not sample:
         raise FinetuneError(f"Expected rows of examples in {where}, but found none below its header.")
-    columns = choose_columns(table, sample, arguments, where)
+    columns = choose_columns(table, sample, vars(arguments), where)
     table = Table(table.columns, itertools.chain(sample, table.rows), table.encoding, table.class_names)
     cache = _write_rows(path, table, columns, where)
     try:
@@ -258,7 +258,7 @@ def _open_shards(folder: Path, arguments: DataArguments) -> tuple[Shards, Column
     shards = Shards(folder)
     sample = [Row(values, "") for values in shards.sample(100, shards.column_names)]
     table = Table(shards.column_names, iter(()), None, shards.class_names)
-    return shards, choose_columns(table, sample, arguments, repr(str(folder)))
+    return shards, choose_columns(table, sample, vars(arguments), repr(str(folder)))
 
 
 def _read_sample(folder: Path, arguments: DataArguments) -> _Source:
@@ -408,7 +408,7 @@ def _hub_source(dataset: Dataset, name: str, split: str, arguments: DataArgument
     """Bring a Hub split to the columns of an example."""
     where = f"split {split!r} of {name}"
     sample = [Row(values, "") for values in dataset.select(range(min(100, len(dataset)))).to_list()]
-    columns = choose_columns(Table(dataset.column_names, iter(()), None, {}), sample, arguments, where)
+    columns = choose_columns(Table(dataset.column_names, iter(()), None, {}), sample, vars(arguments), where)
     labels, class_names = None, None
     if columns.label is not None:
         feature = dataset.features[columns.label]

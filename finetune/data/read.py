@@ -21,7 +21,6 @@ from typing import IO, Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import ClassLabel, Features, List
 
 from finetune.data.encoding import choose_encoding
 from finetune.errors import FinetuneError
@@ -362,16 +361,8 @@ def _open_parquet(path: Path) -> Table:
     file = pq.ParquetFile(source)
     columns = file.schema_arrow.names
     _check_columns(path, columns)
-    try:
-        noted = b"huggingface" in (file.schema_arrow.metadata or {})
-        features = Features.from_arrow_schema(file.schema_arrow) if noted else {}
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise FinetuneError(
-            f"Expected features that `datasets` knows in {str(path)!r}, but reading them gave: {type(error).__name__}. "
-            "Update `datasets`, or save the file without them."
-        ) from error
-    inner = {name: feature.feature if isinstance(feature, List) else feature for name, feature in features.items()}
-    class_names = {name: feature.names for name, feature in inner.items() if isinstance(feature, ClassLabel)}
+    noted = b"huggingface" in (file.schema_arrow.metadata or {})
+    class_names = _read_class_names(path, file.schema_arrow) if noted else {}
 
     def rows() -> Iterator[Row]:
         number = 0
@@ -381,6 +372,21 @@ def _open_parquet(path: Path) -> Table:
                 yield Row(values, f"row {number}")
 
     return Table(columns, _guarded(path, rows()), None, class_names)
+
+
+def _read_class_names(path: Path, schema: pa.Schema) -> dict[str, list[str]]:
+    """Give the names of the classes by column, as `datasets` has noted them; only then is it imported."""
+    from datasets import ClassLabel, Features, List
+
+    try:
+        features = Features.from_arrow_schema(schema)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise FinetuneError(
+            f"Expected features that `datasets` knows in {str(path)!r}, but reading them gave: {type(error).__name__}. "
+            "Update `datasets`, or save the file without them."
+        ) from error
+    inner = {name: feature.feature if isinstance(feature, List) else feature for name, feature in features.items()}
+    return {name: feature.names for name, feature in inner.items() if isinstance(feature, ClassLabel)}
 
 
 def _open_folder(path: Path, encoding: str | None) -> Table:

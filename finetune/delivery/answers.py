@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from scipy.special import expit, softmax
 
+from finetune.errors import FinetuneError
 from finetune.tasks import MULTI_LABEL, REGRESSION, Task
 
 __all__ = ["Prediction", "TextClassifier", "unit_of_logits"]
@@ -43,11 +44,13 @@ class TextClassifier:
         task: What is predicted, and the names of the labels.
         thresholds: With several labels a text, the probability from which on each is predicted.
         text_config: How long texts are cut; None for TF-IDF.
+        is_paired: Whether it takes pairs of texts; None if the model does not say.
     """
 
     task: Task
     thresholds: Any
     text_config: Any = None
+    is_paired: bool | None = None
 
     def compute_logits(
         self,
@@ -65,8 +68,24 @@ class TextClassifier:
         Returns:
             float32 logits `(len(texts), num_labels)`, and the number of tokens of each text, `(len(texts),)`, after
             cutting (white-space separated words for TF-IDF).
+
+        Raises:
+            FinetuneError: If a model of pairs gets single texts, or the other way round.
         """
         raise NotImplementedError
+
+    def check_pairs(self, pairs: Sequence[str] | None) -> None:
+        """Refuse what the model was not trained on: single texts instead of pairs, or pairs instead of single texts."""
+        if self.is_paired is True and pairs is None:
+            raise FinetuneError(
+                "Expected pairs of texts, as the model was trained on, but got single ones. Pass the second texts: "
+                "--pairs, a file's --text_pair_column, or pairs in JSON."
+            )
+        if self.is_paired is False and pairs is not None:
+            raise FinetuneError(
+                "Expected single texts, as the model was trained on, but got pairs. Leave the second texts out; of a "
+                "file name the --text_column."
+            )
 
     def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Prediction]:
         """Give each text's most probable label, its labels, or its number."""

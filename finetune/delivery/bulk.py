@@ -6,6 +6,7 @@ continued exactly by the same command, each row once, in order. The output has i
 Several processes read the same rows and divide the batches of each chunk (`compute_rows`); the main one alone writes.
 """
 
+import contextlib
 import csv
 import fcntl
 import hashlib
@@ -22,116 +23,199 @@ from typing import IO, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
-from accelerate import PartialState
-from torch import distributed
 
-from finetune.arguments import DataArguments
 from finetune.data.columns import Columns, choose_columns
 from finetune.data.read import Row, Table, open_table
 from finetune.delivery.answers import TextClassifier
-from finetune.delivery.load import find_model_folder
-from finetune.delivery.predict import load_predictor
+from finetune.delivery.exported import is_exported, load_exported
 from finetune.errors import FinetuneError
 from finetune.files import write_json
-from finetune.metrics import MULTI_LABEL, REGRESSION
-from finetune.training.progress import progress_bar
+from finetune.progress_bar import progress_bar
+from finetune.tasks import MULTI_LABEL, REGRESSION
 
 __all__ = ["predict_file"]
 
 FORMATS = (".csv", ".tsv", ".jsonl", ".parquet")
+COMPRESSIONS = (".gz", ".zst")
 ROWS_AT_ONCE = 4_096  # sorted by length among themselves, and what is lost when a run is cut off
 LABEL_SEPARATOR = ";"
 SILENCE = timedelta(minutes=2)  # after which another process counts as gone
 
 
-def predict_file(path: str | Path, input_file: Path, output_file: Path, columns: dict[str, Any]) -> int | None:
+def predict_file(
+    path: str | Path, input_file: Path, output_file: Path, columns: dict[str, Any], num_threads: int | None = None
+) -> int | None:
     """Label the texts of a file.
 
     The output has the columns of the input, then `predicted_label` (for several labels a text `predicted_labels`, a
-    list, or joined by ";" in CSV; for a number `predicted_value`), and `probability_<label>` for each label.
+    list, or joined by ";" in CSV; for a number `predicted_value`), and `probability_<label>` for each label. A text
+    that is missing is labelled as an empty one.
 
     Args:
-        path: What `load_predictor` takes.
-        input_file: .csv, .tsv, .jsonl or .parquet.
-        output_file: In the same format; is continued if it was left unfinished.
+        path: What `load_predictor` takes. An export is run without torch.
+        input_file: .csv, .tsv, .jsonl or .parquet; the first three also .gz or .zst.
+        output_file: In the same format, not compressed; is continued if it was left unfinished.
         columns: `text_column`, `text_pair_column` and `encoding`, where they can't be told.
+        num_threads: Threads of an export; by default one for each physical core. Of others torch's own setting counts.
 
     Returns:
         The number of rows in the output; None in a process beside the main one.
 
     Raises:
-        FinetuneError: If the files don't fit, or something else than the unfinished output's is asked for.
+        FinetuneError: If the files don't fit, something else than the unfinished output's is asked for, or another
+            process of this job is gone.
     """
-    if output_file.suffix not in FORMATS:
-        raise FinetuneError(f"Expected --output_file to end in one of {', '.join(FORMATS)}, but got {output_file}.")
-    if input_file.suffix != output_file.suffix:
-        raise FinetuneError(
-            f"Expected --output_file in the format of the input, {input_file.suffix!r}, but got {output_file.suffix!r}."
-        )
-    if output_file.exists():
-        raise FinetuneError(f"Expected a new --output_file, but {str(output_file)!r} exists. Pass another one.")
-    if not input_file.is_file():
-        raise FinetuneError(f"Expected --input_file to be a file, but {str(input_file)!r} does not exist.")
-    is_main = _join_processes()
-    folder = find_model_folder(path)
-    asked = {"input": _hash(input_file), "model": _hash(*sorted(folder.glob("*"))), **columns}
-    table = open_table(input_file, columns.get("encoding"))
-    sample = list(itertools.islice(table.rows, 100))
-    chosen = choose_columns(table, sample, DataArguments(**columns), repr(str(input_file)))
-    predictor = load_predictor(folder)
-    added = _added_columns(predictor)
-    taken = sorted(set(added) & set(table.columns))
-    if taken:
-        raise FinetuneError(f"Expected {str(input_file)!r} without the columns {taken}, which are added. Rename them.")
-    schema = _schema(input_file, table, added)
-    if not is_main:
+    ending = _check_files(input_file, output_file)
+    with _lost_processes_in_one_line():
+        is_main = _join_processes()
+        predictor, model = _load(path, num_threads)
+        asked = {"input": _hash(input_file), "model": model, **columns}
+        table = open_table(input_file, columns.get("encoding"))
+        sample = list(itertools.islice(table.rows, 100))
+        chosen = choose_columns(table, sample, columns, repr(str(input_file)))
+        added = _added_columns(predictor)
+        taken = sorted(set(added) & set(table.columns))
+        if taken:
+            raise FinetuneError(
+                f"Expected {str(input_file)!r} without the columns {taken}, which are added. Rename them."
+            )
+        rows = itertools.chain(sample, table.rows)
+        if is_main:
+            pair = "" if chosen.text_pair is None else f" and {chosen.text_pair!r}"
+            print(f"texts from column {chosen.text!r}{pair}", flush=True)
+            schema = _schema(input_file, table, added)
+            return _write(output_file, ending, schema, asked, rows, chosen, predictor, added)
         done = _agree(0)
-        for chunk in _chunks(itertools.islice(itertools.chain(sample, table.rows), done, None)):
+        for chunk in _chunks(itertools.islice(rows, done, None)):
             _label(chunk, chosen, predictor, added)
         return None
 
+
+def _check_files(input_file: Path, output_file: Path) -> str:
+    """Give the format of both, or say what is wrong with them."""
+    ending, is_compressed = input_file.suffix.lower(), input_file.suffix.lower() in COMPRESSIONS
+    if is_compressed:
+        ending = input_file.with_suffix("").suffix.lower()
+    if output_file.suffix.lower() not in FORMATS:
+        raise FinetuneError(f"Expected --output_file to end in one of {', '.join(FORMATS)}, but got {output_file}.")
+    if not input_file.is_file():
+        raise FinetuneError(f"Expected --input_file to be a file, but {str(input_file)!r} does not exist or is none.")
+    if ending not in FORMATS or (is_compressed and ending == ".parquet"):
+        raise FinetuneError(
+            f"Expected --input_file to end in one of {', '.join(FORMATS)}, all but the last also with .gz or .zst, but "
+            f"got {input_file}. Convert or rename it."
+        )
+    if ending != output_file.suffix.lower():
+        raise FinetuneError(
+            f"Expected --output_file in the format of the input, {ending!r}, but got {output_file.suffix!r}. "
+            "Give it that ending."
+        )
+    if output_file.exists():
+        raise FinetuneError(f"Expected a new --output_file, but {str(output_file)!r} exists. Pass another one.")
+    if not output_file.parent.is_dir():
+        raise FinetuneError(f"Expected --output_file in a folder, but {str(output_file.parent)!r} is none. Make it.")
+    return ending
+
+
+def _load(path: str | Path, num_threads: int | None) -> tuple[TextClassifier, str]:
+    """Load a model, an export without torch; also give a hash of its files."""
+    if is_exported(path):
+        return load_exported(path, num_threads), _hash(*sorted(Path(path).glob("*")))
+    from finetune.delivery.load import find_model_folder
+    from finetune.delivery.predict import load_predictor
+
+    folder = find_model_folder(path)
+    return load_predictor(folder), _hash(*sorted(folder.glob("*")))
+
+
+def _write(
+    output_file: Path,
+    ending: str,
+    schema: pa.Schema,
+    asked: dict[str, Any],
+    rows: Iterator[Row],
+    columns: Columns,
+    predictor: TextClassifier,
+    added: Sequence[str],
+) -> int:
+    """Label the rows that are not done yet, and give the output its name when it is whole."""
     partial = output_file.with_name(f"{output_file.name}.partial")
-    with partial.open("ab") as sink:
+    state_file = output_file.with_name(f"{output_file.name}.state.json")
+    try:
+        opened = partial.open("ab")
+    except OSError as error:
+        raise FinetuneError(
+            f"Expected to write {str(partial)!r}, but got: {error.strerror}. Pass another --output_file."
+        ) from error
+    with opened as sink:
         try:
             fcntl.flock(sink, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise FinetuneError(
                 f"Expected to write {str(partial)!r} alone, but another process is at it. Wait for it to end."
             ) from None
-        state_file = output_file.with_name(f"{output_file.name}.state.json")
-        done = _agree(_resume(sink, state_file, asked))
-        rows = itertools.chain(sample, table.rows)
-        next(itertools.islice(rows, done, done), None)  # past those that are done
-        if done == 0:
-            _write_head(sink, output_file, schema)
-        with progress_bar(0, "Predicting") as advance:
-            for chunk in _chunks(rows):
-                _write_rows(sink, output_file, schema, _label(chunk, chosen, predictor, added))
-                sink.flush()
-                os.fsync(sink.fileno())
-                done += len(chunk)
-                write_json(state_file, {"asked": asked, "rows": done, "bytes": sink.tell()})
-                advance(len(chunk))
-        if output_file.suffix == ".parquet":
-            _to_parquet(partial, schema)
-        partial.replace(output_file)
+        try:
+            done = _agree(_resume(sink, state_file, asked))
+            next(itertools.islice(rows, done, done), None)  # past those that are done
+            if done == 0:
+                _write_head(sink, ending, schema)
+            with progress_bar(0, "Predicting") as advance:
+                for chunk in _chunks(rows):
+                    _write_rows(sink, ending, schema, added, _label(chunk, columns, predictor, added))
+                    sink.flush()
+                    os.fsync(sink.fileno())
+                    done += len(chunk)
+                    write_json(state_file, {"asked": asked, "rows": done, "bytes": sink.tell()})
+                    advance(len(chunk))
+            if ending == ".parquet":
+                _to_parquet(partial, schema)
+            partial.replace(output_file)
+        except BaseException:
+            if not state_file.is_file():  # there is nothing to go on from
+                partial.unlink(missing_ok=True)
+            raise
     state_file.unlink(missing_ok=True)
     return done
 
 
+@contextlib.contextmanager
+def _lost_processes_in_one_line() -> Iterator[None]:
+    """Say in one line that another process of the job has ended."""
+    try:
+        yield
+    except RuntimeError as error:
+        if _num_processes() == 1:
+            raise
+        from finetune.training.waiting import is_lost_connection
+
+        if not is_lost_connection(error):
+            raise
+        raise FinetuneError(
+            f"Expected {_num_processes()} processes, but one ended or its host can't be reached. Look for its own "
+            "message above, then give the same command again: it goes on where the output ends."
+        ) from error
+
+
+def _num_processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def _join_processes() -> bool:
     """Join the other processes of the launcher, if there are any; tells whether this is the main one."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if _num_processes() == 1:
         return True
-    state = PartialState(cpu=not torch.cuda.is_available(), timeout=SILENCE)
-    return state.is_main_process
+    import torch
+    from accelerate import PartialState
+
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=SILENCE).is_main_process
 
 
 def _agree(done: int) -> int:
     """Give every process the main one's number, once all of them have got here."""
-    if not distributed.is_initialized():
+    if _num_processes() == 1:
         return done
+    from torch import distributed
+
     numbers: list[Any] = [None] * distributed.get_world_size()
     distributed.all_gather_object(numbers, done)
     return numbers[0]
@@ -158,7 +242,7 @@ def _added_columns(predictor: TextClassifier) -> list[str]:
 
 def _schema(input_file: Path, table: Table, added: Sequence[str]) -> pa.Schema:
     """Give names and types of the output's columns; of text formats the names alone matter."""
-    if input_file.suffix == ".parquet":
+    if input_file.suffix.lower() == ".parquet":
         fields = list(pq.ParquetFile(input_file).schema_arrow)
     else:
         fields = [pa.field(name, pa.string()) for name in table.columns]
@@ -171,8 +255,17 @@ def _resume(sink: IO[bytes], state_file: Path, asked: dict[str, Any]) -> int:
     if not state_file.is_file():
         sink.truncate(0)
         return 0
-    state = json.loads(state_file.read_text(encoding="utf-8"))
-    changed = [name for name, value in asked.items() if state["asked"].get(name) != value]
+    try:
+        state = json.loads(state_file.read_text(encoding="utf-8"))
+        before, is_whole = state["asked"], sink.seek(0, io.SEEK_END) >= state["bytes"]
+    except (ValueError, KeyError, TypeError):
+        before, is_whole = {}, False
+    if not is_whole:
+        raise FinetuneError(
+            f"Expected {sink.name!r} as {str(state_file)!r} describes it, but one of them was changed. Delete both to "
+            "start over."
+        )
+    changed = [name for name, value in asked.items() if before.get(name) != value]
     if changed:
         raise FinetuneError(
             f"Expected to continue the unfinished output with the same {' and '.join(changed)}, but found others. "
@@ -190,8 +283,8 @@ def _chunks(rows: Iterator[Row]) -> Iterator[list[Row]]:
 
 def _label(rows: list[Row], columns: Columns, predictor: TextClassifier, added: Sequence[str]) -> list[dict[str, Any]]:
     """Give the rows with the added columns."""
-    texts = [_to_text(row.values.get(columns.text)) for row in rows]
-    pairs = None if columns.text_pair is None else [_to_text(row.values.get(columns.text_pair)) for row in rows]
+    texts = [_to_text(row, columns.text) for row in rows]
+    pairs = None if columns.text_pair is None else [_to_text(row, columns.text_pair) for row in rows]
     probabilities = predictor.compute_probabilities(texts, pairs)
     names = predictor.task.label_names
     if predictor.task.problem_type == REGRESSION:
@@ -205,29 +298,39 @@ def _label(rows: list[Row], columns: Columns, predictor: TextClassifier, added: 
     return [row.values | dict(zip(added, values, strict=True)) for row, values in zip(rows, found, strict=True)]
 
 
-def _to_text(value: Any) -> str:
-    return "" if value is None else str(value)
+def _to_text(row: Row, column: str) -> str:
+    value = row.values.get(column)
+    if value is None or value != value:  # NaN is what pandas has for what is missing
+        return ""
+    if isinstance(value, dict | list | bytes):
+        raise FinetuneError(
+            f"Expected texts in column {column!r}, but {row.place} has a {type(value).__name__}. Pass --text_column."
+        )
+    text = str(value)
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()  # "?" for half of a character
 
 
-def _write_head(sink: IO[bytes], output_file: Path, schema: pa.Schema) -> None:
-    if output_file.suffix in (".csv", ".tsv"):
-        _write_lines(sink, output_file, [schema.names])
+def _write_head(sink: IO[bytes], ending: str, schema: pa.Schema) -> None:
+    if ending in (".csv", ".tsv"):
+        _write_lines(sink, ending, [schema.names])
 
 
-def _write_rows(sink: IO[bytes], output_file: Path, schema: pa.Schema, rows: list[dict[str, Any]]) -> None:
-    if output_file.suffix == ".jsonl":
-        sink.write("".join(f"{json.dumps(_rounded(row), ensure_ascii=False)}\n" for row in rows).encode("utf-8"))
-    elif output_file.suffix == ".parquet":
+def _write_rows(
+    sink: IO[bytes], ending: str, schema: pa.Schema, added: Sequence[str], rows: list[dict[str, Any]]
+) -> None:
+    if ending == ".jsonl":
+        sink.write(b"".join(_to_json(row, added) for row in rows))
+    elif ending == ".parquet":
         batch = pa.RecordBatch.from_pylist(rows, schema=schema)
         with pa.ipc.new_stream(sink, schema) as writer:  # one after the other; they become Parquet at the end
             writer.write_batch(batch)
     else:
-        _write_lines(sink, output_file, [[_cell(row.get(name)) for name in schema.names] for row in rows])
+        _write_lines(sink, ending, [[_cell(row.get(name)) for name in schema.names] for row in rows])
 
 
-def _write_lines(sink: IO[bytes], output_file: Path, lines: Sequence[Sequence[Any]]) -> None:
+def _write_lines(sink: IO[bytes], ending: str, lines: Sequence[Sequence[Any]]) -> None:
     text = io.StringIO()
-    delimiter = "\t" if output_file.suffix == ".tsv" else ","
+    delimiter = "\t" if ending == ".tsv" else ","
     csv.writer(text, delimiter=delimiter, lineterminator="\n").writerows(lines)
     sink.write(text.getvalue().encode("utf-8"))
 
@@ -238,11 +341,12 @@ def _cell(value: Any) -> Any:
     return LABEL_SEPARATOR.join(value) if isinstance(value, list) else value
 
 
-def _rounded(row: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: float(f"{value:.6g}") if isinstance(value, float) and name.startswith(("probability_", "pred")) else value
-        for name, value in row.items()
-    }
+def _to_json(row: dict[str, Any], added: Sequence[str]) -> bytes:
+    row = row | {name: float(f"{row[name]:.6g}") for name in added if isinstance(row[name], float)}
+    try:
+        return f"{json.dumps(row, ensure_ascii=False)}\n".encode()
+    except UnicodeEncodeError:  # half of a character, of which UTF-8 has none
+        return f"{json.dumps(row)}\n".encode()
 
 
 def _to_parquet(partial: Path, schema: pa.Schema) -> None:

@@ -69,17 +69,19 @@ class Shipped:
 
 
 def write_snippet(shipped: Shipped) -> str:
-    """Write the lines of Python that a stranger types; they print what the model says of one text."""
-    name, task = shipped.name, shipped.config.problem_type
+    """Write the lines of Python that a stranger types; they print what the model says of one text, or of one pair."""
+    name, task, is_paired = shipped.name, shipped.config.problem_type, shipped.config.is_paired
     revision = f', revision="{shipped.revision}"' if shipped.revision else ""
     if shipped.kind == "tfidf":
         path = f"{name}@{shipped.revision}" if shipped.revision else name
+        pair = ', ["Its second text."]' if is_paired else ""
         return (
             "from finetune.delivery.predict import load_predictor\n\n"
-            f'predictor = load_predictor("{path}")\nprint(predictor.predict(["A text to classify."]))'
+            f'predictor = load_predictor("{path}")\nprint(predictor.predict(["A text to classify."]{pair}))'
         )
     options = {MULTI_LABEL: ", top_k=None", REGRESSION: ', function_to_apply="none"'}.get(task, "")
-    use = 'print(classify("A text to classify.", truncation=True))'
+    text = '{"text": "A text to classify.", "text_pair": "Its second text."}' if is_paired else '"A text to classify."'
+    use = f"print(classify({text}, truncation=True))"
     if shipped.kind == "adapter":
         names = repr(dict(enumerate(shipped.label_names)))
         problem = f', problem_type="{task}"' if task != SINGLE_LABEL else ""
@@ -201,8 +203,7 @@ def read_results(card: str) -> dict[tuple[str, str], tuple[float, list[float] | 
 
 def _what_it_does(shipped: Shipped, record: dict[str, Any] | None) -> str:
     names = ", ".join(f"`{name}`" for name in shipped.label_names)
-    pairs = bool(record and record["arguments"]["data"].get("text_pair_column"))
-    subject = "a pair of texts" if pairs else "a text"
+    subject = "a pair of texts" if shipped.config.is_paired else "a text"
     what = {
         SINGLE_LABEL: f"Gives {subject} one of {len(shipped.label_names)} labels: {names}.",
         MULTI_LABEL: f"Gives {subject} any number of {len(shipped.label_names)} labels: {names}.",
@@ -234,7 +235,10 @@ def _how_to_use(shipped: Shipped) -> str:
         lines.append(cut)
     if shipped.config.thresholds is not None:
         lines.append("`pipeline` gives all probabilities and knows nothing of the thresholds above.")
-    lines.append(f'As it was measured, with finetune:\n\n```bash\nfinetune predict {path} "A text to classify."\n```')
+    pair = ' --pairs "Its second text."' if shipped.config.is_paired else ""
+    lines.append(
+        f'As it was measured, with finetune:\n\n```bash\nfinetune predict {path} "A text to classify."{pair}\n```'
+    )
     return "\n\n".join(lines)
 
 

@@ -32,7 +32,7 @@ from finetune.metrics import (
 )
 from finetune.models.save import write_thresholds
 from finetune.models.tfidf import fit_floor
-from finetune.training.progress import progress_bar
+from finetune.progress_bar import progress_bar
 from finetune.training.run import Run
 
 __all__ = [

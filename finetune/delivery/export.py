@@ -40,8 +40,8 @@ from finetune.files import replace_folder, write_json
 from finetune.models.attention import use_unpadded_attention
 from finetune.models.save import FINETUNE_CONFIG_FILE, FinetuneConfig, read_finetune_config
 from finetune.models.tfidf import TfidfClassifier
+from finetune.progress_bar import progress_bar
 from finetune.tasks import MULTI_LABEL, REGRESSION, Task
-from finetune.training.progress import progress_bar
 
 __all__ = ["Examples", "describe", "export", "measure_cost", "read_validation", "write_onnx"]
 
@@ -123,7 +123,7 @@ def export(
     if isinstance(model, PeftModel):
         model = merge_adapter(model)
     config = read_finetune_config(folder)
-    reference = Predictor(model, tokenizer, config.text, torch.float32, config.thresholds)
+    reference = Predictor(model, tokenizer, config.text, torch.float32, config.thresholds, config.is_paired)
     examples = _sample(_read_examples(path, reference.task, validation_file, columns or {}), max_samples)
 
     aside = output.with_name(output.name + ".partial")
@@ -132,8 +132,10 @@ def export(
         aside.mkdir(parents=True)
         plain = load(folder)[0]  # the predictor has changed how the first one computes
         plain = merge_adapter(plain) if isinstance(plain, PeftModel) else plain
-        write_onnx(aside, plain, tokenizer, FinetuneConfig(reference.task.problem_type, reference.text_config,
-                                                           config.thresholds), int8)  # fmt: skip
+        told = FinetuneConfig(
+            reference.task.problem_type, reference.text_config, config.thresholds, is_paired=config.is_paired
+        )
+        write_onnx(aside, plain, tokenizer, told, int8)
         del plain
         exported = ExportedPredictor(aside, torch.get_num_threads())
         measured = _measure(reference, exported, examples)
@@ -205,6 +207,8 @@ def write_onnx(folder: Path, model: PreTrainedModel, tokenizer: Any, config: Fin
     content: dict[str, Any] = {"problem_type": config.problem_type, "text": config.text and config.text.to_dict()}
     if config.thresholds is not None:
         content["thresholds"] = config.thresholds
+    if config.is_paired is not None:
+        content["is_paired"] = config.is_paired
     write_json(folder / FINETUNE_CONFIG_FILE, content)
 
 
@@ -224,9 +228,17 @@ def _quiet() -> Iterator[None]:
 def read_validation(path: str | Path, task: Task) -> Examples | None:
     """Read the validation split of a run, with its labels; None for a folder without one, or without its texts."""
     file = Path(path) / "predictions/validation.parquet"
-    if not file.is_file() or not {"text", "label"} <= set(pq.read_schema(file).names):
+    if not file.is_file():
         return None
-    columns = pq.read_table(file).to_pydict()
+    try:
+        if not {"text", "label"} <= set(pq.read_schema(file).names):
+            return None
+        columns = pq.read_table(file).to_pydict()
+    except (OSError, ValueError) as error:  # of pyarrow too
+        raise FinetuneError(
+            f"Expected {str(file)!r} as the run wrote it, but reading it gave: {error}. Restore it, or pass labelled "
+            "texts as --validation_file."
+        ) from error
     texts, pairs = (
         [text or "" for text in columns[name]] if name in columns else None for name in ("text", "text_pair")
     )

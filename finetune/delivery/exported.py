@@ -80,6 +80,7 @@ class ExportedPredictor(TextClassifier):
         self.task = Task(config.problem_type, [names[str(number)] for number in range(len(names))])
         self.thresholds = 0.5 if config.thresholds is None else np.asarray(config.thresholds)
         self.text_config: TextConfig = config.text or TextConfig(512)
+        self.is_paired = config.is_paired
         self.tokenizer = _TextTokenizer(folder)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = num_threads
@@ -97,6 +98,7 @@ class ExportedPredictor(TextClassifier):
         on_batch: Callable[[int], None] = lambda num_examples: None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Score texts; see `TextClassifier`."""
+        self.check_pairs(pairs)
         rows, types, counts = self.tokenizer.encode(texts, pairs, self.text_config)
         lengths = [len(row) for row in rows]
         logits = np.zeros((len(rows), len(self.task.label_names)), dtype=np.float32)

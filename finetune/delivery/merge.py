@@ -68,5 +68,5 @@ def merge_folder(path: str | Path, output: str | Path) -> Path:
     model, tokenizer = load(folder)
     output.parent.mkdir(parents=True, exist_ok=True)
     config = read_finetune_config(folder)
-    write_model(output, merge_adapter(model), tokenizer, config.text, config.thresholds)
+    write_model(output, merge_adapter(model), tokenizer, config.text, config.thresholds, is_paired=config.is_paired)
     return output

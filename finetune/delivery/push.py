@@ -5,6 +5,7 @@ is downloaded into an empty cache and gives the same logits again.
 """
 
 import fnmatch
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from finetune.training.run import Run
 __all__ = ["push", "push_run", "upload_folder"]
 
 MAX_DIFFERENCE = 1e-4
+BRANCH = re.compile(r"(?!refs/)\w[\w./-]*(?<![./])")
 # Files of an earlier push that would change how the model loads. What else lies in the repository stays.
 REPLACED = [
     "*.safetensors", "*.safetensors.index.json", "*.bin", "config.json", "adapter_config.json", "label_names.json",
@@ -65,6 +67,8 @@ def push(
     known = parse_hub_id(name)
     if known is None or known[1] is not None:
         raise FinetuneError(f"Expected the repository as user/name, but got {name!r}. A branch goes to --revision.")
+    if revision is not None and (BRANCH.fullmatch(revision) is None or ".." in revision):
+        raise FinetuneError(f"Expected --revision to be the name of a branch, but got {revision!r}. Pass another one.")
     logging.set_verbosity_error()  # retries are reported here
     disable_progress_bars()
     api = HfApi()

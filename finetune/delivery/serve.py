@@ -144,6 +144,10 @@ def build_app(predictor: TextClassifier, name: str, limits: Limits | None = None
                 413, f"Expected texts of at most {limits.max_characters:,} characters, but got one of {longest:,}."
             )
         try:
+            predictor.check_pairs(pairs)
+        except FinetuneError as error:
+            raise HTTPException(422, str(error)) from None
+        try:
             future = app.state.queue.submit(texts, pairs)
         except QueueFullError:
             raise HTTPException(429, "Too many texts wait already. Try again.", headers={"Retry-After": "1"}) from None
@@ -263,7 +267,9 @@ def serve(load: Callable[[], TextClassifier], name: str, host: str, port: int, l
     """
     with _bind(host, port) as listener:
         predictor = load()
-        predictor.predict(["A text."])  # what is done once, is done before the first request
+        predictor.predict(
+            ["A text."], ["Another."] if predictor.is_paired else None
+        )  # what is done once, is done before the first request
         listener.listen(BACKLOG)
         app = build_app(predictor, name, limits)
         config = uvicorn.Config(
@@ -278,6 +284,8 @@ def serve(load: Callable[[], TextClassifier], name: str, host: str, port: int, l
 
 
 def _bind(host: str, port: int) -> socket.socket:
+    if not host:  # which the system takes for all addresses
+        raise FinetuneError("Expected an address as --host, but got an empty word. Pass 0.0.0.0 for all addresses.")
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

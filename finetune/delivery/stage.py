@@ -80,23 +80,29 @@ def stage(
     record = _read_record(Path(path))
     model, tokenizer = load(source)
     config = read_finetune_config(source)
-    probes = _choose_probes(Path(path))
+    probes = _choose_probes(Path(path), config.is_paired or False)
     predictor = Predictor(model, tokenizer, config.text, torch.float32)
     logits = predictor.compute_logits(probes.texts, probes.pairs)[0]
 
     is_adapter = isinstance(model, PeftModel)
     if adapter and not is_adapter:
         raise FinetuneError(f"Expected an adapter in {str(source)!r} to push with --adapter, but it is a whole model.")
-    base = _find_base(model, record)
+    try:
+        base = _find_base(model, record)
+    except (KeyError, TypeError) as error:
+        raise _spoilt(Path(path), error) from error
     if adapter:
         _name_base(model, base)
     shipping = merge_adapter(model) if is_adapter and not adapter else model
-    write_model(folder, shipping, tokenizer, config.text, config.thresholds)
+    write_model(folder, shipping, tokenizer, config.text, config.thresholds, is_paired=config.is_paired)
     shipped = Shipped(
         name, revision, _kind_of(shipping), predictor.task.label_names, config, base, is_adapter and not adapter
     )
-    text = build_card(shipped, record, read_comparison(Path(path))) if card is None else _read_card(card)
-    check_card(text, shipped, record)
+    try:
+        text = build_card(shipped, record, read_comparison(Path(path))) if card is None else _read_card(card)
+        check_card(text, shipped, record)
+    except (KeyError, TypeError, AttributeError) as error:  # run.json lacks something
+        raise _spoilt(Path(path), error) from error
     (folder / "README.md").write_text(text, encoding="utf-8")
     return Staged(folder, shipped, probes, logits)
 
@@ -114,12 +120,23 @@ def _read_record(path: Path) -> dict[str, Any] | None:
     file = path / "run.json"
     if not file.is_file():
         return None
-    record = json.loads(file.read_text(encoding="utf-8"))
-    if record["status"] != "complete":
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        is_complete = record["status"] == "complete"
+    except (ValueError, KeyError, TypeError) as error:
+        raise _spoilt(path, error) from error
+    if not is_complete:
         raise FinetuneError(
             f"Expected a finished run in {str(path)!r}, but it was cut off. Start its recipe again, or push its model/."
         )
     return record
+
+
+def _spoilt(path: Path, error: Exception) -> FinetuneError:
+    return FinetuneError(
+        f"Expected run.json and predictions/ in {str(path)!r} as the run wrote them, but reading them gave "
+        f"{type(error).__name__}: {error}. Restore them, or push {str(path / 'model')!r} alone, without figures."
+    )
 
 
 def _read_card(file: Path) -> str:
@@ -129,16 +146,20 @@ def _read_card(file: Path) -> str:
         raise FinetuneError(f"Expected a model card after --card, but {str(file)!r} can't be read: {error}") from error
 
 
-def _choose_probes(path: Path) -> Probes:
+def _choose_probes(path: Path, is_paired: bool) -> Probes:
     """Take the first validation texts of a run, where it stored them, else invented ones."""
     file = path / "predictions/validation.parquet"
     if file.is_file():
-        table = next(pq.ParquetFile(file).iter_batches(NUM_PROBES))
-        columns = {name: table.column(name).to_pylist() for name in table.schema.names if name.startswith("text")}
-        if "text" in columns:
+        try:
+            rows: Any = next(pq.ParquetFile(file).iter_batches(NUM_PROBES), None)
+            names = [] if rows is None else [name for name in rows.schema.names if name.startswith("text")]
+            columns = {name: rows.column(name).to_pylist() for name in names}
+        except (OSError, ValueError) as error:  # of pyarrow too
+            raise _spoilt(path, error) from error
+        if columns.get("text"):
             texts = [text or "" for text in columns["text"]]
             return Probes(texts, [text or "" for text in columns["text_pair"]] if "text_pair" in columns else None)
-    return Probes(INVENTED)
+    return Probes(INVENTED, INVENTED[::-1] if is_paired else None)
 
 
 def _find_base(model: Any, record: dict[str, Any] | None) -> tuple[str, str | None] | None:

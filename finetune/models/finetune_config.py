@@ -23,12 +23,14 @@ class FinetuneConfig:
         text: How texts are cut; None for TF-IDF, and for models that were not trained here.
         thresholds: For several labels a text: the probability, in (0, 1), from which on each label is predicted.
         four_bit: Whether the adapter's base is held in four bits.
+        is_paired: Whether it was trained on pairs of texts; None for models that don't say.
     """
 
     problem_type: str = SINGLE_LABEL
     text: TextConfig | None = None
     thresholds: list[float] | None = None
     four_bit: bool = False
+    is_paired: bool | None = None
 
 
 def read_finetune_config(folder: Path) -> FinetuneConfig:
@@ -43,9 +45,8 @@ def read_finetune_config(folder: Path) -> FinetuneConfig:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         text = content.get("text") and TextConfig(**content["text"])
-        config = FinetuneConfig(
-            content["problem_type"] or SINGLE_LABEL, text, content.get("thresholds"), content.get("four_bit", False)
-        )
+        found = {name: content[name] for name in ("thresholds", "four_bit", "is_paired") if name in content}
+        config = FinetuneConfig(content["problem_type"] or SINGLE_LABEL, text, **found)
         reason = _find_fault(config)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"{type(error).__name__} {error}"
@@ -65,7 +66,8 @@ def _find_fault(config: FinetuneConfig) -> str | None:
         return f"text {text.to_dict()}"
     if thresholds is not None and not all(isinstance(value, float | int) and 0 <= value <= 1 for value in thresholds):
         return f"thresholds {thresholds}"
-    return None if isinstance(config.four_bit, bool) else f"four_bit {config.four_bit!r}"
+    wrong = [name for name in ("four_bit", "is_paired") if not isinstance(getattr(config, name), bool | None)]
+    return f"{wrong[0]} {getattr(config, wrong[0])!r}" if wrong else None
 
 
 def _is_count(value: Any, least: int) -> bool:

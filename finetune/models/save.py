@@ -33,11 +33,13 @@ def write_model(
     text_config: TextConfig | None = None,
     thresholds: Sequence[float] | None = None,
     weights: dict[str, Any] | None = None,
+    is_paired: bool | None = None,
 ) -> None:
     """Write a model, its tokenizer and its label names aside and rename the folder, so that it is always whole.
 
-    `finetune_config.json` beside them holds what transformers' own files don't: how texts are cut, and for adapters and
-    TF-IDF the kind of task. `weights` are the whole ones of a model that is divided over processes.
+    `finetune_config.json` beside them holds what transformers' own files don't: how texts are cut, whether they come in
+    pairs, and for adapters and TF-IDF the kind of task. `weights` are the whole ones of a model that is divided over
+    processes.
 
     Raises:
         FinetuneError: If the disk is full.
@@ -46,7 +48,7 @@ def write_model(
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir()
-        _write_files(aside, model, tokenizer, text_config, thresholds, weights)
+        _write_files(aside, model, tokenizer, text_config, thresholds, weights, is_paired)
         replace_folder(folder, aside)
     except Exception as error:
         shutil.rmtree(aside, ignore_errors=True)
@@ -66,6 +68,7 @@ def _write_files(
     text_config: TextConfig | None,
     thresholds: Sequence[float] | None,
     weights: dict[str, Any] | None,
+    is_paired: bool | None,
 ) -> None:
     if weights is None or isinstance(model, TfidfClassifier):
         model.save_pretrained(str(aside))
@@ -84,6 +87,8 @@ def _write_files(
     content: dict[str, Any] = {"problem_type": problem_type, "text": text}
     if thresholds is not None:
         content["thresholds"] = list(thresholds)
+    if is_paired is not None:
+        content["is_paired"] = is_paired
     if isinstance(base, PreTrainedModel) and is_four_bit(base):
         content["four_bit"] = True
     write_json(aside / FINETUNE_CONFIG_FILE, content)

@@ -1,11 +1,9 @@
 """What a person sees while it works: a bar on a terminal, plain lines in a log file."""
 
-import contextlib
 import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +13,7 @@ from transformers.trainer_callback import ExportableState
 
 from finetune.files import write_aside
 
-__all__ = ["CostMeter", "HistoryWriter", "ProgressReport", "progress_bar"]
-
-
-@contextlib.contextmanager
-def progress_bar(total: int, description: str) -> Iterator[Callable[[int], None]]:
-    """Show a bar on a terminal, nothing elsewhere; gives the function that advances it."""
-    with tqdm(total=total, desc=description, unit=" texts", leave=False, disable=not sys.stderr.isatty()) as bar:
-
-        def advance(count: int) -> None:
-            bar.update(count)
-
-        yield advance
+__all__ = ["CostMeter", "HistoryWriter", "ProgressReport"]
 
 
 class ProgressReport(TrainerCallback):

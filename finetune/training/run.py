@@ -64,7 +64,7 @@ from finetune.training.progress import HistoryWriter, ProgressReport
 from finetune.training.sharding import gather_weights, load_whole
 from finetune.training.summary import summarize
 from finetune.training.trainer import FineTuningTrainer
-from finetune.training.waiting import WaitingRoom
+from finetune.training.waiting import WaitingRoom, is_lost_connection
 
 __all__ = ["SCHEMA_VERSION", "Run"]
 
@@ -130,6 +130,7 @@ class Run:
         training.restore_callback_states_from_checkpoint = True  # the patience of early stopping, and the costs
         self.is_main = training.process_index == 0
         self.waiting_room = None
+        self.is_paired: bool | None = None
         if training.world_size > 1:
             self.waiting_room = WaitingRoom(timedelta(seconds=training.ddp_timeout))
         self.record = {
@@ -179,7 +180,7 @@ class Run:
             elif self.is_main:
                 shutil.rmtree(self.set_aside, ignore_errors=True)
                 print(f"\n{summarize(self.record, self.directory)}")
-            if self.waiting_room is not None and isinstance(error, RuntimeError) and _is_lost_connection(error):
+            if self.waiting_room is not None and isinstance(error, RuntimeError) and is_lost_connection(error):
                 raise self._lost(error) from error
         finally:
             self._let_go(after_error=kind is not None)
@@ -271,9 +272,9 @@ class Run:
             The task that the labels of train define.
         """
         task = task_of(splits["train"].features)
-        is_paired = "text_pair" in splits["train"].column_names
+        self.is_paired = "text_pair" in splits["train"].column_names
         num_rows = None if self.arguments.data.streaming else len(splits["train"])
-        self.arguments.settle(task.problem_type, is_paired, num_rows)
+        self.arguments.settle(task.problem_type, self.is_paired, num_rows)
         self.record["arguments"] = self.arguments.to_dict()
         self.record["data"] = {
             "problem_type": task.problem_type,
@@ -424,7 +425,9 @@ class Run:
             architecture = type(base).__name__.removeprefix("FSDP")  # which fully_shard puts before a class's name
         if self.is_main:
             text_config = None if tokenizer is None else self.text_config
-            write_model(self.model_directory, model, tokenizer, text_config, weights=self.weights)
+            write_model(
+                self.model_directory, model, tokenizer, text_config, weights=self.weights, is_paired=self.is_paired
+            )
             self.record["model"] = {
                 "name": name,
                 "architecture": architecture,
@@ -683,11 +686,6 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _is_lost_connection(error: RuntimeError) -> bool:
-    """Tell whether it was another process that failed: gloo has no exception class of its own."""
-    return isinstance(error, distributed.DistError) or "gloo" in str(error).lower() or "by peer" in str(error)
 
 
 def _first_line(error: RuntimeError) -> str:

@@ -60,6 +60,7 @@ from finetune.metrics import SINGLE_LABEL
 from finetune.models.inference import compute_logits
 from finetune.models.output_layer import Standard, find_output_layer
 from finetune.models.save import count_bytes
+from finetune.progress_bar import progress_bar
 from finetune.training.adalora import (
     AdaLoraAllocation,
     has_adalora,
@@ -71,7 +72,7 @@ from finetune.training.checkpoints import WRITING, best_of, commit_checkpoint, f
 from finetune.training.interruption import Interruption
 from finetune.training.loop import EpochEnd, LoopState
 from finetune.training.loss import ExampleLoss
-from finetune.training.progress import CostMeter, progress_bar
+from finetune.training.progress import CostMeter
 from finetune.training.sharding import name_layers_for_fsdp
 from finetune.training.watch import Watch, warn_if_collapsed
 
