@@ -138,7 +138,8 @@ def run_plan(plan: Plan) -> list[str]:
                 seconds.setdefault(run.method, []).append(spent[run.name])
             print(f"{where}: finished before, {_result(run)}", flush=True)
             continue
-        print(f"{where}: started, {estimate_time_left(plan.runs[number - 1 :], seconds)}", flush=True)
+        left = [one for one in plan.runs[number - 1 :] if not one.is_finished()]
+        print(f"{where}: started, {estimate_time_left(left, seconds)}", flush=True)
         start = time.monotonic()
         log = plan.output_directory / "logs" / f"{run.name}.log"
         try:
