@@ -220,6 +220,16 @@ def test_predict_and_evaluate_take_a_name_on_the_hub(hub, pushed, reviews, more_
     assert f"{accuracy:.4f}" in capsys.readouterr().out
 
 
+def test_a_recipe_trains_and_pushes(hub, imdb, flags, workplaces, tmp_path, capsys):
+    words = ["--method", "textcnn", "--push_to_hub", "--hub_model_id", "me/recipe", "--hub_private_repo", "false"]
+    imdb.main([*flags, *words, "--no_floor", "--output_dir", str(tmp_path / "run")])
+    assert "downloaded into an empty cache: " in capsys.readouterr().out
+    assert not hub.repositories["me/recipe"]["private"]
+    assert {"README.md", "model.safetensors", "textcnn.py"} <= hub.files_of("me/recipe").keys()
+    expected = load_predictor(tmp_path / "run").compute_logits(TEXTS)[0]
+    np.testing.assert_allclose(load_predictor("me/recipe").compute_logits(TEXTS)[0], expected, atol=1e-6)
+
+
 def test_a_merged_model_replaces_the_adapter_that_was_pushed_before(hub, more_runs, capsys):
     finetune_command(["push", str(more_runs["adapter"]), "me/both", "--adapter", "--revision", "small"])
     finetune_command(["push", str(more_runs["lora"]), "me/both", "--revision", "small", "--message", "Merged"])
