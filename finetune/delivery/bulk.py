@@ -15,6 +15,7 @@ import itertools
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -66,6 +67,8 @@ def predict_file(
             process of this job is gone.
     """
     ending = _check_files(input_file, output_file)
+    # oneDNN keeps a compiled kernel for each shape that it has seen, 1,024 of them; batches of a large file differ.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
     with _lost_processes_in_one_line():
         is_main = _join_processes()
         predictor, model = _load(path, num_threads)
@@ -167,6 +170,10 @@ def _write(
                     done += len(chunk)
                     write_json(state_file, {"asked": asked, "rows": done, "bytes": sink.tell()})
                     advance(len(chunk))
+                    if "torch" in sys.modules:  # not for an export
+                        from finetune.hardware import release_memory
+
+                        release_memory()
             if ending == ".parquet":
                 _to_parquet(partial, schema)
             partial.replace(output_file)
