@@ -64,8 +64,8 @@ def test_the_output_layer_is_found_by_what_it_does(model_type, num_labels):
     assert not model.training
 
 
-def test_a_model_whose_logits_no_layer_gives_has_none():
-    model = build("bert")
+def square_logits(model):
+    """Let no linear layer of a model give its logits."""
     forward = model.forward
 
     def squared(**inputs):
@@ -74,6 +74,11 @@ def test_a_model_whose_logits_no_layer_gives_has_none():
         return outputs
 
     model.forward = squared
+
+
+def test_a_model_whose_logits_no_layer_gives_has_none():
+    model = build("bert")
+    square_logits(model)
     assert find_output_layer(model, INPUTS) is None
 
 
@@ -176,14 +181,7 @@ def test_a_resumed_training_keeps_the_scale_that_it_began_with(tmp_path, tiny_be
 
 def test_a_number_that_no_layer_gives_is_learnt_as_it_is_and_that_is_said(tmp_path, tiny_bert, tokenizer, tokenized):
     model = make_model(tiny_bert, tokenizer, "full")
-    forward = model.forward
-
-    def squared(**inputs):
-        outputs = forward(**inputs)
-        outputs.logits = outputs.logits**2
-        return outputs
-
-    model.forward = squared
+    square_logits(model)
     trainer = make_trainer(tmp_path, model, tokenizer, tokenized, max_steps=1, eval_strategy="no", learning_rate=0.0)
     with pytest.warns(
         UserWarning, match=r"numbers to predict \(mean 2000, spread 300\) are not standardised, since no"

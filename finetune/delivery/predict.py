@@ -120,9 +120,10 @@ def load_predictor(
     else:
         model, tokenizer = load(folder, trust_remote_code)
         config = read_finetune_config(folder)
-        predictor = computing = Predictor(model, tokenizer, config.text, dtype, config.thresholds, config.is_paired)
+        dtype = dtype or DTYPES[fastest_precision()]
+        predictor = Predictor(model, tokenizer, config.text, dtype, config.thresholds, config.is_paired)
         if isinstance(model, torch.nn.Module):
-            cast_linear_layers(model, computing.dtype)
+            cast_linear_layers(model, dtype)
     count = len(predictor.task.label_names)
     if np.size(predictor.thresholds) not in (1, count):
         raise FinetuneError(

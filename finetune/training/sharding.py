@@ -8,7 +8,6 @@ import os
 from typing import Any
 
 from peft import PeftModel
-from torch import nn
 from transformers import PreTrainedModel, Trainer
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
@@ -32,14 +31,10 @@ def name_layers_for_fsdp(model: PreTrainedModel | PeftModel) -> None:
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     listed = base._no_split_modules or ()
     embeddings = base.get_input_embeddings()
-    holders = {type(module).__name__ for module in base.modules() if _holds(module, embeddings)}
+    holders = {type(module).__name__ for module in base.modules() if embeddings in module.modules()}
     found = {type(module).__name__ for module in base.modules()} & set(listed) - holders
     if found:
         os.environ.setdefault(LAYERS, ",".join(sorted(found)))
-
-
-def _holds(module: nn.Module, part: nn.Module) -> bool:
-    return any(one is part for one in module.modules())
 
 
 def gather_weights(trainer: Trainer) -> dict[str, Any] | None:
