@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 
 from finetune.arguments import DataArguments, MethodArguments, ModelArguments, RunArguments, TuningArguments
 from finetune.cli import build_parser, main
+from finetune.examination.command import DoctorArguments
 
 
 def test_help_imports_no_heavy_library():
@@ -48,30 +49,11 @@ def test_every_command_is_in_the_readme():
 def test_flags_that_the_readme_names_exist():
     readme = (ROOT / "README.md").read_text()
     parts = (DataArguments, ModelArguments, MethodArguments, TuningArguments, RunArguments, TrainingArguments)
-    known = {field.name for part in parts for field in dataclasses.fields(part)}
-    known |= {"config_file", "quiet", "num_processes"}  # accelerate's
-    known |= {
-        "help",
-        "no_floor",
-        "turns",
-        "epoch",
-        "pairs",
-        "output_json",
-        "check_labels",
-        "methods",
-        "seeds",
-        "margin",
-        "metric",
-        "cost",
-        "format",
-        "int8",
-        "tolerance",
-        "adapter",
-        "public",
-        "input_file",
-        "output_file",
-        "port",
-    }  # of commands and benchmarks
+    known = {field.name for part in (*parts, DoctorArguments) for field in dataclasses.fields(part)}
+    known |= {"config_file", "quiet", "num_processes"} | {"help", "no_floor"}  # accelerate's and the parsers' own
+    for folder in ("finetune", "benchmarks"):  # of commands and benchmarks
+        for path in (ROOT / folder).rglob("*.py"):
+            known |= set(re.findall(r'add_argument\([^)]*?"--(\w+)"', path.read_text()))
     flags = set(re.findall(r"--(\w+)", readme))
     assert len(flags) > 20
     assert flags <= known
