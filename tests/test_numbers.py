@@ -18,9 +18,9 @@ from finetune.delivery.load import load
 from finetune.delivery.predict import Predictor
 from finetune.methods import apply_method
 from finetune.metrics import REGRESSION, SINGLE_LABEL, compute_metrics
+from finetune.models.fused import cast_linear_layers
 from finetune.models.load import load_model
 from finetune.models.output_layer import Standard, compute_numbers_in_fp32, find_output_layer
-from finetune.models.precision import cast_linear_layers
 from finetune.models.save import write_model
 from finetune.training.loss import ExampleLoss
 from finetune.training.trainer import FineTuningTrainer

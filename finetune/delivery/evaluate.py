@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from datasets import Dataset, DatasetDict
 from scipy.special import expit
 from sklearn.metrics import f1_score
@@ -20,6 +21,7 @@ from finetune.delivery.answers import TextClassifier, unit_of_logits
 from finetune.delivery.predict import Predictor, load_predictor
 from finetune.errors import FinetuneError
 from finetune.files import write_aside
+from finetune.hardware import fastest_precision
 from finetune.metrics import (
     MULTI_LABEL,
     REGRESSION,
@@ -30,6 +32,7 @@ from finetune.metrics import (
     mean_interval,
     tune_thresholds,
 )
+from finetune.models.precision import DTYPES
 from finetune.models.save import write_thresholds
 from finetune.models.tfidf import fit_floor
 from finetune.progress_bar import progress_bar
@@ -65,15 +68,17 @@ def evaluate_run(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase | None
     Raises:
         FinetuneError: If the saved model gives other logits than the one in memory.
     """
-    predictor = load_predictor(run.model_directory)
+    predictor: Any = load_predictor(run.model_directory, torch.float32)
     probes = splits["validation"].select(range(min(NUM_PROBES, len(splits["validation"]))))
-    in_memory = Predictor(model, tokenizer, getattr(predictor, "text_config", None)).compute_logits(*_texts(probes))[0]
+    reference = Predictor(model, tokenizer, getattr(predictor, "text_config", None), torch.float32)
+    in_memory = reference.compute_logits(*_texts(probes))[0]
     difference = float(np.abs(predictor.compute_logits(*_texts(probes))[0] - in_memory).max())
     if not difference <= MAX_RELOAD_DIFFERENCE * unit_of_logits(in_memory, predictor.task.problem_type):
         raise FinetuneError(
             f"Expected the saved model to give the logits of the one in memory, but they differ by {difference:.1e}. "
             f"Don't use {run.model_directory}; please report this."
         )
+    predictor.compute_in(DTYPES[fastest_precision()])
 
     metrics, tuned, throughput = {}, {}, 0.0
     for name in ("validation", "test"):

@@ -17,9 +17,11 @@ from finetune.errors import FinetuneError
 from finetune.hardware import fastest_precision
 from finetune.metrics import REGRESSION
 from finetune.models.attention import use_cpu_attention
+from finetune.models.fused import cast_linear_layers
 from finetune.models.inference import compute_logits
 from finetune.models.output_layer import compute_numbers_in_fp32
-from finetune.models.precision import DTYPES, cast_linear_layers, keep_activations_in_bf16
+from finetune.models.packing import use_packing
+from finetune.models.precision import DTYPES, keep_activations_in_bf16
 from finetune.models.save import read_finetune_config
 from finetune.models.textcnn import TextCNNForSequenceClassification
 from finetune.models.tfidf import TfidfClassifier
@@ -65,6 +67,7 @@ class Predictor(TextClassifier):
         else:
             model.to("cuda" if torch.cuda.is_available() else "cpu")
             use_cpu_attention(model)
+            use_packing(model)
             keep_activations_in_bf16(model)
             if model.config.problem_type == REGRESSION:
                 compute_numbers_in_fp32(model)
@@ -74,6 +77,12 @@ class Predictor(TextClassifier):
             self.text_config = text_config or TextConfig(min(tokenizer.model_max_length, positions or 1_000_000))
             self.max_tokens = MAX_TOKENS_TEXTCNN if isinstance(model, TextCNNForSequenceClassification) else MAX_TOKENS
             self.collate = MicroBatchCollator(tokenizer, self.max_tokens).collate
+
+    def compute_in(self, dtype: torch.dtype) -> None:
+        """Compute in this format from now on. The weights of linear layers are cast to it, for good."""
+        self.dtype = dtype
+        if isinstance(self.model, torch.nn.Module):
+            cast_linear_layers(self.model, dtype)
 
     def compute_logits(
         self,
@@ -120,10 +129,8 @@ def load_predictor(
     else:
         model, tokenizer = load(folder, trust_remote_code)
         config = read_finetune_config(folder)
-        dtype = dtype or DTYPES[fastest_precision()]
         predictor = Predictor(model, tokenizer, config.text, dtype, config.thresholds, config.is_paired)
-        if isinstance(model, torch.nn.Module):
-            cast_linear_layers(model, dtype)
+        predictor.compute_in(predictor.dtype)
     count = len(predictor.task.label_names)
     if np.size(predictor.thresholds) not in (1, count):
         raise FinetuneError(

@@ -13,9 +13,11 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from finetune.models.packing import ATTENTION_NAME, PackedTexts, attend_packed
+
 __all__ = ["cpu_attention_forward", "use_cpu_attention", "use_unpadded_attention"]
 
-NAME, UNPADDED = "finetune_cpu", "finetune_unpadded"
+NAME, UNPADDED = ATTENTION_NAME, "finetune_unpadded"
 PIECE_NUMEL = 2**21  # attention weights computed at once: 4 MiB in bfloat16
 
 
@@ -78,7 +80,7 @@ def cpu_attention_forward(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    attention_mask: torch.Tensor | PackedTexts | None,
     dropout: float = 0.0,
     scaling: float | None = None,
     is_causal: bool | None = None,
@@ -91,7 +93,7 @@ def cpu_attention_forward(
         query: `(batch, heads, length, head_dim)`.
         key: Likewise.
         value: Likewise.
-        attention_mask: None, or booleans `(batch, 1, length, length)`: what may be seen.
+        attention_mask: None, booleans `(batch, 1, length, length)`: what may be seen, or texts packed into one row.
         dropout: Probability of dropping an attention weight.
         scaling: Factor of the products; 1 / √head_dim if None.
         is_causal: Whether a missing mask means that a token sees only those before it.
@@ -100,6 +102,8 @@ def cpu_attention_forward(
     Returns:
         `(batch, length, heads, head_dim)` and None for the attention weights.
     """
+    if isinstance(attention_mask, PackedTexts):
+        return attend_packed(query, key, value, attention_mask.lengths, scaling), None
     causal = attention_mask is None and (getattr(module, "is_causal", True) if is_causal is None else is_causal)
     ours = (
         torch.is_grad_enabled()

@@ -28,6 +28,7 @@ from finetune.errors import FinetuneError
 from finetune.hub import reach_hub
 from finetune.models.attention import use_cpu_attention
 from finetune.models.dropout import use_fast_dropout
+from finetune.models.packing import use_packing
 from finetune.models.precision import keep_activations_in_bf16
 from finetune.models.quantization import four_bit_settings
 from finetune.models.textcnn import TextCNNConfig, TextCNNForSequenceClassification
@@ -193,6 +194,7 @@ def load_model(
         model.config.pad_token_id = tokenizer.pad_token_id
     use_fast_dropout(model)
     use_cpu_attention(model)
+    use_packing(model)
     keep_activations_in_bf16(model)
     return model
 

@@ -8,10 +8,9 @@ embeddings are looked up in float32, and casts it back and forth around every pr
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import nn
 
-__all__ = ["DTYPES", "autocast", "cast_linear_layers", "keep_activations_in_bf16"]
+__all__ = ["DTYPES", "autocast", "keep_activations_in_bf16"]
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -19,17 +18,6 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     """Compute matrix products in `dtype`; float32 leaves everything as it is."""
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not torch.float32)
-
-
-def cast_linear_layers(model: nn.Module, dtype: torch.dtype) -> None:
-    """Cast the weights of linear layers once, as autocast would in every batch: the same numbers, for prediction alone.
-
-    A model with an adapter stays as it is, since PEFT adds to the weights in their own format.
-    """
-    if not isinstance(model, PeftModel):
-        for module in model.modules():
-            if type(module) is nn.Linear:
-                module.to(dtype)
 
 
 def keep_activations_in_bf16(model: nn.Module) -> None:

@@ -1,0 +1,130 @@
+"""Texts side by side in one row give the logits that padded texts give, for every encoder that is packed."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from finetune.models import packing
+from finetune.models.attention import use_cpu_attention
+from finetune.models.fused import cast_linear_layers
+from finetune.models.packing import ENCODERS, PackedTexts, use_packing
+
+SETTINGS = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "intermediate_size": 64, "max_position_embeddings": 40, "num_labels": 3}  # fmt: skip
+DISTILBERT = {"vocab_size": 50, "dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64, "num_labels": 3}
+LENGTHS = [9, 9, 7, 1, 9, 3]
+
+
+def build(model_type):
+    torch.manual_seed(0)
+    settings = DISTILBERT if model_type == "distilbert" else SETTINGS
+    model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(model_type, **settings)).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def make_inputs(lengths=LENGTHS, side="right"):
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(5, 50, (len(lengths), max(lengths)), generator=generator)
+    place = torch.arange(max(lengths)).expand(len(lengths), -1)
+    kept = torch.tensor(lengths).unsqueeze(1)
+    mask = (place < kept) if side == "right" else (place >= max(lengths) - kept)
+    return {"input_ids": tokens.where(mask, 0), "attention_mask": mask.long()}
+
+
+def packed(model):
+    """A copy that packs, and a list to which each of its layers adds the shape of what it is given."""
+    model = copy.deepcopy(model)
+    use_cpu_attention(model)
+    use_packing(model)
+    shapes = []
+    for layer in next(part for part in model.modules() if isinstance(part, nn.ModuleList)):
+        layer.register_forward_pre_hook(lambda module, args: shapes.append(tuple(args[0].shape)))
+    return model, shapes
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("model_type", ENCODERS)
+def test_logits_are_those_of_padded_texts(model_type, side):
+    plain, inputs = build(model_type), make_inputs(side=side)
+    model, shapes = packed(plain)
+    with torch.inference_mode():
+        if side == "right":  # else heads would read the first token of padding
+            torch.testing.assert_close(model(**inputs).logits, plain(**inputs).logits, atol=1e-4, rtol=1e-4)
+        hidden = model.base_model(**inputs).last_hidden_state
+        expected = plain.base_model(**inputs).last_hidden_state
+    seen = inputs["attention_mask"].bool()
+    torch.testing.assert_close(hidden[seen], expected[seen], atol=1e-4, rtol=1e-4)
+    assert (hidden[~seen] == 0).all()
+    assert set(shapes) == {(1, 48, 32)}  # 38 tokens, rounded up
+
+
+def test_texts_of_one_length_need_no_mask():
+    plain, inputs = build("bert"), make_inputs([8] * 4)
+    model, shapes = packed(plain)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(**inputs).logits, plain(**inputs).logits, atol=1e-4, rtol=1e-4)
+    assert set(shapes) == {(1, 32, 32)}
+
+
+def test_training_and_what_asks_for_hidden_states_stay_padded():
+    plain, inputs = build("bert"), make_inputs()
+    model, shapes = packed(plain)
+    torch.testing.assert_close(model(**inputs).logits, plain(**inputs).logits, atol=1e-4, rtol=1e-4)
+    with torch.inference_mode():
+        states = model(**inputs, output_hidden_states=True).hidden_states
+        assert [tuple(state.shape) for state in states] == [(6, 9, 32)] * 3
+        model.set_attn_implementation("eager")
+        model(**inputs)
+    assert set(shapes) == {(6, 9, 32)}
+
+
+def test_it_is_put_on_once_and_only_where_it_is_known_to_fit():
+    model, _ = packed(build("bert"))
+    use_packing(model)
+    assert len(model.bert.encoder._forward_pre_hooks) == len(model.bert.encoder._forward_hooks) == 1
+    other = AutoModelForSequenceClassification.from_config(AutoConfig.for_model("albert", **SETTINGS, embedding_size=8))
+    use_packing(other)
+    assert not any(part._forward_pre_hooks for part in other.modules())
+
+
+def test_rows_have_few_lengths():
+    rounded = [packing._round_up(tokens) for tokens in range(1, 8193)]
+    assert all(tokens <= row <= max(16, tokens * 9 / 8) for tokens, row in enumerate(rounded, 1) if tokens > 128)
+    assert len({row for row in rounded if 2048 < row <= 4096}) == 8
+    assert packing._round_up(1) == 16
+    assert packing._round_up(4096) == 4096
+
+
+def test_texts_do_not_see_each_other_nor_what_fills_the_row():
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, 2, 16, 4, generator=generator) for _ in range(3))
+    output = packing.attend_packed(query, key, value, [5, 5, 2], scale=0.5)
+    assert output.shape == (1, 16, 2, 4)
+    for start, stop in ((0, 5), (5, 10), (10, 12)):
+        q, k, v = (part[:, :, start:stop].double() for part in (query, key, value))
+        expected = torch.softmax(q @ k.transpose(2, 3) * 0.5, dim=-1) @ v
+        torch.testing.assert_close(output[:, start:stop].double(), expected.transpose(1, 2), atol=1e-5, rtol=1e-5)
+    assert (output[:, 12:] == 0).all()
+    assert PackedTexts(torch.ones(1, 1, dtype=torch.bool), [1]).lengths == [1]
+
+
+@pytest.mark.parametrize("rows", [1, 7, 300])
+def test_fused_layers_compute_what_linear_layers_and_gelu_do(rows):
+    model = build("bert")
+    exact = copy.deepcopy(model).bert.encoder.layer[0].intermediate.bfloat16()
+    cast_linear_layers(model, torch.bfloat16)
+    layer, head = model.bert.encoder.layer[0], model.classifier
+    x = torch.randn(2, rows, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
+    with torch.inference_mode():
+        found = layer.intermediate(x)
+        expected = F.gelu(F.linear(x.double(), exact.dense.weight.double(), exact.dense.bias.double()))
+        torch.testing.assert_close(found.double(), expected, atol=1e-3, rtol=2**-8)
+        torch.testing.assert_close(head(x), F.linear(x, head.weight, head.bias))
+    assert {parameter.dtype for parameter in layer.attention.self.parameters()} == {torch.bfloat16}
+    assert layer.output.LayerNorm.weight.dtype is torch.float32
