@@ -58,6 +58,24 @@ def test_eight_bits_are_smaller_and_about_the_same(runs, exports):
     assert not any(one.name == "attention_mask" for one in graph.input)
 
 
+@pytest.mark.parametrize("name", ["full", "textcnn", "int8"])
+def test_texts_side_by_side_on_several_threads_give_the_same(exports, name):
+    expected, expected_tokens = load_exported(exports / name, 1).compute_logits(TEXTS)
+    exported, counts = load_exported(exports / name, 3), []
+    found, num_tokens = exported.compute_logits(TEXTS, on_batch=counts.append)
+    assert "single_threaded_session" in vars(exported)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_array_equal(num_tokens, expected_tokens)
+    assert sum(counts) == len(TEXTS)
+    assert all(count == 1 for count in counts) == (name == "int8")
+    alone = load_exported(exports / name, 3)
+    np.testing.assert_allclose(alone.compute_logits(TEXTS[:1])[0], expected[:1], atol=1e-6)
+    assert "single_threaded_session" not in vars(alone)  # all threads on one text
+    exported.single_threaded_session = None
+    with pytest.raises(AttributeError):  # what goes wrong on a thread is heard of
+        exported.compute_logits(TEXTS)
+
+
 def test_the_folder_has_all_that_its_use_needs_and_says_what_was_measured(runs, exports):
     assert {file.name for file in (exports / "full").iterdir()} == {
         "model.onnx", "model.onnx.data", "export.json", "config.json", "finetune_config.json", "tokenizer.json",
