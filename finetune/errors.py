@@ -13,8 +13,17 @@ from collections.abc import Iterator
 __all__ = ["RESUME_ME", "FinetuneError", "Interrupted", "exit_on_error"]
 
 RESUME_ME = os.EX_TEMPFAIL  # 75: not a failure; the same command goes on from here
-OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.EPERM}
-OF_A_PATH = {errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}  # something else is there
+FIXES = {
+    **dict.fromkeys(
+        [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.EPERM],
+        "Make room, or pass another folder.",
+    ),
+    **dict.fromkeys(
+        [errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP],
+        "Remove what is in the way, or pass another folder.",
+    ),
+    errno.ENOENT: "Pass a path that exists, or can be made.",
+}
 
 
 class FinetuneError(ValueError):
@@ -29,9 +38,9 @@ class Interrupted(KeyboardInterrupt):
 def exit_on_error() -> Iterator[None]:
     """End the program with one line on standard error and a status instead of a traceback.
 
-    2 for a `FinetuneError`, a disk that is full or can't be written to, a path where something else is, and memory that
-    does not suffice; 75 for an interrupted run that can be resumed; 130 for Ctrl-C elsewhere. Where who read the output
-    has gone, as `head` does, it ends with 1 and says nothing.
+    2 for a `FinetuneError`, a disk that is full or can't be written to, a path where something else is or that can't be
+    made, and memory that does not suffice; 75 for an interrupted run that can be resumed; 130 for Ctrl-C elsewhere.
+    Where who read the output has gone, as `head` does, it ends with 1 and says nothing.
     """
     try:
         yield
@@ -45,13 +54,10 @@ def exit_on_error() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes once more as it ends
         sys.exit(1)
     except OSError as error:
-        if error.errno not in OF_THE_DISK | OF_A_PATH:
+        if error.errno not in FIXES:
             raise
-        fix = "Make room" if error.errno in OF_THE_DISK else "Remove what is in the way"
-        _exit(
-            2,
-            f"error: {error.strerror}: {error.filename2 or error.filename or 'a file'}. {fix}, or pass another folder.",
-        )
+        file = error.filename2 or error.filename or "a file"
+        _exit(2, f"error: {error.strerror}: {file}. {FIXES[error.errno]}")
     except MemoryError:
         _exit(2, "error: Expected more memory: an allocation failed. Free some, or pass a smaller model or batch.")
 

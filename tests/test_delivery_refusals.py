@@ -72,6 +72,11 @@ def test_these_are_no_branches(runs, capsys, branch):
     [
         (["merge", "RUNS/lora", "FILE/merged"], "File exists"),
         (["export", "RUNS/textcnn", "FILE/exported", "--format", "onnx"], "Not a directory"),
+        (
+            ["export", "RUNS/textcnn", "/proc/nowhere/exported", "--format", "onnx"],
+            "No such file or directory: /proc/nowhere",
+        ),
+        (["merge", "RUNS/lora", "/proc/nowhere/merged"], "No such file or directory: /proc/nowhere"),
         (["export", "RUNS/textcnn", "NEW", "--format", "onnx", "--max_samples", "0"], "at least 1, but got '0'"),
         (["predict", "RUNS/tfidf", "a text", "--num_threads", "-1"], "at least 1, but got '-1'"),
         (["predict", "RUNS/tfidf", "half \udcff"], "Expected texts in UTF-8"),
