@@ -1,17 +1,21 @@
-"""Texts side by side in one row give the logits that padded texts give, for every encoder that is packed."""
+"""Texts in one row give the logits that padded texts give, for every encoder that is packed; also on threads."""
 
 import copy
+import threading
+import time
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from finetune.models import packing
+from finetune.models import inference, packing
 from finetune.models.attention import use_cpu_attention
 from finetune.models.fused import cast_linear_layers
 from finetune.models.packing import ENCODERS, PackedTexts, use_packing
+from finetune.threads import compute_side_by_side
 
 SETTINGS = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
             "intermediate_size": 64, "max_position_embeddings": 40, "num_labels": 3}  # fmt: skip
@@ -128,3 +132,74 @@ def test_fused_layers_compute_what_linear_layers_and_gelu_do(rows):
         torch.testing.assert_close(head(x), F.linear(x, head.weight, head.bias))
     assert {parameter.dtype for parameter in layer.attention.self.parameters()} == {torch.bfloat16}
     assert layer.output.LayerNorm.weight.dtype is torch.float32
+
+
+@pytest.fixture
+def three_threads():
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(1)
+
+
+def collate(numbers):
+    return {"x": torch.tensor(numbers, dtype=torch.float32)}
+
+
+def compute(forward, lengths, max_tokens, seen):
+    device = torch.device("cpu")
+    return inference.compute_rows(forward, 1, lengths, lengths, collate, max_tokens, device, seen.append)
+
+
+def test_batches_side_by_side_give_the_same_rows(three_threads):
+    lengths = np.random.default_rng(0).integers(1, 512, 200).tolist()
+    seen, threads, inference_modes = [], set(), set()
+
+    def forward(inputs):
+        threads.add((threading.get_ident(), torch.get_num_threads()))
+        inference_modes.add(torch.is_inference_mode_enabled())
+        return inputs["x"].unsqueeze(1) * 2
+
+    rows = compute(forward, lengths, 4_096, seen)
+    assert rows[:, 0].tolist() == [2 * length for length in lengths]
+    assert sum(seen) == 200
+    assert inference_modes == {True}
+    assert {count for _, count in threads} == {1}
+    assert threading.get_ident() not in {thread for thread, _ in threads}
+    assert torch.get_num_threads() == 3
+    threads.clear()
+    compute(forward, lengths, 1_024, seen)  # a few tokens at once are not worth a thread each
+    assert threads == {(threading.get_ident(), 3)}
+
+
+def test_memory_that_does_not_suffice_for_batches_side_by_side_halves_them(three_threads):
+    lengths, sizes = [100] * 300, []
+
+    def forward(inputs):
+        sizes.append(len(inputs["x"]))
+        if len(inputs["x"]) > 9:
+            raise MemoryError
+        return inputs["x"].unsqueeze(1)
+
+    with pytest.warns(UserWarning, match="from now on at most 650 tokens"):
+        rows = compute(forward, lengths, 4_096, [])
+    assert (rows == 100).all()
+    assert sizes.count(13) == 23  # of 1,365 tokens a thread; the last text stands alone
+    assert sum(size for size in sizes if size < 13) == 300
+
+
+def test_what_goes_wrong_ends_the_work_of_all_threads():
+    begun = []
+
+    def fail(item):
+        begun.append(item)
+        time.sleep(0.001)
+        if item == 3:
+            raise ValueError("item 3")
+        return item
+
+    results = compute_side_by_side(fail, range(1_000), 2)
+    assert [next(results), next(results), next(results)] == [0, 1, 2]
+    with pytest.raises(ValueError, match="item 3"):
+        list(results)
+    assert len(begun) < 1_000
+    assert list(compute_side_by_side(lambda item: item * item, range(5), 3)) == [0, 1, 4, 9, 16]

@@ -7,7 +7,6 @@ import functools
 import importlib.util
 import json
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from finetune.delivery.answers import TextClassifier
 from finetune.errors import FinetuneError
 from finetune.models.finetune_config import read_finetune_config
 from finetune.tasks import MULTI_LABEL, Task
-from finetune.threads import default_num_threads
+from finetune.threads import compute_side_by_side, default_num_threads
 
 __all__ = [
     "EXPORT_FILE",
@@ -117,9 +116,9 @@ class ExportedPredictor(TextClassifier):
                 feed["token_type_ids"] = zeros if types is None else np.array([types[at] for at in group], np.int64)
             logits[group] = session.run(["logits"], feed)[0]
 
-        with ThreadPoolExecutor(self.num_threads if side_by_side else 1) as pool:
-            for group, _ in zip(groups, pool.map(compute, groups), strict=True):
-                on_batch(len(group))
+        results = compute_side_by_side(compute, groups, self.num_threads if side_by_side else 1)
+        for group, _ in zip(groups, results, strict=True):
+            on_batch(len(group))
         if self.text_config.truncation == "window" and pairs is None:
             logits = pool_windows(logits, counts, self.text_config.window_pooling, self.task.problem_type)
         owners = np.repeat(np.arange(len(counts)), counts)

@@ -15,8 +15,12 @@ from finetune.errors import FinetuneError
 from finetune.hardware import is_out_of_memory, release_memory
 from finetune.metrics import MULTI_LABEL
 from finetune.models.precision import autocast
+from finetune.threads import compute_side_by_side
 
 __all__ = ["compute_logits", "compute_rows", "pool_windows"]
+
+# Fewer tokens are not worth a thread: the texts of a TextCNN, which takes 1,024, are computed by all threads together.
+MIN_TOKENS_OF_A_THREAD = 1_024
 
 
 def compute_logits(
@@ -117,7 +121,6 @@ def pool_windows(logits: torch.Tensor, num_windows: torch.Tensor, how: str, prob
     return torch.log(((votes + torch.softmax(mean, dim=1)) / (counts + 1)).clamp_min(1e-6))
 
 
-@torch.inference_mode()
 def compute_rows(
     forward: Callable[[dict[str, torch.Tensor]], torch.Tensor],
     width: int,
@@ -154,9 +157,26 @@ def compute_rows(
     if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() <= len(batches):
         rank, world_size = distributed.get_rank(), distributed.get_world_size()
     rows = np.zeros((len(lengths), width), dtype=np.float32)
+
+    def compute(group: list[int]) -> np.ndarray | None:
+        return _compute_unless_out_of_memory(forward, collate([examples[at] for at in group]), device)
+
     groups = batches[rank::world_size]
+    workers = min(torch.get_num_threads(), max_tokens // MIN_TOKENS_OF_A_THREAD)
+    if device.type == "cpu" and world_size == 1 and 1 < workers < len(groups):
+        # What is serial in a batch keeps no other thread waiting. All batches together have as many tokens as one had.
+        groups, left = cut_by_tokens(lengths, max_tokens // workers), []
+        threads = torch.get_num_threads() // workers
+        results = compute_side_by_side(compute, groups, workers, lambda: torch.set_num_threads(threads))
+        for group, computed in zip(groups, results, strict=True):
+            if computed is None:
+                left.append(group)
+                continue
+            rows[group] = computed
+            on_batch(len(group))
+        groups = _cut_smaller(left, lengths) if left else []
     while groups:
-        computed = _compute_unless_out_of_memory(forward, collate([examples[at] for at in groups[0]]), device)
+        computed = compute(groups[0])
         if computed is None:
             groups = _cut_smaller(groups, lengths)
             continue
@@ -164,8 +184,7 @@ def compute_rows(
         rows[positions] = computed
         on_batch(len(positions))
     if rank >= (len(batches) % world_size or world_size):
-        # Where weights are divided over processes all of them must call the model, as often: a batch in vain.
-        _compute_unless_out_of_memory(forward, collate([examples[at] for at in batches[-1]]), device)
+        compute(batches[-1])  # where weights are divided over processes all must call the model, as often
     if world_size > 1:  # each row is zero but on the one process that computed it
         total = torch.from_numpy(rows).to(device)
         distributed.all_reduce(total)
@@ -173,6 +192,7 @@ def compute_rows(
     return rows
 
 
+@torch.inference_mode()
 def _compute_unless_out_of_memory(
     forward: Callable[[dict[str, torch.Tensor]], torch.Tensor], inputs: dict[str, torch.Tensor], device: torch.device
 ) -> np.ndarray | None:
