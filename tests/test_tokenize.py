@@ -13,7 +13,7 @@ from finetune.data.load import read_examples
 from finetune.data.tokenize import TextConfig, encode_texts, tokenize_dataset
 from finetune.metrics import MULTI_LABEL
 from finetune.models.inference import compute_logits, pool_windows
-from finetune.models.vocabulary import train_word_tokenizer
+from finetune.models.vocabulary import load_word_tokenizer, train_word_tokenizer
 
 LETTERS = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m", "n", "o", "p"]
 CLS, SEP = "[CLS]", "[SEP]"
@@ -187,3 +187,25 @@ def test_broken_tokens_in_the_cache_are_computed_anew(tmp_path, tiny_bert, revie
         written.write_bytes(content[:cut])
     assert tokenize_dataset(examples, tokenizer, TextConfig(24)).to_list() == first
     assert written.read_bytes() == content
+
+
+def test_a_vocabulary_is_learnt_once(tmp_path, reviews, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    examples = read_examples(reviews["--train_file"])
+    learnt = train_word_tokenizer(examples["text"], 50, max_length=24)
+    first = load_word_tokenizer(examples, 50, max_length=24)
+    assert first.get_vocab() == learnt.get_vocab()
+    monkeypatch.setattr("finetune.models.vocabulary.train_word_tokenizer", None)  # it is not called again
+    again = load_word_tokenizer(examples, 50, max_length=8)
+    assert again.backend_tokenizer.to_str() == first.backend_tokenizer.to_str()
+    assert (again.model_max_length, again.pad_token, again.padding_side) == (8, "[PAD]", "right")
+    for changed in ((examples.select(range(9)), 50), (examples, 49)):
+        with pytest.raises(TypeError):
+            load_word_tokenizer(*changed, max_length=24)
+    monkeypatch.undo()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    (written,) = tmp_path.rglob("vocabulary-*")
+    content = written.read_text()
+    written.write_text(content[:99])
+    assert load_word_tokenizer(examples, 50, max_length=24).get_vocab() == learnt.get_vocab()
+    assert written.read_text() == content

@@ -23,7 +23,6 @@ from transformers import (
 from finetune.arguments import ModelArguments
 from finetune.data.embedded import EMBEDDED_MODEL_ID, find_embedded_model
 from finetune.data.labels import Task
-from finetune.data.split import iterate_texts
 from finetune.errors import FinetuneError
 from finetune.hub import reach_hub
 from finetune.models.attention import use_cpu_attention
@@ -32,7 +31,7 @@ from finetune.models.packing import use_packing
 from finetune.models.precision import keep_activations_in_bf16
 from finetune.models.quantization import four_bit_settings
 from finetune.models.textcnn import TextCNNConfig, TextCNNForSequenceClassification
-from finetune.models.vocabulary import train_word_tokenizer
+from finetune.models.vocabulary import load_word_tokenizer
 from finetune.quiet import quiet_loading
 
 __all__ = [
@@ -116,9 +115,7 @@ def load_tokenizer(arguments: ModelArguments, method: str, train: Dataset, max_l
         FinetuneError: If it can't be had, has no padding token, or `max_length` is more than the encoder reads.
     """
     if method == "textcnn" and not _uses_pretrained_tokens(arguments):
-        return train_word_tokenizer(
-            (text or "" for text in iterate_texts(train)), arguments.textcnn_vocabulary_size, max_length
-        )
+        return load_word_tokenizer(train, arguments.textcnn_vocabulary_size, max_length)
     tokenizer = load_pretrained_tokenizer(arguments.model_name_or_path, arguments.model_revision)
     if tokenizer.pad_token is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token  # decoders such as GPT-2: it stands behind a text, as padding does

@@ -1,15 +1,48 @@
 """TextCNN's own tokenizer: the words of the training texts, most frequent first."""
 
+import contextlib
+import hashlib
+import os
 from collections.abc import Iterable
+from pathlib import Path
 
+import datasets
+import tokenizers
+from datasets import Dataset
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import WordLevel
 from tokenizers.trainers import WordLevelTrainer
 from transformers import PreTrainedTokenizerFast
 
+from finetune.data.split import iterate_texts
+from finetune.files import flush
 from finetune.models.tfidf import UNSPACED
 
-__all__ = ["train_word_tokenizer"]
+__all__ = ["load_word_tokenizer", "train_word_tokenizer"]
+
+
+def load_word_tokenizer(train: Dataset, vocabulary_size: int, max_length: int) -> PreTrainedTokenizerFast:
+    """Learn a vocabulary of the training texts, or take what was learnt of the same texts before, out of the cache.
+
+    Args:
+        train: The training split, and that alone.
+        vocabulary_size: As for `train_word_tokenizer`.
+        max_length: Likewise.
+    """
+    digest = hashlib.sha256(Path(__file__).read_bytes())
+    digest.update(f"{tokenizers.__version__} {UNSPACED} {vocabulary_size}".encode())
+    for text in iterate_texts(train):
+        digest.update(f"{len(text or '')} {text}".encode("utf-8", "replace"))
+    file = Path(datasets.config.HF_DATASETS_CACHE) / "finetune" / f"vocabulary-{digest.hexdigest()}.json"
+    with contextlib.suppress(Exception):  # tokenizers has nothing narrower for a file that is missing or cut short
+        return _wrap(Tokenizer.from_file(str(file)), max_length)
+    tokenizer = train_word_tokenizer((text or "" for text in iterate_texts(train)), vocabulary_size, max_length)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = file.with_suffix(f".{os.getpid()}.partial")
+    tokenizer.backend_tokenizer.save(str(aside))
+    flush(aside)
+    aside.rename(file)
+    return tokenizer
 
 
 def train_word_tokenizer(texts: Iterable[str], vocabulary_size: int, max_length: int) -> PreTrainedTokenizerFast:
@@ -33,6 +66,10 @@ def train_word_tokenizer(texts: Iterable[str], vocabulary_size: int, max_length:
         vocab_size=vocabulary_size, min_frequency=1, special_tokens=["[PAD]", "[UNK]"], show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
+    return _wrap(tokenizer, max_length)
+
+
+def _wrap(tokenizer: Tokenizer, max_length: int) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="[PAD]",
