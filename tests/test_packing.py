@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForSequenceClassification
@@ -86,6 +87,20 @@ def test_training_and_what_asks_for_hidden_states_stay_padded():
         model.set_attn_implementation("eager")
         model(**inputs)
     assert set(shapes) == {(6, 9, 32)}
+
+
+@pytest.mark.parametrize("config", [LoraConfig, PromptTuningConfig, PrefixTuningConfig])
+def test_adapters_too(config):
+    more = {} if config is LoraConfig else {"num_virtual_tokens": 3}
+    plain, inputs = get_peft_model(build("bert"), config(task_type="SEQ_CLS", **more)).eval(), make_inputs()
+    for parameter in plain.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    model, shapes = packed(plain)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(**inputs).logits, plain(**inputs).logits, atol=1e-4, rtol=1e-4)
+    assert set(shapes) == {
+        LoraConfig: {(1, 48, 32)}, PromptTuningConfig: {(1, 64, 32)}, PrefixTuningConfig: {(6, 9, 32)},
+    }[config]  # fmt: skip
 
 
 def test_it_is_put_on_once_and_only_where_it_is_known_to_fit():

@@ -12,6 +12,7 @@ from itertools import groupby
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -44,12 +45,13 @@ class PackedTexts:
     lengths: list[int]
 
 
-def use_packing(model: PreTrainedModel) -> None:
+def use_packing(model: PreTrainedModel | PeftModel) -> None:
     """Let an encoder that uses this package's attention compute without padding where it computes no gradients.
 
     Nothing changes for encoders of which `ENCODERS` does not know, and nothing in what is saved.
     """
-    encoder = getattr(model.base_model, ENCODERS.get(model.config.model_type, ""), None)
+    whole = model.get_base_model() if isinstance(model, PeftModel) else model
+    encoder = getattr(whole.base_model, ENCODERS.get(model.config.model_type, ""), None)
     if encoder is not None and _unpack not in encoder._forward_hooks.values():
         encoder.register_forward_pre_hook(partial(_pack, model.config), with_kwargs=True)
         encoder.register_forward_hook(_unpack, with_kwargs=True)
