@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from accelerate.utils import extract_model_from_parallel
 from datasets import Dataset, DatasetDict
 from scipy.special import expit
 from sklearn.metrics import f1_score
@@ -70,6 +71,8 @@ def evaluate_run(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase | None
     """
     predictor: Any = load_predictor(run.model_directory, torch.float32)
     probes = splits["validation"].select(range(min(NUM_PROBES, len(splits["validation"]))))
+    if isinstance(model, torch.nn.Module):  # which accelerate has let compute in lower precision
+        model = extract_model_from_parallel(model, keep_fp32_wrapper=False)
     reference = Predictor(model, tokenizer, getattr(predictor, "text_config", None), torch.float32)
     in_memory = reference.compute_logits(*_texts(probes))[0]
     difference = float(np.abs(predictor.compute_logits(*_texts(probes))[0] - in_memory).max())
