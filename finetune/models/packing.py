@@ -17,6 +17,8 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from finetune.models.quantization import is_four_bit
+
 __all__ = ["ATTENTION_NAME", "PackedTexts", "attend_packed", "use_packing"]
 
 ATTENTION_NAME = "finetune_cpu"
@@ -48,9 +50,12 @@ class PackedTexts:
 def use_packing(model: PreTrainedModel | PeftModel) -> None:
     """Let an encoder that uses this package's attention compute without padding where it computes no gradients.
 
-    Nothing changes for encoders of which `ENCODERS` does not know, and nothing in what is saved.
+    Nothing changes for encoders of which `ENCODERS` does not know, for weights in four bits, whose products depend on
+    how many rows there are, and in what is saved.
     """
-    whole = model.get_base_model() if isinstance(model, PeftModel) else model
+    whole: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    if is_four_bit(whole):
+        return
     encoder = getattr(whole.base_model, ENCODERS.get(model.config.model_type, ""), None)
     if encoder is not None and _unpack not in encoder._forward_hooks.values():
         encoder.register_forward_pre_hook(partial(_pack, model.config), with_kwargs=True)
