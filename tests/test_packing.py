@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from finetune.models import inference, packing
 from finetune.models.attention import use_cpu_attention
 from finetune.models.fused import cast_linear_layers
-from finetune.models.packing import ENCODERS, PackedTexts, use_packing
+from finetune.models.packing import ENCODERS, use_packing
 from finetune.threads import compute_side_by_side
 
 SETTINGS = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -130,7 +130,6 @@ def test_texts_do_not_see_each_other_nor_what_fills_the_row():
         expected = torch.softmax(q @ k.transpose(2, 3) * 0.5, dim=-1) @ v
         torch.testing.assert_close(output[:, start:stop].double(), expected.transpose(1, 2), atol=1e-5, rtol=1e-5)
     assert (output[:, 12:] == 0).all()
-    assert PackedTexts(torch.ones(1, 1, dtype=torch.bool), [1]).lengths == [1]
 
 
 @pytest.mark.parametrize("rows", [1, 7, 300])

@@ -154,7 +154,8 @@ def compute_rows(
     """
     batches = cut_by_tokens(lengths, max_tokens)
     rank, world_size = 0, 1
-    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() <= len(batches):
+    several = distributed.is_available() and distributed.is_initialized()
+    if several and distributed.get_world_size() <= len(batches):
         rank, world_size = distributed.get_rank(), distributed.get_world_size()
     rows = np.zeros((len(lengths), width), dtype=np.float32)
 
@@ -163,7 +164,7 @@ def compute_rows(
 
     groups = batches[rank::world_size]
     workers = min(torch.get_num_threads(), max_tokens // MIN_TOKENS_OF_A_THREAD)
-    if device.type == "cpu" and world_size == 1 and 1 < workers < len(groups):
+    if device.type == "cpu" and not several and 1 < workers < len(groups):  # processes must keep to one order
         # What is serial in a batch keeps no other thread waiting. All batches together have as many tokens as one had.
         groups, left = cut_by_tokens(lengths, max_tokens // workers), []
         threads = torch.get_num_threads() // workers

@@ -131,6 +131,6 @@ def _unpack(encoder: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any
 
 
 def _round_up(tokens: int) -> int:
-    """Round to one of at most eight numbers between two powers of two: at most a ninth more, on average a sixteenth."""
+    """Round to one of at most eight numbers between two powers of two: from 128 on by less than an eighth."""
     step = max(16, 2 ** (tokens.bit_length() - 4))
     return -(-tokens // step) * step
