@@ -22,7 +22,6 @@ from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from turns import build_parser, take_turns, write_results
 
-from finetune.arguments import ModelArguments
 from finetune.catalogue import METHOD_DEFAULTS
 from finetune.data.labels import task_of
 from finetune.data.split import carve_splits, drop_duplicates
@@ -32,6 +31,7 @@ from finetune.metrics import compute_metrics
 from finetune.models.dropout import FastDropout
 from finetune.models.load import load_model, load_tokenizer
 from finetune.quiet import quiet_program
+from finetune.settings.parts import ModelArguments
 from finetune.training.trainer import FineTuningTrainer
 
 FAST, UPSTREAM = "fast path", "float32, torch's dropout"

@@ -26,7 +26,6 @@ from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from turns import build_parser, take_turns, write_results
 
-from finetune.arguments import DataArguments, ModelArguments
 from finetune.catalogue import METHOD_DEFAULTS
 from finetune.data.embedded import load_embedded_reviews
 from finetune.data.labels import task_of
@@ -37,6 +36,7 @@ from finetune.hardware import fastest_precision, use_processor
 from finetune.metrics import compute_metrics
 from finetune.models.load import load_model, load_tokenizer
 from finetune.quiet import quiet_program
+from finetune.settings.parts import DataArguments, ModelArguments
 from finetune.training.trainer import FineTuningTrainer
 
 SETTINGS = METHOD_DEFAULTS["textcnn"]

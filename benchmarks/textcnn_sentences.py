@@ -27,7 +27,6 @@ from scipy.stats import t as student_t
 from sklearn.model_selection import StratifiedKFold
 from transformers import TrainingArguments
 
-from finetune.arguments import ModelArguments
 from finetune.data.labels import task_of
 from finetune.data.split import carve_splits
 from finetune.data.tokenize import TextConfig, tokenize_dataset
@@ -37,6 +36,7 @@ from finetune.hardware import default_num_threads, describe_hardware, supports_b
 from finetune.metrics import accuracy_interval, compute_metrics
 from finetune.models.load import load_model, load_tokenizer
 from finetune.quiet import quiet_program
+from finetune.settings.parts import ModelArguments
 from finetune.training.trainer import FineTuningTrainer
 
 # What training differs in from `TrainingArguments`' own defaults; every one is also a flag.

@@ -25,7 +25,6 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.trainer_callback import PrinterCallback
 from turns import build_parser, take_turns, write_results
 
-from finetune.arguments import DataArguments, ModelArguments
 from finetune.catalogue import METHOD_DEFAULTS
 from finetune.data.labels import task_of
 from finetune.data.load import load_splits
@@ -35,6 +34,7 @@ from finetune.metrics import compute_metrics
 from finetune.models.load import load_model, load_tokenizer
 from finetune.models.tfidf import fit_floor
 from finetune.quiet import quiet_program
+from finetune.settings.parts import DataArguments, ModelArguments
 from finetune.training.trainer import FineTuningTrainer
 
 OURS, PLAIN = "finetune", "Conv2d, padded, float32"

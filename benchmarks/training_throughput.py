@@ -20,7 +20,6 @@ from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, Trai
 from transformers.trainer_callback import PrinterCallback
 from turns import build_parser, take_turns, write_results
 
-from finetune.arguments import DataArguments, ModelArguments
 from finetune.data.labels import task_of
 from finetune.data.load import load_splits
 from finetune.data.tokenize import TextConfig, tokenize_dataset
@@ -29,6 +28,7 @@ from finetune.metrics import compute_metrics
 from finetune.models.load import load_encoder, load_model, load_tokenizer
 from finetune.models.precision import DTYPES
 from finetune.quiet import quiet_program
+from finetune.settings.parts import DataArguments, ModelArguments
 from finetune.training.trainer import FineTuningTrainer
 
 LABELS = ["negative", "positive"]

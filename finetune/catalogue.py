@@ -1,4 +1,4 @@
-"""The methods by name: what moves, who proposed it, and the settings it trains well with. Data only.
+"""The methods by name: what trains, who proposed it, and the settings it trains well with. Data only.
 
 A method that PEFT knows is its `peft_type` and the fields of PEFT's own config class; `--peft_config` adds to these or
 replaces them. Learning rates are those that the papers and PEFT's examples use for classification with small encoders,
@@ -8,7 +8,7 @@ checked on sentences in `docs/methods.md`; `--learning_rate` overrides them.
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["CATALOGUE", "METHOD_DEFAULTS", "Method"]
+__all__ = ["CATALOGUE", "METHOD_DEFAULTS", "Method", "find_method"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class Method:
         peft_config: Fields of PEFT's config class. Of its `modules_to_save` those count that a model has.
         merges: Whether the adapter can be merged into the weights; None without an adapter.
         trainable_share: Of the embedded encoder's parameters with a head for two classes; None where it has no meaning.
+        is_network: Whether it trains a network in steps, with the `Trainer` and its settings.
+        is_deterministic: Whether another seed changes nothing.
     """
 
     what: str
@@ -32,6 +34,13 @@ class Method:
     peft_config: dict[str, Any] = field(default_factory=dict)
     merges: bool | None = None
     trainable_share: float | None = None
+    is_network: bool = True
+    is_deterministic: bool = False
+
+    @property
+    def takes_adapter(self) -> bool:
+        """Whether it trains an adapter of PEFT."""
+        return self.peft_type is not None or self is CATALOGUE["peft"]
 
 
 LORA: dict[str, Any] = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
@@ -204,7 +213,17 @@ CATALOGUE: dict[str, Method] = {
             "max_tokens_per_micro_batch": 32_768,
         },
     ),
-    "tfidf": Method("TF-IDF of words and word pairs, and a linear model: the floor", "Wang and Manning 2012"),
+    "tfidf": Method(
+        "TF-IDF of words and word pairs, and a linear model: the floor",
+        "Wang and Manning 2012",
+        is_network=False,
+        is_deterministic=True,
+    ),
 }
 
 METHOD_DEFAULTS: dict[str, dict[str, Any]] = {name: method.defaults for name, method in CATALOGUE.items()}
+
+
+def find_method(name: str) -> Method:
+    """Return the method of that name; of a name that is unknown, as in a record, no more than that it is a network."""
+    return CATALOGUE.get(name, Method(name, ""))

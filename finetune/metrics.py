@@ -27,7 +27,7 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from finetune.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from finetune.tasks import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
 
 __all__ = [
     "DEFAULT_METRIC",
@@ -73,7 +73,6 @@ METRICS: dict[str, dict[str, bool]] = {
     },
     REGRESSION: {"mse": False, "mae": False, "r2": True, "pearson": True, "spearman": True, "loss": False},
 }
-PROBLEM_TYPES = list(METRICS)
 GREATER_IS_BETTER = {name: greater for metrics in METRICS.values() for name, greater in metrics.items()}
 DEFAULT_METRIC = {SINGLE_LABEL: "accuracy", MULTI_LABEL: "micro_f1", REGRESSION: "mse"}
 

@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["MULTI_LABEL", "REGRESSION", "SINGLE_LABEL", "Task"]
+__all__ = ["MULTI_LABEL", "PROBLEM_TYPES", "REGRESSION", "SINGLE_LABEL", "Task"]
 
 # transformers' names of what is predicted: one class, any number of labels, or a number.
 SINGLE_LABEL, MULTI_LABEL, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
+PROBLEM_TYPES = [SINGLE_LABEL, MULTI_LABEL, REGRESSION]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ validation, 2,500 for test, all carved from IMDb's official training split. READ
 
 import sys
 
-from finetune.arguments import parse_arguments
 from finetune.data.load import complete_splits, load_given_splits
 from finetune.data.tokenize import tokenize_splits
 from finetune.delivery.evaluate import evaluate_run
@@ -20,6 +19,7 @@ from finetune.methods import apply_method
 from finetune.metrics import compute_metrics
 from finetune.models.load import load_model, load_tokenizer
 from finetune.models.tfidf import fit_floor
+from finetune.settings.parsing import parse_arguments
 from finetune.training.run import Run
 from finetune.training.trainer import FineTuningTrainer
 

@@ -5,9 +5,10 @@ import dataclasses
 import pytest
 from transformers import TrainingArguments
 
-from finetune.arguments import DataArguments, MethodArguments, ModelArguments, RunArguments, parse_arguments
 from finetune.errors import FinetuneError
 from finetune.hardware import count_physical_cores
+from finetune.settings.parsing import parse_arguments
+from finetune.settings.parts import DataArguments, MethodArguments, ModelArguments, RunArguments
 
 DEFAULTS = {"dataset_name": "embedded", "output_dir": "runs/x/{method}-seed{seed}", "num_train_epochs": 2}
 

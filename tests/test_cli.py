@@ -9,9 +9,9 @@ import pytest
 from conftest import ROOT
 from transformers import TrainingArguments
 
-from finetune.arguments import DataArguments, MethodArguments, ModelArguments, RunArguments, TuningArguments
 from finetune.cli import build_parser, main
 from finetune.examination.command import DoctorArguments
+from finetune.settings.parts import DataArguments, MethodArguments, ModelArguments, RunArguments, TuningArguments
 
 
 def test_help_imports_no_heavy_library():

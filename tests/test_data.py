@@ -5,12 +5,12 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from transformers import AutoTokenizer
 
-from finetune.arguments import DataArguments
 from finetune.data.batch import GlobalStepSampler, MicroBatchCollator, cut_by_tokens
 from finetune.data.load import load_splits, read_examples
 from finetune.data.split import carve_splits, check_classes, describe_split, drop_duplicates, stratified_indices
 from finetune.data.tokenize import TextConfig, tokenize_dataset
 from finetune.errors import FinetuneError
+from finetune.settings.parts import DataArguments
 
 
 def make(texts, labels, names=("no", "yes")):

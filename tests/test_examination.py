@@ -14,7 +14,6 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from transformers import AutoTokenizer
 
 from finetune import cli
-from finetune.arguments import DataArguments
 from finetune.data.embedded import load_embedded_reviews
 from finetune.data.labels import Task
 from finetune.data.load import load_given_splits
@@ -25,6 +24,7 @@ from finetune.examination.facts import MOJIBAKE, collect_facts
 from finetune.examination.findings import describe_findings, from_json, has_errors, to_json
 from finetune.examination.near_duplicates import find_near_duplicates
 from finetune.metrics import SINGLE_LABEL
+from finetune.settings.parts import DataArguments
 
 WORDS = """
     river table window morning letter garden music winter doctor street bottle mountain kitchen paper summer bridge

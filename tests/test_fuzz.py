@@ -28,9 +28,9 @@ from faulty import Nursery
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from finetune.arguments import parse_arguments
 from finetune.cli import main as finetune_command
 from finetune.errors import exit_on_error
+from finetune.settings.parsing import parse_arguments
 from finetune.training.checkpoints import find_resumable
 
 FINISHED = ("tfidf", "textcnn", "lora")

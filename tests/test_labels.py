@@ -12,11 +12,11 @@ from datasets import ClassLabel, Dataset, Features, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune.arguments import DataArguments
 from finetune.data.labels import Task, find_task, is_hidden, label_matrix, natural_order, number_labels, task_of
 from finetune.data.load import load_given_splits, load_splits, read_examples
 from finetune.errors import FinetuneError
 from finetune.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from finetune.settings.parts import DataArguments
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,6 @@ import torch
 from test_methods import ENCODERS
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, TrainingArguments
 
-from finetune.arguments import MethodArguments, ModelArguments
 from finetune.data.batch import MicroBatchCollator
 from finetune.data.labels import Task
 from finetune.data.load import read_examples
@@ -22,6 +21,7 @@ from finetune.models.fused import cast_linear_layers
 from finetune.models.load import load_model
 from finetune.models.output_layer import Standard, compute_numbers_in_fp32, find_output_layer
 from finetune.models.save import write_model
+from finetune.settings.parts import MethodArguments, ModelArguments
 from finetune.training.loss import ExampleLoss
 from finetune.training.trainer import FineTuningTrainer
 

@@ -17,12 +17,12 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from finetune.arguments import DataArguments
 from finetune.data.columns import choose_columns
 from finetune.data.encoding import choose_encoding
 from finetune.data.load import load_splits, read_examples
 from finetune.data.read import Row, Table, detect_encoding
 from finetune.errors import FinetuneError
+from finetune.settings.parts import DataArguments
 
 ROWS = [
     ('He said "no", twice', "neg"),

@@ -18,11 +18,11 @@ from conftest import METHODS, ROOT, make_reviews, write_csv
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import finetune
-from finetune.arguments import parse_arguments
 from finetune.cli import main as finetune_command
 from finetune.delivery.predict import load_predictor
 from finetune.errors import FinetuneError
 from finetune.metrics import compute_metrics
+from finetune.settings.parsing import parse_arguments
 from finetune.training.summary import summarize
 
 ACCELERATE = (sys.executable, "-m", "accelerate.commands.launch")  # `accelerate launch`, of this environment

@@ -15,7 +15,6 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 import finetune
-from finetune.arguments import MethodArguments, ModelArguments
 from finetune.catalogue import CATALOGUE
 from finetune.data.embedded import find_embedded_model
 from finetune.data.labels import Task
@@ -25,6 +24,7 @@ from finetune.metrics import SINGLE_LABEL
 from finetune.models.load import load_model
 from finetune.models.quantization import is_four_bit
 from finetune.models.save import write_model
+from finetune.settings.parts import MethodArguments, ModelArguments
 
 SMALL = {"vocab_size": 30, "max_position_embeddings": 64, "pad_token_id": 0, "hidden_size": 32, "num_hidden_layers": 2,
          "num_attention_heads": 2, "intermediate_size": 64}  # fmt: skip

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import HealthCheck, assume, event, example, given, settings
 from hypothesis import strategies as st
 
-from finetune.arguments import DataArguments
 from finetune.data.load import load_splits, read_examples
 from finetune.data.split import iterate_texts
 from finetune.errors import FinetuneError
+from finetune.settings.parts import DataArguments
 
 ANY_TABLE = settings(
     max_examples=60, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

@@ -7,7 +7,6 @@ import pytest
 import torch
 from transformers import AutoTokenizer, EarlyStoppingCallback, TrainingArguments
 
-from finetune.arguments import MethodArguments, ModelArguments
 from finetune.data.labels import Task
 from finetune.data.load import read_examples
 from finetune.data.tokenize import TextConfig, tokenize_dataset
@@ -15,6 +14,7 @@ from finetune.errors import FinetuneError
 from finetune.methods import apply_method, count_parameters
 from finetune.metrics import SINGLE_LABEL, compute_metrics
 from finetune.models.load import load_model
+from finetune.settings.parts import MethodArguments, ModelArguments
 from finetune.training.trainer import FineTuningTrainer
 
 

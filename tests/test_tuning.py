@@ -10,7 +10,6 @@ from test_methods import SMALL
 from test_trainer import make_model, make_trainer
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from finetune.arguments import MethodArguments, TuningArguments
 from finetune.data.load import read_examples
 from finetune.data.tokenize import TextConfig, tokenize_dataset
 from finetune.errors import FinetuneError
@@ -20,6 +19,7 @@ from finetune.methods.rates import Rates, build_parameter_groups
 from finetune.methods.schedules import schedule_factor
 from finetune.methods.unfreezing import GradualUnfreezing
 from finetune.models.textcnn import TextCNNConfig, TextCNNForSequenceClassification
+from finetune.settings.parts import MethodArguments, TuningArguments
 
 DEEP = {**SMALL, "num_hidden_layers": 3}
 MODERN = {**DEEP, "bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}

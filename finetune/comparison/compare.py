@@ -27,7 +27,6 @@ __all__ = ["Plan", "Planned", "estimate_time_left", "run_plan"]
 PLAN_FILE = "comparison.json"
 # The plan sets these itself, for each run.
 OWN_FLAGS = ("method", "seed", "output_dir", "restart")
-DETERMINISTIC = ("tfidf",)  # another seed changes nothing
 POLL_SECONDS = 1
 GRACE_SECONDS = 120  # for a run to end its step and write a checkpoint after a signal
 
@@ -100,7 +99,7 @@ class Plan:
             Planned(method, seed, self.output_directory / f"{method}-seed{seed}")
             for seed in self.seeds
             for method in self.methods
-            if seed == self.seeds[0] or method not in DETERMINISTIC
+            if seed == self.seeds[0] or not CATALOGUE[method].is_deterministic
         ]
         object.__setattr__(self, "runs", planned)
 

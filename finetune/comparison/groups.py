@@ -7,22 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from finetune.catalogue import CATALOGUE
 from finetune.comparison.runs import SPLITS, StoredRun
 from finetune.errors import FinetuneError
+from finetune.settings.declaration import Values
+from finetune.settings.declared import default_values, facts_of
 
 __all__ = ["Group", "describe_machines", "describe_settings", "group_runs", "refuse_different_splits"]
 
-# Settings of `run` and `training` that say what is shown, kept or where: they don't change what comes out.
-FREE_SETTINGS = {
-    "config", "restart", "resume_with_changes", "num_threads", "floor", "no_store_text", "seed", "data_seed",
-    "output_dir", "run_name", "project", "report_to", "logging_steps", "logging_strategy", "logging_first_step",
-    "logging_nan_inf_filter", "log_level", "log_level_replica", "log_on_each_node", "disable_tqdm",
-    "save_total_limit", "push_to_hub", "hub_model_id", "hub_strategy", "hub_private_repo", "hub_always_push",
-    "hub_revision", "trackio_space_id", "local_rank", "ddp_timeout",
-}  # fmt: skip
-# Of the data's settings only these matter once the splits are the same, bit by bit.
-TEXT_SETTINGS = {"max_length", "truncation", "window_stride", "window_pooling", "max_train_windows"}
 LONGEST_SETTINGS = 45  # characters of a group's name
 # What a machine is, as far as seconds and bytes depend on it.
 MACHINE = {
@@ -142,20 +133,13 @@ def describe_settings(settings: Mapping[str, Any]) -> str:
 
 
 def _settings(run: StoredRun) -> dict[str, Any]:
-    """Give the settings that may change what a run's method does; see `finetune.arguments.Arguments.unused`."""
-    arguments = run.record["arguments"]
-    if run.method == "tfidf":
-        return {}
-    chosen = {name: value for name, value in arguments["data"].items() if name in TEXT_SETTINGS}
-    for part in ("model", "method", "tuning", "run", "training"):
-        chosen |= {name: value for name, value in arguments[part].items() if name not in FREE_SETTINGS}
-    method = CATALOGUE.get(run.method)
-    others = [] if run.method == "peft" or (method is not None and method.peft_type is not None) else ["lora_"]
-    others += [] if run.method == "textcnn" else ["textcnn_"]
+    """Return the settings that may change what a run's method does, whatever the seed."""
+    flat = {name: value for part in run.record["arguments"].values() for name, value in part.items()}
+    values = Values({**flat, "method": run.method}, default_values())
     return {
         name: value
-        for name, value in chosen.items()
-        if not name.startswith(tuple(others)) and (name != "num_layers" or run.method == "last_layers")
+        for name, value in flat.items()
+        if (facts := facts_of(name)).changes == "results" and not facts.refused and facts.is_used(values)
     }
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from finetune import __version__
+from finetune.catalogue import find_method
 from finetune.comparison.calibration import (
     ReliabilityBins,
     compute_probabilities,
@@ -41,8 +42,6 @@ __all__ = ["REPORT_SCHEMA_VERSION", "VERDICT_COSTS", "Calibration", "Lengths", "
 
 REPORT_SCHEMA_VERSION = 1
 VERDICT_COSTS = ("train_seconds", "latency_seconds", "bytes", "peak_memory_bytes")
-# Runs of these are all alike, whatever their seed.
-DETERMINISTIC_METHODS = ("tfidf",)
 NUM_LENGTH_BINS = 5
 
 
@@ -182,7 +181,7 @@ def build_report(
             margin=margin,
             greater_is_better=GREATER_IS_BETTER[metric],
             metric=METRIC_NAMES[metric],
-            deterministic={group.name for group in groups if group.method in DETERMINISTIC_METHODS},
+            deterministic={group.name for group in groups if find_method(group.method).is_deterministic},
         )
     floor = build_floor_row(groups, metrics)
     calibration = None if problem_type == REGRESSION else {group.name: _calibrate(group) for group in groups}
@@ -217,7 +216,7 @@ def _warn(groups: Sequence[Group], floor: Row | None) -> list[str]:
         found = sorted({str(run.record["environment"]["packages"].get(package)) for run in runs})
         if len(found) > 1:
             lines.append(f"The runs were made with different versions of {package}: {', '.join(found)}.")
-    if floor is None and all(group.method not in DETERMINISTIC_METHODS for group in groups):
+    if floor is None and not any(find_method(group.method).is_deterministic for group in groups):
         lines.append(
             "No run measured a floor: run the recipe with --method tfidf to see what the simplest method gives."
         )

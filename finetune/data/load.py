@@ -23,7 +23,6 @@ from datasets import ClassLabel, Dataset, DatasetDict, List, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from transformers import PreTrainedTokenizerBase
 
-from finetune.arguments import DataArguments
 from finetune.data.columns import Columns, choose_columns
 from finetune.data.embedded import load_embedded_reviews
 from finetune.data.labels import Task, encode_labels, find_task, is_hidden
@@ -34,6 +33,7 @@ from finetune.data.tokenize import TextConfig
 from finetune.errors import FinetuneError
 from finetune.files import flush
 from finetune.hub import reach_hub
+from finetune.settings.parts import DataArguments
 
 __all__ = ["SPLITS", "complete_splits", "load_given_splits", "load_splits", "open_stream", "read_examples"]
 

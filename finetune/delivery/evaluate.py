@@ -15,7 +15,6 @@ from scipy.special import expit
 from sklearn.metrics import f1_score
 from transformers import PreTrainedTokenizerBase
 
-from finetune.arguments import DataArguments
 from finetune.data.labels import Task, label_matrix
 from finetune.data.load import read_examples
 from finetune.delivery.answers import TextClassifier, unit_of_logits
@@ -37,6 +36,7 @@ from finetune.models.precision import DTYPES
 from finetune.models.save import write_thresholds
 from finetune.models.tfidf import fit_floor
 from finetune.progress_bar import progress_bar
+from finetune.settings.parts import DataArguments
 from finetune.training.run import Run
 
 __all__ = [

@@ -25,7 +25,6 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from finetune import __version__
-from finetune.arguments import DataArguments
 from finetune.comparison.statistics import mean_interval, paired_difference
 from finetune.data.labels import label_matrix
 from finetune.data.load import read_examples
@@ -41,6 +40,7 @@ from finetune.models.attention import use_unpadded_attention
 from finetune.models.save import FINETUNE_CONFIG_FILE, FinetuneConfig, read_finetune_config
 from finetune.models.tfidf import TfidfClassifier
 from finetune.progress_bar import progress_bar
+from finetune.settings.parts import DataArguments
 from finetune.tasks import MULTI_LABEL, REGRESSION, Task
 
 __all__ = ["Examples", "describe", "export", "measure_cost", "read_validation", "write_onnx"]

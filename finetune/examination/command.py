@@ -8,7 +8,6 @@ from typing import Any, NoReturn
 
 from transformers import HfArgumentParser
 
-from finetune.arguments import DataArguments
 from finetune.data.load import load_given_splits
 from finetune.errors import FinetuneError
 from finetune.examination.doctor import examine
@@ -16,6 +15,7 @@ from finetune.examination.findings import describe_findings, has_errors, to_json
 from finetune.files import write_json
 from finetune.models.load import load_pretrained_tokenizer
 from finetune.quiet import quiet_program
+from finetune.settings.parts import DataArguments
 
 __all__ = ["DoctorArguments", "main"]
 

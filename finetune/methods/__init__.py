@@ -4,11 +4,12 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from finetune.arguments import MethodArguments, read_peft_config
 from finetune.methods.adapters import add_adapter
 from finetune.methods.head import freeze_all_but
 from finetune.methods.partial import freeze_all_but_biases, freeze_all_but_last_layers, reinitialise_layers
 from finetune.models.load import newly_initialised_modules
+from finetune.settings.parts import MethodArguments
+from finetune.settings.peft_config import read_peft_config
 
 __all__ = ["apply_method", "count_parameters", "new_modules_of"]
 

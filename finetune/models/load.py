@@ -20,7 +20,6 @@ from transformers import (
     set_seed,
 )
 
-from finetune.arguments import ModelArguments
 from finetune.data.embedded import EMBEDDED_MODEL_ID, find_embedded_model
 from finetune.data.labels import Task
 from finetune.errors import FinetuneError
@@ -33,6 +32,7 @@ from finetune.models.quantization import four_bit_settings
 from finetune.models.textcnn import TextCNNConfig, TextCNNForSequenceClassification
 from finetune.models.vocabulary import load_word_tokenizer
 from finetune.quiet import quiet_loading
+from finetune.settings.parts import ModelArguments
 
 __all__ = [
     "HEADS",

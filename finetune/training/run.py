@@ -36,7 +36,6 @@ from transformers import (
     TrainingArguments,
 )
 
-from finetune.arguments import Arguments
 from finetune.data.labels import Task, task_of
 from finetune.data.load import open_stream
 from finetune.data.split import describe_split
@@ -56,6 +55,8 @@ from finetune.models.output_layer import Standard
 from finetune.models.save import write_model
 from finetune.models.tfidf import TfidfClassifier
 from finetune.quiet import quiet_program
+from finetune.settings.arguments import Arguments
+from finetune.settings.declared import facts_of
 from finetune.training.checkpoints import find_resumable, list_checkpoints, tidy
 from finetune.training.interruption import Interruption
 from finetune.training.lock import LOCK_FILE, DirectoryLock
@@ -79,12 +80,6 @@ ENTRIES = (
     "predictions",
     "checkpoints",
 )
-# Settings that may differ between a run and its continuation: they change what is shown or kept, not what comes out.
-FREE_SETTINGS = {
-    "config", "restart", "resume_with_changes", "output_dir", "num_threads", "floor",
-    "no_store_text", "report_to", "logging_steps", "logging_strategy",
-    "logging_first_step", "log_level", "disable_tqdm", "save_total_limit", "run_name", "project",
-}  # fmt: skip
 # Parts whose settings decide what the weights in a checkpoint are: they can't change on the way.
 FIXED_PARTS = ("model", "method")
 
@@ -629,7 +624,7 @@ def _flat(settings: dict[str, dict[str, Any]]) -> dict[str, Any]:
         name: json.dumps(value, default=str)
         for part in settings.values()
         for name, value in part.items()
-        if name not in FREE_SETTINGS and name != "local_rank"
+        if facts_of(name).changes != "nothing"
     }
 
 
@@ -641,7 +636,7 @@ def _changed_settings(before: dict[str, Any], now: dict[str, Any]) -> tuple[list
         earlier = before["arguments"].get(part, {})
         for name, value in settings.items():
             is_pinned = name == "model_revision" and value == before.get("pretrained")  # since it has moved on
-            if name not in FREE_SETTINGS and name in earlier and earlier[name] != value and not is_pinned:
+            if facts_of(name).changes != "nothing" and name in earlier and earlier[name] != value and not is_pinned:
                 line = f"{name} ({earlier[name]!r} then, {value!r} now)"
                 (fixed if part in FIXED_PARTS else changed).append(line)
     processes = before.get("environment", {}).get("num_processes", 1)

@@ -31,7 +31,6 @@ from transformers.trainer_callback import (
 )
 from transformers.trainer_utils import EvalLoopOutput
 
-from finetune.arguments import TuningArguments
 from finetune.data.batch import (
     GlobalStepSampler,
     MicroBatchCollator,
@@ -61,6 +60,7 @@ from finetune.models.inference import compute_logits
 from finetune.models.output_layer import Standard, find_output_layer
 from finetune.models.save import count_bytes
 from finetune.progress_bar import progress_bar
+from finetune.settings.parts import TuningArguments
 from finetune.training.adalora import (
     AdaLoraAllocation,
     has_adalora,

@@ -1,0 +1,102 @@
+"""All settings of a run, resolved: what the user chose, what follows from the task, what the method has a use for."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import TrainingArguments
+
+from finetune.errors import FinetuneError
+from finetune.metrics import DEFAULT_METRIC, METRICS, MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from finetune.settings.declaration import Values
+from finetune.settings.declared import facts_of
+from finetune.settings.parts import (
+    DataArguments,
+    HubTarget,
+    MethodArguments,
+    ModelArguments,
+    RunArguments,
+    TuningArguments,
+)
+from finetune.settings.peft_config import read_peft_config
+
+__all__ = ["Arguments"]
+
+# What a network from scratch needs before it has learnt small data: so many steps, though not more epochs than these.
+TEXTCNN_STEPS, TEXTCNN_EPOCHS = 1_000, 20
+
+
+@dataclass
+class Arguments:
+    """All settings of a run, resolved and checked, and the names of those that the user chose."""
+
+    data: DataArguments
+    model: ModelArguments
+    method: MethodArguments
+    tuning: TuningArguments
+    run: RunArguments
+    training: TrainingArguments
+    given: frozenset[str]
+    hub: HubTarget | None = None
+
+    def values(self) -> dict[str, Any]:
+        """Return every setting by its name."""
+        parts = (self.data, self.model, self.method, self.tuning, self.run, self.training)
+        return {name: value for part in parts for name, value in vars(part).items()}
+
+    def settle(self, problem_type: str, is_paired: bool = False, num_rows: int | None = None) -> None:
+        """Set what depends on the task and the number of training rows, and refuse what does not fit the task.
+
+        Raises:
+            FinetuneError: If a chosen metric, smoothing, weighting or truncation is not defined for the task.
+        """
+        if is_paired and self.data.truncation != "head":
+            raise FinetuneError(
+                f"Expected --truncation head for pairs of texts, but got {self.data.truncation!r}. "
+                "The longer one is cut."
+            )
+        method, training = self.method, self.training
+        if method.method == "textcnn" and num_rows and not {"num_train_epochs", "max_steps"} & self.given:
+            step = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
+            wanted = math.ceil(TEXTCNN_STEPS * step / num_rows)
+            training.num_train_epochs = max(training.num_train_epochs, min(wanted, TEXTCNN_EPOCHS))
+        what = {MULTI_LABEL: "several labels a text", REGRESSION: "a number to predict"}.get(problem_type, "classes")
+        metric = (training.metric_for_best_model or "loss").removeprefix("eval_")
+        chosen = "metric_for_best_model" in self.given
+        if metric not in METRICS[problem_type] or (problem_type != SINGLE_LABEL and not chosen):
+            if chosen:
+                raise FinetuneError(
+                    f"Expected --metric_for_best_model for {what} to be one of {', '.join(METRICS[problem_type])}, "
+                    f"but got {metric!r}."
+                )
+            metric = DEFAULT_METRIC[problem_type]
+            training.metric_for_best_model = metric
+        if "greater_is_better" not in self.given:
+            training.greater_is_better = METRICS[problem_type][metric]
+        if problem_type == SINGLE_LABEL:
+            return
+        if training.label_smoothing_factor and "label_smoothing_factor" in self.given:
+            raise FinetuneError(
+                f"Expected no --label_smoothing_factor with {what}: it is defined for single classes. Leave it out."
+            )
+        training.label_smoothing_factor = 0.0
+        if method.oversample or (problem_type == REGRESSION and (method.class_weights != "none" or method.focal_gamma)):
+            names = "--oversample" if method.oversample else "--class_weights or --focal_gamma"
+            raise FinetuneError(f"Expected no {names} with {what}: it is defined for classes. Leave it out.")
+        if problem_type == REGRESSION and self.data.truncation == "window" and self.data.window_pooling != "mean":
+            raise FinetuneError("Expected --window_pooling mean with a number to predict. Leave it out.")
+
+    def unused(self) -> set[str]:
+        """Name the settings that the method has no use for, given the others."""
+        values = self.values()
+        # Where to push is taken out of `TrainingArguments` for the end of the run.
+        settings = Values({**values, "push_to_hub": self.hub is not None})
+        return {name for name in values if not facts_of(name).is_used(settings)}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give every setting by part and name, without tokens, for `run.json`."""
+        parts = {part: vars(getattr(self, part)).copy() for part in ("data", "model", "method", "tuning", "run")}
+        if self.method.peft_config is not None:
+            parts["method"]["peft_config"] = read_peft_config(self.method.peft_config)  # the file may change
+        training = {name: value for name, value in self.training.to_dict().items() if not name.endswith("_token")}
+        return {**parts, "training": training}

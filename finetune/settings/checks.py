@@ -1,0 +1,159 @@
+"""What is refused before anything is downloaded, read or written: values out of bounds, and what contradicts itself."""
+
+import warnings
+from pathlib import Path
+
+from transformers.integrations import get_available_reporting_integrations
+
+from finetune.catalogue import CATALOGUE
+from finetune.errors import FinetuneError
+from finetune.metrics import GREATER_IS_BETTER
+from finetune.settings.arguments import Arguments
+from finetune.settings.declared import facts_of
+from finetune.settings.peft_config import read_peft_config
+
+__all__ = ["check_arguments"]
+
+
+def check_arguments(arguments: Arguments) -> None:
+    """Refuse what can't work, before anything is downloaded, read or written."""
+    data, training = arguments.data, arguments.training
+    for name in sorted(arguments.given):
+        if facts_of(name).refused:
+            raise FinetuneError(f"Expected no --{name}, because {facts_of(name).refused}. Leave it out.")
+    if training.fp16 and training.use_cpu:
+        raise FinetuneError("Expected no --fp16 on a CPU, which trains in bf16 or fp32. Leave it out.")
+    method = arguments.method
+    if method.oversample and method.class_weights != "none":
+        raise FinetuneError(
+            "Expected --oversample or --class_weights balanced, but got both, which would correct twice. Drop one."
+        )
+    if method.focal_gamma and training.label_smoothing_factor and "label_smoothing_factor" in arguments.given:
+        raise FinetuneError("Expected --focal_gamma or --label_smoothing_factor, but got both. Drop one of them.")
+    if method.focal_gamma:
+        training.label_smoothing_factor = 0.0
+    metric = (training.metric_for_best_model or "loss").removeprefix("eval_")
+    if metric not in GREATER_IS_BETTER:
+        raise FinetuneError(
+            f"Expected --metric_for_best_model to be one of {', '.join(GREATER_IS_BETTER)}, but got {metric!r}."
+        )
+    for name, value in arguments.values().items():
+        facts_of(name).check(name, value)
+    if "max_steps" in arguments.given and training.max_steps < 1 and training.max_steps != -1:
+        raise FinetuneError(f"Expected --max_steps to be at least 1, but got {training.max_steps}.")
+    if training.max_steps <= 0 and not training.num_train_epochs > 0:
+        raise FinetuneError(f"Expected --num_train_epochs above 0, but got {training.num_train_epochs}.")
+    installed = get_available_reporting_integrations()
+    absent = [name for name in training.report_to or [] if name not in installed]
+    if absent:
+        raise FinetuneError(
+            f"Expected --report_to none or an installed tracker {installed}, but got {absent}. Install it with pip, or "
+            "leave --report_to out."
+        )
+    _check_tuning(arguments)
+    if data.truncation == "window" and (data.window_stride or 0) > data.max_length - 3:
+        raise FinetuneError(
+            f"Expected --window_stride below --max_length {data.max_length}, but got {data.window_stride}. "
+            "A quarter of it is usual."
+        )
+    if arguments.model.model_revision is not None and (
+        arguments.model.model_name_or_path == "embedded" or Path(arguments.model.model_name_or_path).exists()
+    ):
+        raise FinetuneError(
+            f"Expected --model_revision with a model on the Hub, but {arguments.model.model_name_or_path!r} has none. "
+            "Leave it out."
+        )
+    if data.dataset_name is None or data.dataset_name == "embedded":
+        for name in ("dataset_config_name", "dataset_revision"):
+            if getattr(data, name) is not None:
+                raise FinetuneError(f"Expected --{name} with a --dataset_name on the Hub only. Leave it out.")
+    if data.dataset_name is None and data.train_file is None:
+        raise FinetuneError("Expected --dataset_name or --train_file, but got neither. Pass one of them.")
+    if data.dataset_name is not None and data.train_file is not None:
+        raise FinetuneError("Expected --dataset_name or --train_file, but got both. Drop one of them.")
+    for name in ("train_file", "validation_file", "test_file"):
+        path = getattr(data, name)
+        if path is not None and not Path(path).exists():
+            raise FinetuneError(f"Expected --{name} to be a file or folder, but {path!r} does not exist.")
+
+    if data.streaming:
+        _check_streaming(arguments)
+
+
+def _check_streaming(arguments: Arguments) -> None:
+    """Refuse what needs all training texts at once."""
+    data, method = arguments.data, arguments.method
+    if data.train_file is None or not Path(data.train_file).is_dir():
+        raise FinetuneError("Expected --train_file to be a folder of Parquet files with --streaming, but it is not.")
+    if data.validation_file is None or data.test_file is None:
+        raise FinetuneError(
+            "Expected --validation_file and --test_file with --streaming, which can't carve splits. Pass both."
+        )
+    wants_all = {
+        "--method tfidf": method.method == "tfidf",
+        "--oversample": method.oversample,
+        "--class_weights balanced": method.class_weights == "balanced",
+        "--max_train_samples": data.max_train_samples is not None,
+        "--remove_leakage": data.remove_leakage,
+    }
+    found = [name for name, is_set in wants_all.items() if is_set]
+    if found:
+        raise FinetuneError(f"Expected no {found[0]} with --streaming: it needs all training texts at once.")
+
+
+def _check_tuning(arguments: Arguments) -> None:
+    """Refuse settings of the method that contradict one another."""
+    method, tuning, training = arguments.method, arguments.tuning, arguments.training
+    if (method.method == "peft") != (method.peft_config is not None) and CATALOGUE[method.method].peft_type is None:
+        raise FinetuneError(
+            f"Expected --peft_config with --method peft or an adapter, but got --method {method.method} "
+            f"{'with' if method.peft_config else 'without'} it. Give both, or neither."
+        )
+    if method.peft_config is not None:
+        read_peft_config(method.peft_config)
+    if method.method == "qlora" and training.use_cpu:
+        raise FinetuneError(
+            "Expected a GPU for --method qlora: on a CPU bitsandbytes packs the weights at the first evaluation, and "
+            "they can't be trained further. Take --method lora."
+        )
+    _warn_of_learning_rate(arguments)
+    if (
+        method.reinit_layers
+        and method.method != "full"
+        and not (method.method == "last_layers" and method.reinit_layers <= method.num_layers)
+    ):
+        raise FinetuneError(
+            f"Expected --reinit_layers with --method full, or last_layers and as many --num_layers, but got --method "
+            f"{method.method}: it would freeze layers that were drawn at random. Leave it out."
+        )
+    if tuning.unfreeze_every is not None and method.method != "full":
+        raise FinetuneError(
+            f"Expected --unfreeze_every with --method full, but got --method {method.method}, which freezes for good."
+        )
+    if tuning.lr_schedule is not None:
+        for name in ("lr_scheduler_type", "warmup_steps"):
+            if name in arguments.given:
+                raise FinetuneError(f"Expected --lr_schedule or --{name}, but got both. Drop one of them.")
+        training.warmup_steps = 0
+
+
+def _warn_of_learning_rate(arguments: Arguments) -> None:
+    """Warn of a rate for full fine-tuning given to an adapter, and of the reverse."""
+    method, rate = arguments.method.method, arguments.training.learning_rate
+    usual = CATALOGUE[method].defaults.get("learning_rate")
+    if "learning_rate" not in arguments.given or usual is None:
+        return
+    if rate <= usual / 8:
+        what = " and is one for full fine-tuning" if rate <= 1e-4 < usual else ""
+        warnings.warn(
+            f"--learning_rate {rate:g} is far below the {usual:g} that --method {method} usually needs{what}: "
+            "it will hardly move",
+            stacklevel=2,
+        )
+    elif rate >= usual * 8:
+        what = " and is one for adapters" if usual <= 1e-4 <= rate else ""
+        warnings.warn(
+            f"--learning_rate {rate:g} is far above the {usual:g} that --method {method} usually takes{what}: "
+            "it may forget what it was pretrained for",
+            stacklevel=2,
+        )

@@ -1,0 +1,217 @@
+"""Settings: recipe defaults < method defaults < `--config run.yaml` < command-line flags, all checked before any work.
+
+`parse_arguments` gives one `Arguments`, whose parts are `data`, `model`, `method`, `tuning`, `run`, and `training`,
+transformers' own `TrainingArguments`. A key that nobody knows is an error, in the YAML file as on the command line.
+"""
+
+import difflib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+import yaml
+from accelerate import PartialState
+from transformers import HfArgumentParser, TrainingArguments
+from transformers.utils import is_torch_tf32_available
+
+from finetune.catalogue import CATALOGUE, METHOD_DEFAULTS
+from finetune.errors import FinetuneError
+from finetune.hardware import default_num_threads, fastest_precision
+from finetune.hub import parse_hub_id
+from finetune.metrics import GREATER_IS_BETTER
+from finetune.settings.arguments import Arguments
+from finetune.settings.checks import check_arguments
+from finetune.settings.parts import PARTS, HubTarget
+
+__all__ = ["parse_arguments"]
+
+# A process that waits for a dead or unreachable one gives up after two minutes, not after half an hour.
+DDP_TIMEOUT = 120
+
+
+class _Parser(HfArgumentParser):
+    """Raises one-line errors instead of printing two hundred lines of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise FinetuneError(f"{message}. --help lists every flag.")
+
+
+def parse_arguments(description: str | None, defaults: dict[str, Any], argv: Sequence[str] | None = None) -> Arguments:
+    """Resolve and check all settings of a recipe.
+
+    Args:
+        description: The recipe's docstring, shown by `--help`.
+        defaults: The recipe's own defaults by flag name.
+        argv: Command-line flags; `sys.argv[1:]` if None.
+
+    Returns:
+        The settings, with every default filled in.
+
+    Raises:
+        FinetuneError: If a setting is unknown, has the wrong type, or is outside its range.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    methods = dict.fromkeys(_values_of("method", argv))
+    if len(methods) > 1:
+        raise FinetuneError(f"Expected one --method, but got {' and '.join(methods)}. Drop all but one.")
+    parts: Any = [*(part for part, _ in PARTS.values()), TrainingArguments]
+    parser = _Parser(
+        parts, usage="%(prog)s [--config FILE.yaml] [--name value ...]", description=description, allow_abbrev=False
+    )
+    known = {action.dest for action in parser._actions}
+    config = _read_config(argv, known)
+    method = _value_of("method", argv) or str(config.get("method", defaults.get("method", "full")))
+    for_methods = {name: config.pop(name, None) or {} for name in METHOD_DEFAULTS}
+    config.update(for_methods.get(method, {}))
+
+    given = frozenset(config) | frozenset(_flags_to_names(argv, known))
+    parser.set_defaults(**{**_machine_defaults(given), **defaults, **METHOD_DEFAULTS.get(method, {})})
+    words = [word for name, value in config.items() for word in _to_flag(name, value)] + argv
+    try:
+        _join_processes(words)
+        data, model, method_arguments, tuning, run, training, unknown = parser.parse_args_into_dataclasses(
+            words, return_remaining_strings=True, look_for_args_file=False
+        )
+    except FinetuneError:
+        raise
+    except torch.distributed.DistError as error:
+        raise FinetuneError(
+            f"Expected {os.environ.get('WORLD_SIZE')} processes to start within --ddp_timeout, but not all of them "
+            f"came ({error}). Look for a message of the others, and for the address and number of each host."
+        ) from error
+    except (ValueError, TypeError, ImportError) as error:  # TrainingArguments checks itself while it is built
+        raise FinetuneError(f"The training settings don't fit together: {error}") from error
+    if unknown:
+        raise FinetuneError(_unknown_setting(unknown[0].lstrip("-").split("=")[0], known, "on the command line"))
+
+    arguments = Arguments(data, model, method_arguments, tuning, run, training, given, _take_hub_target(training))
+    _fill_in(arguments)
+    check_arguments(arguments)
+    return arguments
+
+
+def _join_processes(words: Sequence[str]) -> None:
+    """On CPUs, join the other processes with --ddp_timeout; TrainingArguments would do it with torch's half hour."""
+    timeout = _value_of("ddp_timeout", words) or str(DDP_TIMEOUT)
+    use_cpu = not torch.cuda.is_available() or "--use_cpu" in words or os.environ.get("ACCELERATE_USE_CPU") == "True"
+    if use_cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1 and timeout.isdigit():
+        PartialState(cpu=True, timeout=timedelta(seconds=int(timeout)))
+
+
+def _machine_defaults(given: frozenset[str]) -> dict[str, Any]:
+    """Choose device and number format, unless the user chose either of the half formats."""
+    defaults: dict[str, Any] = {"use_cpu": not torch.cuda.is_available(), "ddp_timeout": DDP_TIMEOUT}
+    if not {"bf16", "fp16"} & given:
+        precision = fastest_precision()
+        defaults |= {"bf16": precision == "bf16", "fp16": precision == "fp16"}
+    if is_torch_tf32_available():
+        defaults["tf32"] = True  # for the products that stay in float32
+    return defaults
+
+
+def _read_config(argv: Sequence[str], known: set[str]) -> dict[str, Any]:
+    """Read the YAML file that `--config` names, if any, and check its keys.
+
+    A key named like a method holds settings for that method alone.
+    """
+    path = _value_of("config", argv)
+    if path is None:
+        return {}
+    try:
+        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FinetuneError(f"Expected a YAML file after --config, but {path!r} does not exist.") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:  # also a NUL in the name
+        raise FinetuneError(f"Expected a YAML file after --config, but {path!r} can't be read: {error}") from error
+    if settings is None:
+        return {}
+    if not isinstance(settings, dict):
+        raise FinetuneError(f"Expected 'name: value' lines in {path!r}, but found a {type(settings).__name__}.")
+    for part in (settings, *(settings.get(method) for method in METHOD_DEFAULTS)):
+        if part is not None and not isinstance(part, dict):
+            raise FinetuneError(f"Expected 'name: value' lines below a method in {path!r}, but found {part!r}.")
+        for key, value in (part or {}).items():
+            if key in METHOD_DEFAULTS and part is settings:
+                continue
+            if key not in known or key in ("config", "help"):
+                raise FinetuneError(_unknown_setting(str(key), known, f"in {path}"))
+            if value is None or isinstance(value, list):
+                raise FinetuneError(
+                    f"Expected one value for {key!r} in {path!r}, but found {value!r}. Give it a value."
+                )
+    return settings
+
+
+def _values_of(name: str, argv: Sequence[str]) -> list[str]:
+    """Find the values of `--name value` and `--name=value`."""
+    values = []
+    for position, word in enumerate(argv):
+        if word == f"--{name}" and position + 1 < len(argv):
+            values.append(argv[position + 1])
+        elif word.startswith(f"--{name}="):
+            values.append(word.split("=", 1)[1])
+    return values
+
+
+def _value_of(name: str, argv: Sequence[str]) -> str | None:
+    """Find the last value of a flag, which is the one that counts."""
+    return next(reversed(_values_of(name, argv)), None)
+
+
+def _flags_to_names(argv: Sequence[str], known: set[str]) -> set[str]:
+    """Name the settings that appear as flags: `--no_tf32` and `--tf32` both set `tf32`."""
+    names = {word.split("=")[0].lstrip("-").replace("-", "_") for word in argv if word.startswith("--")}
+    return {name if name in known else name.removeprefix("no_") for name in names}
+
+
+def _to_flag(name: str, value: Any) -> list[str]:
+    """Write a YAML entry as command-line words, so that it passes through the same types and checks as a flag."""
+    return [f"--{name}={json.dumps(value) if isinstance(value, dict) else value}"]
+
+
+def _unknown_setting(name: str, known: set[str], where: str) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"Did you mean {close[0]!r}?" if close else "--help lists every setting."
+    return f"Expected a setting that the recipe knows, but found {name!r} {where}. {hint}"
+
+
+def _take_hub_target(training: TrainingArguments) -> HubTarget | None:
+    """Take what says where to push out of the settings of the `Trainer`, which would make the repository at once."""
+    wanted, name, revision = training.push_to_hub, training.hub_model_id, training.hub_revision
+    private = training.hub_private_repo is not False
+    training.push_to_hub, training.hub_model_id, training.hub_private_repo = False, None, None
+    training.hub_revision = None
+    if not wanted:
+        if name is not None:
+            raise FinetuneError("Expected --push_to_hub with --hub_model_id, but got the latter alone. Add it.")
+        return None
+    if name is None or parse_hub_id(name) is None or "@" in name:
+        raise FinetuneError(f"Expected --hub_model_id user/name with --push_to_hub, but got {name!r}.")
+    return HubTarget(name, private, revision)
+
+
+def _fill_in(arguments: Arguments) -> None:
+    """Set what depends on the machine or on other settings, unless the user chose it."""
+    data, run, training = arguments.data, arguments.run, arguments.training
+    if run.num_threads is None:
+        run.num_threads = default_num_threads()
+    if training.torch_compile:
+        os.environ.setdefault("ACCELERATE_DYNAMO_USE_DYNAMIC", "1")  # micro-batches differ in shape
+    if "max_length" not in arguments.given:  # virtual tokens take positions of the text
+        data.max_length -= CATALOGUE[arguments.method.method].peft_config.get("num_virtual_tokens", 0)
+    if data.window_stride is None:
+        data.window_stride = data.max_length // 4
+    if run.max_tokens_per_micro_batch is None:
+        run.max_tokens_per_micro_batch = 3_072 if training.use_cpu else 16_384
+    if data.train_file is not None and "dataset_name" not in arguments.given:
+        data.dataset_name = None
+    metric = (training.metric_for_best_model or "loss").removeprefix("eval_")
+    if metric in GREATER_IS_BETTER and "greater_is_better" not in arguments.given:
+        training.greater_is_better = GREATER_IS_BETTER[metric]
+    for name, value in (("method", arguments.method.method), ("seed", training.seed)):
+        training.output_dir = str(training.output_dir).replace(f"{{{name}}}", str(value))
