@@ -79,6 +79,7 @@ def main(argv=None):
                 compute_metrics=lambda prediction: compute_metrics(*prediction, task.problem_type),
                 max_tokens_per_micro_batch=arguments.run.max_tokens_per_micro_batch,
                 example_loss=run.build_loss(tokenized["train"]),
+                max_train_windows=arguments.data.max_train_windows,
                 tuning=arguments.tuning,
                 callbacks=run.callbacks(),
             )

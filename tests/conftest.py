@@ -28,7 +28,7 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
-def write_tiny_bert(folder: Path) -> str:
+def write_tiny_bert(folder: Path, seed: int = 0) -> str:
     """Write a random `BertModel` (no classification head) and its tokenizer."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *GOOD, *BAD, *OTHER]
     tokenizer = BertTokenizerFast(vocab={word: number for number, word in enumerate(words)}, model_max_length=32)
@@ -40,7 +40,7 @@ def write_tiny_bert(folder: Path) -> str:
         intermediate_size=32,
         max_position_embeddings=32,
     )
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     BertModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)

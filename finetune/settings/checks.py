@@ -3,6 +3,7 @@
 import warnings
 from pathlib import Path
 
+import torch
 from transformers.integrations import get_available_reporting_integrations
 
 from finetune.catalogue import CATALOGUE
@@ -23,6 +24,15 @@ def check_arguments(arguments: Arguments) -> None:
             raise FinetuneError(f"Expected no --{name}, because {facts_of(name).refused}. Leave it out.")
     if training.fp16 and training.use_cpu:
         raise FinetuneError("Expected no --fp16 on a CPU, which trains in bf16 or fp32. Leave it out.")
+    optimizer = str(getattr(training.optim, "value", training.optim))
+    if optimizer.startswith(("galore", "apollo", "lomo", "adalomo")):
+        raise FinetuneError(
+            f"--optim {optimizer} is not supported, because it divides the parameters itself. Take adamw_torch_fused."
+        )
+    if "use_cpu" in arguments.given and not training.use_cpu and not torch.cuda.is_available():
+        raise FinetuneError("Expected a GPU with --use_cpu false, but torch finds none. Leave it out.")
+    if training.fsdp and training.world_size == 1:
+        raise FinetuneError("Expected several processes with --fsdp, but there is one. Start more, or leave it out.")
     method = arguments.method
     if method.oversample and method.class_weights != "none":
         raise FinetuneError(

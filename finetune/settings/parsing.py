@@ -5,6 +5,7 @@ transformers' own `TrainingArguments`. A key that nobody knows is an error, in t
 """
 
 import difflib
+import importlib.util
 import json
 import os
 import sys
@@ -32,6 +33,8 @@ __all__ = ["parse_arguments"]
 
 # A process that waits for a dead or unreachable one gives up after two minutes, not after half an hour.
 DDP_TIMEOUT = 120
+# What these settings need and the toolkit does not bring along: the package's name in Python, and that to install.
+PACKAGES = {"deepspeed": ("deepspeed", "deepspeed"), "use_liger_kernel": ("liger_kernel", "liger-kernel")}
 
 
 class _Parser(HfArgumentParser):
@@ -72,6 +75,9 @@ def parse_arguments(description: str | None, defaults: dict[str, Any], argv: Seq
     given = frozenset(config) | frozenset(_flags_to_names(argv, known))
     parser.set_defaults(**{**_machine_defaults(given), **defaults, **METHOD_DEFAULTS.get(method, {})})
     words = [word for name, value in config.items() for word in _to_flag(name, value)] + argv
+    for name, (module, package) in PACKAGES.items():
+        if name in given and importlib.util.find_spec(module) is None:
+            raise FinetuneError(f"Expected the package {package} with --{name}, but it is not installed. Install it.")
     try:
         _join_processes(words)
         data, model, method_arguments, tuning, run, training, unknown = parser.parse_args_into_dataclasses(

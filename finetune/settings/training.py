@@ -11,20 +11,19 @@ __all__ = ["TRAINING"]
 
 
 def _chooses_checkpoint(settings: Values) -> bool:
-    return trains_network(settings) and (settings.load_best_model_at_end or str(settings.save_strategy) == "best")
+    return trains_network(settings) and (settings.load_best_model_at_end or _value(settings.save_strategy) == "best")
 
 
 def _evaluates_by_steps(settings: Values) -> bool:
-    return trains_network(settings) and str(getattr(settings.eval_strategy, "value", settings.eval_strategy)) == "steps"
+    return trains_network(settings) and _value(settings.eval_strategy) == "steps"
 
 
 def _saves_by_steps(settings: Values) -> bool:
-    return trains_network(settings) and str(getattr(settings.save_strategy, "value", settings.save_strategy)) == "steps"
+    return trains_network(settings) and _value(settings.save_strategy) == "steps"
 
 
 def _logs_by_steps(settings: Values) -> bool:
-    strategy = settings.logging_strategy
-    return trains_network(settings) and str(getattr(strategy, "value", strategy)) == "steps"
+    return trains_network(settings) and _value(settings.logging_strategy) == "steps"
 
 
 def _checkpoints_activations(settings: Values) -> bool:
@@ -35,6 +34,14 @@ def _compiles(settings: Values) -> bool:
     return trains_network(settings) and bool(
         settings.torch_compile or settings.torch_compile_backend or settings.torch_compile_mode
     )
+
+
+def _value(setting: object) -> str:
+    return str(getattr(setting, "value", setting))
+
+
+def _takes_optimizer_arguments(settings: Values) -> bool:
+    return trains_network(settings) and not _value(settings.optim).startswith(("adamw_torch", "adafactor", "adamw_hf"))
 
 
 def _reports_to_trackio(settings: Values) -> bool:
@@ -74,10 +81,11 @@ TRAINING: dict[str, Setting] = {
     "greater_is_better": Setting(used_when=_chooses_checkpoint),
     "eval_steps": Setting(used_when=_evaluates_by_steps),
     "save_steps": Setting(used_when=_saves_by_steps),
-    "gradient_checkpointing_kwargs": Setting(used_when=_checkpoints_activations),
-    "activation_checkpointing_kwargs": Setting(used_when=_checkpoints_activations),
+    "gradient_checkpointing_kwargs": _shows(used_when=_checkpoints_activations),
+    "activation_checkpointing_kwargs": _shows(used_when=_checkpoints_activations),
     "torch_compile_backend": Setting(used_when=_compiles),
     "torch_compile_mode": Setting(used_when=_compiles),
+    "optim_args": Setting(used_when=_takes_optimizer_arguments),
     "liger_kernel_config": Setting(used_when=lambda s: trains_network(s) and s.use_liger_kernel),
     "fsdp_config": Setting(used_when=lambda s: trains_network(s) and bool(s.fsdp)),
     # What is shown and kept, and how fast; no result depends on it.
@@ -98,6 +106,9 @@ TRAINING: dict[str, Setting] = {
             "skip_memory_metrics",
             "dataloader_num_workers",
             "dataloader_pin_memory",
+            "activation_checkpointing",
+            "gradient_checkpointing",
+            "full_determinism",
         ],
         _shows(),
     ),
@@ -108,7 +119,7 @@ TRAINING: dict[str, Setting] = {
     ),
     **dict.fromkeys(
         ["ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph", "ddp_backend"],
-        Setting(used_when=_has_processes),
+        _shows(used_when=_has_processes),
     ),
     "ddp_timeout": _shows(used_when=_has_processes),
     "local_rank": _shows(used_when=_has_processes),
@@ -123,6 +134,8 @@ TRAINING: dict[str, Setting] = {
             "resume_from_checkpoint": "a run resumes by itself from its --output_dir",
             "train_sampling_strategy": "examples are always drawn at random, grouped by length",
             "length_column_name": "lengths are counted",
+            "optim_target_modules": "GaLore and APOLLO, which it is for, are not supported",
+            "parallelism_config": "processes share the batch, and nothing else",
             "auto_find_batch_size": "--max_tokens_per_micro_batch bounds the memory",
             "torch_empty_cache_steps": "freed memory is given back by itself",
             "average_tokens_across_devices": "the loss is the mean over the examples of all processes",

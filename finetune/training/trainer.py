@@ -97,6 +97,7 @@ class FineTuningTrainer(Trainer):
         max_tokens_per_micro_batch: Most tokens that are computed at once, padding included.
         example_loss: The loss of each example; by default that of the model's `problem_type`, smoothed by
             `args.label_smoothing_factor`.
+        max_train_windows: Most windows of a text that train in a step.
         tuning: Relations of the learning rates, their schedule, gradual unfreezing.
         callbacks: Added to the `Trainer`'s own, whose progress bar and printed dictionaries are left out.
 
@@ -118,6 +119,7 @@ class FineTuningTrainer(Trainer):
         compute_metrics: Callable[[EvalPrediction], dict[str, float]],
         max_tokens_per_micro_batch: int,
         example_loss: ExampleLoss | None = None,
+        max_train_windows: int = 8,
         tuning: TuningArguments | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ):
@@ -137,7 +139,7 @@ class FineTuningTrainer(Trainer):
         if self.is_fsdp_enabled:  # autocast casts, as everywhere else, and gradients are summed in float32
             self.accelerator.state.fsdp_plugin.mixed_precision_policy = None
         self.training_data: Any = train_dataset
-        self.collator: Any = MicroBatchCollator(processing_class, max_tokens_per_micro_batch)
+        self.collator: Any = MicroBatchCollator(processing_class, max_tokens_per_micro_batch, max_train_windows)
         self.metrics_of = compute_metrics
         problem_type = model.config.problem_type or SINGLE_LABEL
         loss = example_loss or ExampleLoss(problem_type, args.label_smoothing_factor)
