@@ -23,6 +23,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 from transformers.utils import is_torch_tf32_available
 
+from finetune.accelerated.processor import multiplies_fast
 from finetune.catalogue import CATALOGUE, METHOD_DEFAULTS
 from finetune.errors import FinetuneError
 from finetune.hardware import default_num_threads, fastest_precision
@@ -541,11 +542,17 @@ def _machine_defaults(given: frozenset[str]) -> dict[str, Any]:
     """Choose device and number format, unless the user chose either of the half formats."""
     defaults: dict[str, Any] = {"use_cpu": not torch.cuda.is_available(), "ddp_timeout": DDP_TIMEOUT}
     if not {"bf16", "fp16"} & given:
-        precision = fastest_precision()
+        launched = _launched_precision()
+        precision = fastest_precision() if launched == "no" else launched
         defaults |= {"bf16": precision == "bf16", "fp16": precision == "fp16"}
     if is_torch_tf32_available():
         defaults["tf32"] = True  # for the products that stay in float32
     return defaults
+
+
+def _launched_precision() -> str:
+    """Return the `--mixed_precision` of `accelerate launch`, "no" without one: accelerate obeys it past every flag."""
+    return os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
 
 
 def _read_config(argv: Sequence[str], known: set[str]) -> dict[str, Any]:
@@ -661,6 +668,19 @@ def _check(arguments: Arguments) -> None:
             raise FinetuneError(f"Expected no --{name}, because {instead}. Leave it out.")
     if training.fp16 and training.use_cpu:
         raise FinetuneError("Expected no --fp16 on a CPU, which trains in bf16 or fp32. Leave it out.")
+    chosen, launched = "bf16" if training.bf16 else "fp16" if training.fp16 else "no", _launched_precision()
+    if launched not in ("no", chosen):
+        own = "float32" if chosen == "no" else f"--{chosen}"
+        raise FinetuneError(
+            f"Expected one number format, but got --mixed_precision {launched} from accelerate launch, and {own}. "
+            "Leave the former out, or set it to no in its --config_file."
+        )
+    if training.bf16 and training.use_cpu and not multiplies_fast(torch.bfloat16):
+        warnings.warn(
+            "--bf16 on a processor without units for it: products in bfloat16 take longer than in float32 here. Pass "
+            "--bf16 false",
+            stacklevel=2,
+        )
     method = arguments.method
     if method.oversample and method.class_weights != "none":
         raise FinetuneError(

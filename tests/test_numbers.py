@@ -190,6 +190,7 @@ def test_a_number_that_no_layer_gives_is_learnt_as_it_is_and_that_is_said(tmp_pa
     assert trainer.evaluate()["eval_mae"] == pytest.approx(2000, rel=0.01)
 
 
+@pytest.mark.filterwarnings("ignore:this processor has no units")
 def test_large_numbers_are_not_rounded_to_bfloat16(tmp_path, tiny_bert, tokenizer):
     model = make_model(tiny_bert, tokenizer, "full")
     _, layer = find_output_layer(model.eval(), INPUTS)

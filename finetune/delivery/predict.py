@@ -1,5 +1,6 @@
 """Logits, labels and probabilities of texts, from any saved model."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from finetune.accelerated.processor import multiplies_fast
 from finetune.data.batch import MicroBatchCollator
 from finetune.data.labels import Task
 from finetune.data.tokenize import TextConfig, encode_texts
@@ -43,7 +45,8 @@ class Predictor(TextClassifier):
         model: What `finetune.load` gives.
         tokenizer: Its tokenizer; None for TF-IDF.
         text_config: How long texts are cut; at their end, to `tokenizer.model_max_length`, if None.
-        dtype: Number format of the computation; by default what the machine does fast.
+        dtype: Number format of the computation; by default what the machine does fast. One for which the processor
+            has no units is emulated, with a warning.
         thresholds: With several labels a text, the probability from which on each is predicted; one half if None.
         is_paired: Whether it takes pairs of texts; None if that is not known.
     """
@@ -66,6 +69,11 @@ class Predictor(TextClassifier):
             self.task = Task(model.problem_type, model.label_names)
         else:
             model.to("cuda" if torch.cuda.is_available() else "cpu")
+            if model.device.type == "cpu" and not multiplies_fast(self.dtype):
+                warnings.warn(
+                    f"this processor has no units for {self.dtype}: products take longer than in float32, its default",
+                    stacklevel=2,
+                )
             use_cpu_attention(model)
             use_packing(model)
             keep_activations_in_bf16(model)

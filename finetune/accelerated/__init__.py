@@ -1,0 +1,1 @@
+"""What makes a processor fast and changes no result beyond rounding."""
