@@ -318,6 +318,13 @@ class RunArguments:
             "bounds memory. Default: 3,072 on a CPU, whose cache then holds the activations; 16,384 on a GPU."
         },
     )
+    accelerated: bool = field(
+        default=True,
+        metadata={
+            "help": "Compute with faster attention, dropout and LoRA products where the processor is seen to gain, "
+            "without padding in prediction; off: transformers' and PEFT's own modules."
+        },
+    )
     early_stopping_patience: int = field(
         default=2,
         metadata={"help": "Stop after this many evaluations without a better metric_for_best_model; 0: never."},

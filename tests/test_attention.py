@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
-from finetune.models import attention
-from finetune.models.attention import cpu_attention_forward, use_cpu_attention
-from finetune.models.fused import cast_linear_layers
-from finetune.models.precision import autocast, keep_activations_in_bf16
+from finetune.accelerated import attention
+from finetune.accelerated.attention import cpu_attention_forward, use_cpu_attention
+from finetune.accelerated.fused import cast_linear_layers
+from finetune.accelerated.precision import autocast, keep_activations_in_bf16
 
 
 class Layer(nn.Module):

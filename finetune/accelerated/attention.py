@@ -15,7 +15,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from finetune.accelerated.processor import multiplies_fast
-from finetune.models.packing import ATTENTION_NAME, PackedTexts, attend_packed
+from finetune.accelerated.unpadding import ATTENTION_NAME, PackedTexts, attend_packed
 
 __all__ = ["cpu_attention_forward", "use_cpu_attention", "use_unpadded_attention"]
 
