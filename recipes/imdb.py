@@ -69,8 +69,7 @@ def main(argv=None):
             # 3. The model, BERT with a classification head or a TextCNN, and what of it moves
             model = load_model(arguments.model, method, tokenizer, task, seed)
             model = apply_method(model, arguments.method)
-            if arguments.run.accelerated:
-                enable(model)
+            model = enable(model) if arguments.run.accelerated else model
 
             # 4. Training; the best checkpoint by the validation split
             trainer = FineTuningTrainer(
