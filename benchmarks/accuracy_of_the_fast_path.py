@@ -17,18 +17,17 @@ import torch
 from datasets import ClassLabel
 from scipy.stats import t as student_t
 from textcnn_sentences import read_sentences
-from torch import nn
 from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from turns import build_parser, take_turns, write_results
 
+from finetune.accelerated import enable
 from finetune.catalogue import METHOD_DEFAULTS
 from finetune.data.labels import task_of
 from finetune.data.split import carve_splits, drop_duplicates
 from finetune.data.tokenize import TextConfig, tokenize_splits
 from finetune.hardware import fastest_precision, use_processor
 from finetune.metrics import compute_metrics
-from finetune.models.dropout import FastDropout
 from finetune.models.load import load_model, load_tokenizer
 from finetune.quiet import quiet_program
 from finetune.settings.parts import ModelArguments
@@ -50,11 +49,8 @@ def measure(name: str, seed: int, options: Any) -> dict[str, float]:
     tokenizer = load_tokenizer(model_arguments, "full", splits["train"], 128)
     tokenized = tokenize_splits(splits, tokenizer, TextConfig(128))
     model = load_model(model_arguments, "full", tokenizer, task_of(splits["train"].features), seed)
-    if not fast:
-        for module in list(model.modules()):
-            for child_name, child in module.named_children():
-                if isinstance(child, FastDropout):
-                    setattr(module, child_name, nn.Dropout(child.p))
+    if fast:
+        enable(model)
     precision = fastest_precision() if fast else "fp32"
     trainer = FineTuningTrainer(
         model=model,

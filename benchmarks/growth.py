@@ -26,6 +26,7 @@ from transformers import TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 from turns import build_parser, take_turns, write_results
 
+from finetune.accelerated import enable
 from finetune.catalogue import METHOD_DEFAULTS
 from finetune.data.embedded import load_embedded_reviews
 from finetune.data.labels import task_of
@@ -107,7 +108,7 @@ def measure(num_rows: int, options: Any) -> dict[str, float]:
             tokenizer = load_tokenizer(model_arguments, "textcnn", splits["train"], options.max_length)
             tokenized = tokenize_splits(splits, tokenizer, TextConfig(options.max_length))
         trainer = FineTuningTrainer(
-            model=load_model(model_arguments, "textcnn", tokenizer, task_of(splits["train"].features), seed=0),
+            model=enable(load_model(model_arguments, "textcnn", tokenizer, task_of(splits["train"].features), seed=0)),
             args=TrainingArguments(
                 output_dir=folder,
                 num_train_epochs=1,

@@ -27,6 +27,7 @@ from scipy.stats import t as student_t
 from sklearn.model_selection import StratifiedKFold
 from transformers import TrainingArguments
 
+from finetune.accelerated import enable
 from finetune.data.labels import task_of
 from finetune.data.split import carve_splits
 from finetune.data.tokenize import TextConfig, tokenize_dataset
@@ -112,7 +113,7 @@ def train_and_measure(train: Dataset, test: Dataset, seed: int, flags: argparse.
     """Train one TextCNN with the toolkit's parts, as a recipe does, and give its accuracy on `test`."""
     arguments = ModelArguments()
     tokenizer = load_tokenizer(arguments, "textcnn", train, MAX_LENGTH)
-    model = load_model(arguments, "textcnn", tokenizer, task_of(train.features), seed)
+    model = enable(load_model(arguments, "textcnn", tokenizer, task_of(train.features), seed))
     with tempfile.TemporaryDirectory() as directory:
         trainer = FineTuningTrainer(
             model=model,

@@ -25,6 +25,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.trainer_callback import PrinterCallback
 from turns import build_parser, take_turns, write_results
 
+from finetune.accelerated import enable
 from finetune.catalogue import METHOD_DEFAULTS
 from finetune.data.labels import task_of
 from finetune.data.load import load_splits
@@ -97,7 +98,7 @@ def measure(name: str, options: Any) -> dict[str, float]:
         seed=0,
         bf16=name != PLAIN and fastest_precision() == "bf16",
     )
-    model: Any = load_model(model_arguments, "textcnn", tokenizer, task_of(train.features), seed=0)
+    model: Any = enable(load_model(model_arguments, "textcnn", tokenizer, task_of(train.features), seed=0))
     if name == PLAIN:
         sizes = (len(tokenizer), model.config.embedding_dim, model.config.num_filters)
         columns = tokenized.select_columns(["input_ids", "labels"])

@@ -20,13 +20,14 @@ from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, Trai
 from transformers.trainer_callback import PrinterCallback
 from turns import build_parser, take_turns, write_results
 
+from finetune.accelerated import enable
+from finetune.accelerated.precision import DTYPES
 from finetune.data.labels import task_of
 from finetune.data.load import load_splits
 from finetune.data.tokenize import TextConfig, tokenize_dataset
 from finetune.hardware import fastest_precision, use_processor
 from finetune.metrics import compute_metrics
 from finetune.models.load import load_encoder, load_model, load_tokenizer
-from finetune.models.precision import DTYPES
 from finetune.quiet import quiet_program
 from finetune.settings.parts import DataArguments, ModelArguments
 from finetune.training.trainer import FineTuningTrainer
@@ -115,7 +116,7 @@ def measure(name: str, options: Any) -> dict[str, float]:
     trainer: Trainer
     if ours:
         trainer = FineTuningTrainer(
-            model=load_model(model_arguments, "full", tokenizer, task_of(train.features), seed=0),
+            model=enable(load_model(model_arguments, "full", tokenizer, task_of(train.features), seed=0)),
             args=args,
             train_dataset=tokenized,
             eval_dataset=tokenized,

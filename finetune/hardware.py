@@ -2,6 +2,7 @@
 
 import ctypes
 import platform
+import re
 import resource
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from finetune.accelerated.processor import multiplies_fast
 from finetune.threads import count_physical_cores, default_num_threads
 
 __all__ = [
@@ -24,13 +26,15 @@ __all__ = [
     "use_processor",
 ]
 
-OUT_OF_MEMORY = (
-    "can't allocate memory",  # torch on a CPU
-    "not enough memory",
-    "bad_alloc",
-    "could not create a memory object",  # oneDNN
-    "could not create a primitive",
-    "ALLOC_FAILED",  # cuBLAS, cuDNN
+OUT_OF_MEMORY = re.compile(
+    "can't allocate memory"  # torch on a CPU
+    "|not enough memory"
+    "|bad_alloc"
+    "|could not create a memory object"  # oneDNN
+    # oneDNN too, for its code and scratchpad. A product that it does not have for this processor has no descriptor
+    # already, which is never a matter of memory.
+    "|could not create a primitive(?! descriptor)"
+    "|ALLOC_FAILED"  # cuBLAS, cuDNN
 )
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
@@ -58,19 +62,17 @@ def release_memory() -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error is an allocator's: of a GPU, of the system, or of a library below torch."""
+    """Return whether an error is an allocator's: of a GPU, of the system, or of a library below torch."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
+    return isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error)) is not None
 
 
 def supports_bf16() -> bool:
-    """Tell whether matrix products in bfloat16 run on units of their own (AVX512-BF16, AMX, or a GPU's)."""
+    """Return whether the GPU has units for matrix products in bfloat16; without a GPU, whether the CPU is seen to."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    if platform.machine() not in ("x86_64", "AMD64"):
-        return False
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return multiplies_fast(torch.bfloat16)
 
 
 def fastest_precision() -> str:

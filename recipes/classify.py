@@ -11,6 +11,7 @@ a few minutes on a laptop.
 
 import sys
 
+from finetune.accelerated import enable
 from finetune.data.load import complete_splits, load_given_splits
 from finetune.data.tokenize import tokenize_splits
 from finetune.delivery.evaluate import evaluate_run
@@ -68,6 +69,7 @@ def main(argv=None):
             # 3. The model, BERT with a classification head or a TextCNN, and what of it moves
             model = load_model(arguments.model, method, tokenizer, task, seed)
             model = apply_method(model, arguments.method)
+            model = enable(model) if arguments.run.accelerated else model
 
             # 4. Training; the best checkpoint by the validation split
             trainer = FineTuningTrainer(

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
-from finetune.models import attention
-from finetune.models.attention import cpu_attention_forward, use_cpu_attention
-from finetune.models.fused import cast_linear_layers
-from finetune.models.precision import autocast, keep_activations_in_bf16
+from finetune.accelerated import attention
+from finetune.accelerated.attention import cpu_attention_forward, use_cpu_attention
+from finetune.accelerated.fused import cast_linear_layers
+from finetune.accelerated.precision import autocast, keep_activations_in_bf16
 
 
 class Layer(nn.Module):
@@ -37,6 +37,7 @@ def attend(query, key, value, seen, scale=0.5):
 @pytest.mark.parametrize("masked", [True, False])
 def test_outputs_and_gradients_are_those_of_the_formula(monkeypatch, piece_numel, masked):
     monkeypatch.setattr(attention, "PIECE_NUMEL", piece_numel)
+    monkeypatch.setattr(attention, "multiplies_fast", lambda dtype: True)
     tensors, seen = make_inputs(torch.bfloat16)
     exact = [tensor.detach().double().requires_grad_() for tensor in tensors]
     output, weights = cpu_attention_forward(Layer(), *tensors, seen if masked else None, scaling=0.5)
@@ -51,9 +52,10 @@ def test_outputs_and_gradients_are_those_of_the_formula(monkeypatch, piece_numel
         torch.testing.assert_close(tensor.grad.double(), reference.grad, atol=0.05, rtol=0.02)
 
 
-@pytest.mark.parametrize("case", ["fp32", "dropout", "causal", "no gradient"])
+@pytest.mark.parametrize("case", ["fp32", "dropout", "causal", "no gradient", "no units"])
 def test_elsewhere_torch_computes(monkeypatch, case):
     called = []
+    monkeypatch.setattr(attention, "multiplies_fast", lambda dtype: case != "no units")
     monkeypatch.setattr(attention, "sdpa_attention_forward", lambda *args, **kwargs: called.append(kwargs))
     tensors, seen = make_inputs(torch.float32 if case == "fp32" else torch.bfloat16)
     mask = None if case == "causal" else seen

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from finetune.models.dropout import FastDropout, use_fast_dropout
+from finetune.accelerated.dropout import FastDropout, use_fast_dropout
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -8,6 +8,8 @@ import torch
 from test_methods import ENCODERS
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, TrainingArguments
 
+from finetune.accelerated import enable
+from finetune.accelerated.fused import cast_linear_layers
 from finetune.data.batch import MicroBatchCollator
 from finetune.data.labels import Task
 from finetune.data.load import read_examples
@@ -17,7 +19,6 @@ from finetune.delivery.load import load
 from finetune.delivery.predict import Predictor
 from finetune.methods import apply_method
 from finetune.metrics import REGRESSION, SINGLE_LABEL, compute_metrics
-from finetune.models.fused import cast_linear_layers
 from finetune.models.load import load_model
 from finetune.models.output_layer import Standard, compute_numbers_in_fp32, find_output_layer
 from finetune.models.save import write_model
@@ -97,7 +98,7 @@ def tokenized(reviews, tokenizer):
 
 def make_model(folder, tokenizer, method):
     model = load_model(ModelArguments(model_name_or_path=folder), method, tokenizer, Task(REGRESSION, ["value"]), 0)
-    return apply_method(model, MethodArguments(method=method))
+    return enable(apply_method(model, MethodArguments(method=method)))
 
 
 def make_trainer(tmp_path, model, tokenizer, tokenized, **settings):
@@ -190,6 +191,7 @@ def test_a_number_that_no_layer_gives_is_learnt_as_it_is_and_that_is_said(tmp_pa
     assert trainer.evaluate()["eval_mae"] == pytest.approx(2000, rel=0.01)
 
 
+@pytest.mark.filterwarnings("ignore:this processor has no units")
 def test_large_numbers_are_not_rounded_to_bfloat16(tmp_path, tiny_bert, tokenizer):
     model = make_model(tiny_bert, tokenizer, "full")
     _, layer = find_output_layer(model.eval(), INPUTS)

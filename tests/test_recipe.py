@@ -390,4 +390,4 @@ def test_every_preset_parses(imdb):
 
 
 def test_the_recipe_is_short():
-    assert len((ROOT / "recipes/imdb.py").read_text().splitlines()) < 100
+    assert len((ROOT / "recipes/imdb.py").read_text().splitlines()) <= 120

@@ -15,6 +15,7 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 import finetune
+from finetune.accelerated import enable
 from finetune.catalogue import CATALOGUE
 from finetune.data.embedded import find_embedded_model
 from finetune.data.labels import Task
@@ -82,7 +83,7 @@ print(json.dumps(results))
 def train_and_save(folder: Path, base: str, method: str) -> dict:
     """Train three steps so that everything trainable has moved, save, and tell what to expect of a reload."""
     model = load_model(ModelArguments(model_name_or_path=base), method, None, Task(SINGLE_LABEL, NAMES), seed=0)
-    model = apply_method(model, MethodArguments(method, num_layers=1))
+    model = enable(apply_method(model, MethodArguments(method, num_layers=1)))
     frozen = {name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad}
     start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)

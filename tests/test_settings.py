@@ -85,6 +85,7 @@ FLIPS: dict[str, tuple[str, list[str]]] = {
     "lr_schedule": ("triangular", []),
     "num_cycles": ("1", ["--lr_schedule", "triangular"]),
     "max_tokens_per_micro_batch": ("20", []),
+    "accelerated": ("false", []),
     "early_stopping_patience": ("1", STILL),
     "per_device_train_batch_size": ("4", []),
     "num_train_epochs": ("1", []),

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, EarlyStoppingCallback, TrainingArguments
 
+from finetune.accelerated import enable
 from finetune.data.labels import Task
 from finetune.data.load import read_examples
 from finetune.data.tokenize import TextConfig, tokenize_dataset
@@ -34,7 +35,7 @@ def make_model(tiny_bert, tokenizer, method="full", dropout=0.0):
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = dropout
-    return apply_method(model, MethodArguments(method=method))
+    return enable(apply_method(model, MethodArguments(method=method)))
 
 
 def make_trainer(tmp_path, model, tokenizer, tokenized, max_tokens=10_000, use_cpu=True, **settings):

@@ -15,6 +15,7 @@ from scipy.special import expit
 from sklearn.metrics import f1_score
 from transformers import PreTrainedTokenizerBase
 
+from finetune.accelerated.precision import DTYPES
 from finetune.data.labels import Task, label_matrix
 from finetune.data.load import read_examples
 from finetune.delivery.answers import TextClassifier, unit_of_logits
@@ -32,7 +33,6 @@ from finetune.metrics import (
     mean_interval,
     tune_thresholds,
 )
-from finetune.models.precision import DTYPES
 from finetune.models.save import write_thresholds
 from finetune.models.tfidf import fit_floor
 from finetune.progress_bar import progress_bar
@@ -69,11 +69,13 @@ def evaluate_run(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase | None
     Raises:
         FinetuneError: If the saved model gives other logits than the one in memory.
     """
-    predictor: Any = load_predictor(run.model_directory, torch.float32)
+    accelerated = run.arguments.run.accelerated
+    predictor: Any = load_predictor(run.model_directory, torch.float32, accelerated=accelerated)
     probes = splits["validation"].select(range(min(NUM_PROBES, len(splits["validation"]))))
     if isinstance(model, torch.nn.Module):  # which accelerate has let compute in lower precision
         model = extract_model_from_parallel(model, keep_fp32_wrapper=False)
-    reference = Predictor(model, tokenizer, getattr(predictor, "text_config", None), torch.float32)
+    text_config = getattr(predictor, "text_config", None)
+    reference = Predictor(model, tokenizer, text_config, torch.float32, accelerated=accelerated)
     in_memory = reference.compute_logits(*_texts(probes))[0]
     difference = float(np.abs(predictor.compute_logits(*_texts(probes))[0] - in_memory).max())
     if not difference <= MAX_RELOAD_DIFFERENCE * unit_of_logits(in_memory, predictor.task.problem_type):

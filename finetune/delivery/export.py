@@ -25,6 +25,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from finetune import __version__
+from finetune.accelerated.attention import use_unpadded_attention
 from finetune.comparison.statistics import mean_interval, paired_difference
 from finetune.data.labels import label_matrix
 from finetune.data.load import read_examples
@@ -36,7 +37,6 @@ from finetune.delivery.predict import Predictor
 from finetune.environment import describe_environment
 from finetune.errors import FinetuneError
 from finetune.files import replace_folder, write_json
-from finetune.models.attention import use_unpadded_attention
 from finetune.models.save import FINETUNE_CONFIG_FILE, FinetuneConfig, read_finetune_config
 from finetune.models.tfidf import TfidfClassifier
 from finetune.progress_bar import progress_bar

@@ -1,5 +1,6 @@
 """Logits, labels and probabilities of texts, from any saved model."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from finetune.accelerated import enable
+from finetune.accelerated.precision import DTYPES
+from finetune.accelerated.processor import multiplies_fast
 from finetune.data.batch import MicroBatchCollator
 from finetune.data.labels import Task
 from finetune.data.tokenize import TextConfig, encode_texts
@@ -16,12 +20,8 @@ from finetune.delivery.load import find_model_folder, load
 from finetune.errors import FinetuneError
 from finetune.hardware import fastest_precision
 from finetune.metrics import REGRESSION
-from finetune.models.attention import use_cpu_attention
-from finetune.models.fused import cast_linear_layers
 from finetune.models.inference import compute_logits
 from finetune.models.output_layer import compute_numbers_in_fp32
-from finetune.models.packing import use_packing
-from finetune.models.precision import DTYPES, keep_activations_in_bf16
 from finetune.models.save import read_finetune_config
 from finetune.models.textcnn import TextCNNForSequenceClassification
 from finetune.models.tfidf import TfidfClassifier
@@ -43,9 +43,11 @@ class Predictor(TextClassifier):
         model: What `finetune.load` gives.
         tokenizer: Its tokenizer; None for TF-IDF.
         text_config: How long texts are cut; at their end, to `tokenizer.model_max_length`, if None.
-        dtype: Number format of the computation; by default what the machine does fast.
+        dtype: Number format of the computation; by default what the machine does fast. One for which the processor
+            has no units is emulated, with a warning.
         thresholds: With several labels a text, the probability from which on each is predicted; one half if None.
         is_paired: Whether it takes pairs of texts; None if that is not known.
+        accelerated: Whether to compute with `finetune.accelerated`; else the model stays that of plain transformers.
     """
 
     def __init__(
@@ -56,8 +58,10 @@ class Predictor(TextClassifier):
         dtype: torch.dtype | None = None,
         thresholds: Sequence[float] | None = None,
         is_paired: bool | None = None,
+        accelerated: bool = True,
     ):
         self.model = model
+        self.accelerated = accelerated
         self.is_paired = is_paired
         self.thresholds = 0.5 if thresholds is None else np.asarray(thresholds)
         self.tokenizer = tokenizer
@@ -66,9 +70,13 @@ class Predictor(TextClassifier):
             self.task = Task(model.problem_type, model.label_names)
         else:
             model.to("cuda" if torch.cuda.is_available() else "cpu")
-            use_cpu_attention(model)
-            use_packing(model)
-            keep_activations_in_bf16(model)
+            if model.device.type == "cpu" and not multiplies_fast(self.dtype):
+                warnings.warn(
+                    f"this processor has no units for {self.dtype}: products take longer than in float32, its default",
+                    stacklevel=2,
+                )
+            if accelerated:
+                enable(model)
             if model.config.problem_type == REGRESSION:
                 compute_numbers_in_fp32(model)
             names = [model.config.id2label[number] for number in range(model.config.num_labels)]
@@ -79,10 +87,10 @@ class Predictor(TextClassifier):
             self.collate = MicroBatchCollator(tokenizer, self.max_tokens).collate
 
     def compute_in(self, dtype: torch.dtype) -> None:
-        """Compute in this format from now on. The weights of linear layers are cast to it, for good."""
+        """Compute in this format from now on. An accelerated model's linear layers are cast to it, for good."""
         self.dtype = dtype
-        if isinstance(self.model, torch.nn.Module):
-            cast_linear_layers(self.model, dtype)
+        if self.accelerated and isinstance(self.model, torch.nn.Module):
+            enable(self.model, predict_in=dtype)
 
     def compute_logits(
         self,
@@ -110,7 +118,7 @@ class Predictor(TextClassifier):
 
 
 def load_predictor(
-    path: str | Path, dtype: torch.dtype | None = None, trust_remote_code: bool = False
+    path: str | Path, dtype: torch.dtype | None = None, trust_remote_code: bool = False, accelerated: bool = True
 ) -> TextClassifier:
     """Load a model for prediction.
 
@@ -119,6 +127,7 @@ def load_predictor(
             `user/name@revision` on the Hub.
         dtype: Number format of the computation; by default what the machine does fast.
         trust_remote_code: Whether a model on the Hub may run code of its own.
+        accelerated: Whether to compute with `finetune.accelerated`.
 
     Raises:
         FinetuneError: If there is none, or it can't be loaded.
@@ -129,7 +138,7 @@ def load_predictor(
     else:
         model, tokenizer = load(folder, trust_remote_code)
         config = read_finetune_config(folder)
-        predictor = Predictor(model, tokenizer, config.text, dtype, config.thresholds, config.is_paired)
+        predictor = Predictor(model, tokenizer, config.text, dtype, config.thresholds, config.is_paired, accelerated)
         predictor.compute_in(predictor.dtype)
     count = len(predictor.task.label_names)
     if np.size(predictor.thresholds) not in (1, count):

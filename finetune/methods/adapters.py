@@ -10,10 +10,7 @@ from transformers import PreTrainedModel
 
 from finetune.catalogue import CATALOGUE
 from finetune.errors import FinetuneError
-from finetune.models.dropout import use_fast_dropout
 from finetune.models.load import HEADS, count_positions
-from finetune.models.low_rank import use_fused_lora
-from finetune.models.precision import keep_activations_in_bf16
 
 __all__ = ["add_adapter", "refuse_too_long"]
 
@@ -81,9 +78,6 @@ def add_adapter(model: PreTrainedModel, method: str, settings: dict[str, Any], n
             f"Expected a {peft_type} adapter that fits {type(model).__name__}, but PEFT says: {reason}. "
             "Other fields go into --peft_config."
         ) from error
-    keep_activations_in_bf16(wrapped)
-    use_fast_dropout(wrapped)
-    use_fused_lora(wrapped)
     return wrapped
 
 

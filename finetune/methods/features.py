@@ -16,8 +16,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
+from finetune.accelerated.precision import autocast
 from finetune.models.inference import compute_rows
-from finetune.models.precision import autocast
 
 __all__ = ["FeatureCollator", "compute_features", "encoder_replaced", "find_feature_reader", "has_frozen_encoder"]
 

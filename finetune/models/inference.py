@@ -10,11 +10,11 @@ from torch import distributed
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from finetune.accelerated.precision import autocast
 from finetune.data.batch import cut_by_tokens
 from finetune.errors import FinetuneError
 from finetune.hardware import is_out_of_memory, release_memory
 from finetune.metrics import MULTI_LABEL
-from finetune.models.precision import autocast
 from finetune.threads import compute_side_by_side
 
 __all__ = ["compute_logits", "compute_rows", "pool_windows"]

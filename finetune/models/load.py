@@ -24,10 +24,6 @@ from finetune.data.embedded import EMBEDDED_MODEL_ID, find_embedded_model
 from finetune.data.labels import Task
 from finetune.errors import FinetuneError
 from finetune.hub import reach_hub
-from finetune.models.attention import use_cpu_attention
-from finetune.models.dropout import use_fast_dropout
-from finetune.models.packing import use_packing
-from finetune.models.precision import keep_activations_in_bf16
 from finetune.models.quantization import four_bit_settings
 from finetune.models.textcnn import TextCNNConfig, TextCNNForSequenceClassification
 from finetune.models.vocabulary import load_word_tokenizer
@@ -165,7 +161,7 @@ def load_model(
         seed: Set before weights are drawn.
 
     Returns:
-        A model in float32, one logit a label; see `newly_initialised_modules` for what was drawn.
+        A model in float32 of plain transformers, one logit a label; see `newly_initialised_modules` for what was drawn.
     """
     labels = {
         "id2label": dict(enumerate(task.label_names)),
@@ -189,10 +185,6 @@ def load_model(
         )
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
-    use_fast_dropout(model)
-    use_cpu_attention(model)
-    use_packing(model)
-    keep_activations_in_bf16(model)
     return model
 
 

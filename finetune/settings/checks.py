@@ -1,11 +1,13 @@
 """What is refused before anything is downloaded, read or written: values out of bounds, and what contradicts itself."""
 
+import os
 import warnings
 from pathlib import Path
 
 import torch
 from transformers.integrations import get_available_reporting_integrations
 
+from finetune.accelerated.processor import multiplies_fast
 from finetune.catalogue import CATALOGUE
 from finetune.errors import FinetuneError
 from finetune.metrics import GREATER_IS_BETTER
@@ -13,7 +15,7 @@ from finetune.settings.arguments import Arguments
 from finetune.settings.declared import facts_of
 from finetune.settings.peft_config import read_peft_config
 
-__all__ = ["check_arguments"]
+__all__ = ["check_arguments", "launched_precision"]
 
 
 def check_arguments(arguments: Arguments) -> None:
@@ -24,6 +26,19 @@ def check_arguments(arguments: Arguments) -> None:
             raise FinetuneError(f"Expected no --{name}, because {facts_of(name).refused}. Leave it out.")
     if training.fp16 and training.use_cpu:
         raise FinetuneError("Expected no --fp16 on a CPU, which trains in bf16 or fp32. Leave it out.")
+    chosen, launched = "bf16" if training.bf16 else "fp16" if training.fp16 else "no", launched_precision()
+    if launched not in ("no", chosen):
+        own = "float32" if chosen == "no" else f"--{chosen}"
+        raise FinetuneError(
+            f"Expected one number format, but got --mixed_precision {launched} from accelerate launch, and {own}. "
+            "Leave the former out, or set it to no in its --config_file."
+        )
+    if training.bf16 and training.use_cpu and not multiplies_fast(torch.bfloat16):
+        warnings.warn(
+            "--bf16 on a processor without units for it: products in bfloat16 take longer than in float32 here. Pass "
+            "--bf16 false",
+            stacklevel=2,
+        )
     optimizer = str(getattr(training.optim, "value", training.optim))
     if optimizer.startswith(("galore", "apollo", "lomo", "adalomo")):
         raise FinetuneError(
@@ -88,6 +103,11 @@ def check_arguments(arguments: Arguments) -> None:
 
     if data.streaming:
         _check_streaming(arguments)
+
+
+def launched_precision() -> str:
+    """Return the `--mixed_precision` of `accelerate launch`, "no" without one: accelerate obeys it past every flag."""
+    return os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
 
 
 def _check_streaming(arguments: Arguments) -> None:

@@ -26,7 +26,7 @@ from finetune.hardware import default_num_threads, fastest_precision
 from finetune.hub import parse_hub_id
 from finetune.metrics import GREATER_IS_BETTER
 from finetune.settings.arguments import Arguments
-from finetune.settings.checks import check_arguments
+from finetune.settings.checks import check_arguments, launched_precision
 from finetune.settings.parts import PARTS, HubTarget
 
 __all__ = ["parse_arguments"]
@@ -113,7 +113,8 @@ def _machine_defaults(given: frozenset[str]) -> dict[str, Any]:
     """Choose device and number format, unless the user chose either of the half formats."""
     defaults: dict[str, Any] = {"use_cpu": not torch.cuda.is_available(), "ddp_timeout": DDP_TIMEOUT}
     if not {"bf16", "fp16"} & given:
-        precision = fastest_precision()
+        launched = launched_precision()
+        precision = fastest_precision() if launched == "no" else launched
         defaults |= {"bf16": precision == "bf16", "fp16": precision == "fp16"}
     if is_torch_tf32_available():
         defaults["tf32"] = True  # for the products that stay in float32

@@ -274,6 +274,11 @@ class RunArguments:
         "A step's examples are worked off in pieces of at most this many tokens, padding included, which "
         "bounds memory. Default: 3,072 on a CPU, whose cache then holds the activations; 16,384 on a GPU.",
     )
+    accelerated: bool = setting(
+        True,
+        "Compute with faster attention, dropout and LoRA products where the processor is seen to gain, without padding "
+        "in prediction; off: transformers' and PEFT's own modules.",
+    )
     early_stopping_patience: Annotated[int, Setting(at_least=0, used_when=_keeps_best)] = setting(
         2, "Stop after this many evaluations without a better metric_for_best_model; 0: never."
     )

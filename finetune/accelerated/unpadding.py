@@ -17,9 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from finetune.models.quantization import is_four_bit
-
-__all__ = ["ATTENTION_NAME", "PackedTexts", "attend_packed", "use_packing"]
+__all__ = ["ATTENTION_NAME", "PackedTexts", "attend_packed", "use_unpadding"]
 
 ATTENTION_NAME = "finetune_cpu"
 # By `model_type`: the module whose layers know tokens but no positions. The others either know positions in each layer
@@ -47,14 +45,14 @@ class PackedTexts:
     lengths: list[int]
 
 
-def use_packing(model: PreTrainedModel | PeftModel) -> None:
+def use_unpadding(model: PreTrainedModel | PeftModel) -> None:
     """Let an encoder that uses this package's attention compute without padding where it computes no gradients.
 
     Nothing changes for encoders of which `ENCODERS` does not know, for weights in four bits, whose products depend on
     how many rows there are, and in what is saved.
     """
     whole: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    if is_four_bit(whole):
+    if getattr(whole, "is_loaded_in_4bit", False):
         return
     encoder = getattr(whole.base_model, ENCODERS.get(model.config.model_type, ""), None)
     if encoder is not None and _unpack not in encoder._forward_hooks.values():
@@ -121,7 +119,7 @@ def _pack(
 
 
 def _unpack(encoder: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
-    """Give the last hidden states as they would have come, `(batch, length, width)`, with zeros for padding."""
+    """Return the last hidden states as they would have come, `(batch, length, width)`, with zeros for padding."""
     texts = kwargs.get("attention_mask")
     if isinstance(texts, PackedTexts):
         row = output.last_hidden_state[0]

@@ -9,8 +9,8 @@ from peft.tuners.lora.layer import Linear
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from finetune.models.low_rank import _LowRankFunction, use_fused_lora
-from finetune.models.precision import autocast
+from finetune.accelerated.lora import _LowRankFunction, use_fused_lora
+from finetune.accelerated.precision import autocast
 
 
 class Layers(nn.Module):

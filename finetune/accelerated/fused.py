@@ -10,6 +10,8 @@ from peft import PeftModel
 from torch import nn
 from transformers.activations import GELUActivation
 
+from finetune.accelerated.processor import fuses_linear_layers
+
 __all__ = ["cast_linear_layers"]
 
 
@@ -35,7 +37,7 @@ def cast_linear_layers(model: nn.Module, dtype: torch.dtype) -> None:
     """
     if isinstance(model, PeftModel) or dtype is torch.float32:
         return
-    fuse = dtype is torch.bfloat16 and torch.backends.mkldnn.is_available()
+    fuse = dtype is torch.bfloat16 and fuses_linear_layers()
     for module in model.modules():
         if type(module) is nn.Linear:
             module.to(dtype)

@@ -2,8 +2,9 @@
 
 torch's fused kernel for a CPU is written for long sequences and wide heads. At the lengths of reviews and sentences
 its backward pass takes one and a half to five times as long as the plain products do, if only these work on a few
-examples at a time. Everywhere else (without gradients, on GPUs, in float32, with attention dropout or grouped heads)
-torch's kernel stays: its forward pass is the faster one.
+examples at a time. Everywhere else (without gradients, on GPUs, in float32, with attention dropout or grouped heads, on
+a processor without units for bfloat16, whose products take two to four times as long as the kernel) torch's kernel
+stays.
 """
 
 from typing import Any
@@ -13,7 +14,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from finetune.models.packing import ATTENTION_NAME, PackedTexts, attend_packed
+from finetune.accelerated.processor import multiplies_fast
+from finetune.accelerated.unpadding import ATTENTION_NAME, PackedTexts, attend_packed
 
 __all__ = ["cpu_attention_forward", "use_cpu_attention", "use_unpadded_attention"]
 
@@ -109,6 +111,7 @@ def cpu_attention_forward(
         torch.is_grad_enabled()
         and query.device.type == "cpu"
         and query.dtype is torch.bfloat16
+        and multiplies_fast(torch.bfloat16)
         and dropout == 0.0
         and not causal
         and query.shape[:2] == key.shape[:2]
