@@ -10,7 +10,7 @@ PACKAGE = ROOT / "finetune"
 # Imports point back up this list. What stands first is used by everything.
 ROOMS = ["errors", "files", "threads", "tasks", "progress_bar", "hardware", "environment", "quiet", "hub", "metrics",
          "evaluate_metrics", "catalogue", "arguments", "data", "models", "examination", "methods", "training",
-         "comparison", "delivery", "cli"]  # fmt: skip
+         "run", "comparison", "delivery", "cli"]  # fmt: skip
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -68,7 +68,7 @@ def refuse_different_splits(runs: Sequence[StoredRun]) -> None:
     """
     _refuse_different(runs, "task", [(run.problem_type, *run.label_names) for run in runs])
     for split in reversed(SPLITS):
-        _refuse_different(runs, f"{split} split", [run.record["data"]["splits"][split]["sha256"] for run in runs])
+        _refuse_different(runs, f"{split} split", [dict(run.record.data.splits)[split].sha256 for run in runs])
     # Pairs of scores go by the order of the rows, which the hash of the split doesn't prove of the predictions.
     first = runs[0].test
     _refuse_different(runs, "ids in test.parquet", [run.test.ids.equals(first.ids) for run in runs])
@@ -143,7 +143,7 @@ def describe_settings(settings: Mapping[str, Any]) -> str:
 
 def _settings(run: StoredRun) -> dict[str, Any]:
     """Give the settings that may change what a run's method does; see `finetune.arguments.Arguments.unused`."""
-    arguments = run.record["arguments"]
+    arguments = dict(run.record.arguments)
     if run.method == "tfidf":
         return {}
     chosen = {name: value for name, value in arguments["data"].items() if name in TEXT_SETTINGS}
@@ -175,7 +175,7 @@ def describe_machines(runs: Sequence[StoredRun]) -> list[str]:
     for field, name in MACHINE.items():
         sides = defaultdict(list)
         for run in runs:
-            found = run.record["environment"].get(field)
+            found = getattr(run.record.environment, field)
             shown = ", ".join(map(str, found)) or "none" if isinstance(found, list) else str(found)
             sides[shown].append(str(run.directory))
         if len(sides) > 1:
