@@ -21,8 +21,8 @@ from finetune.methods import apply_method
 from finetune.metrics import compute_metrics
 from finetune.models.load import load_model, load_tokenizer
 from finetune.models.tfidf import fit_floor
+from finetune.run.run import Run
 from finetune.settings.parsing import parse_arguments
-from finetune.training.run import Run
 from finetune.training.trainer import FineTuningTrainer
 
 DEFAULTS = {

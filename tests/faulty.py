@@ -20,10 +20,10 @@ from pathlib import Path
 HERE = Path(__file__).parent
 # What a run is at, innermost last, where the function that does it is at work.
 PHASES = {
-    "training": "finetune.training.run:Run.train",
+    "training": "finetune.run.run:Run.train",
     "an evaluation": "finetune.training.trainer:FineTuningTrainer.evaluation_loop",
     "a checkpoint": "finetune.training.trainer:FineTuningTrainer._save_checkpoint",
-    "the final save": "finetune.training.run:Run.save_model",
+    "the final save": "finetune.run.run:Run.save_model",
     "the final evaluation": "imdb:evaluate_run",
 }
 TOKEN = "hf_plantedPlantedPlantedPlantedToken"

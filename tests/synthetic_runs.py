@@ -104,6 +104,7 @@ def write_run(
     seconds, tokens, memory, parameters, size, latency = COSTS[method]
     record = {
         "schema_version": 1,
+        "id": f"{method}{seed}",
         "status": "complete",
         "started": "2026-11-22T10:00:00+00:00",
         "finished": "2026-11-22T10:10:00+00:00",
@@ -162,7 +163,13 @@ def write_record(folder, record):
 
 def _split(name, rows, labels):
     digest = hashlib.sha256(f"{name} {labels}".encode()).hexdigest()
-    return {"origin": f"{name} rows of my reviews.csv", "rows": rows, "distinct_texts": rows, "sha256": digest}
+    return {
+        "origin": f"{name} rows of my reviews.csv",
+        "rows": rows,
+        "distinct_texts": rows,
+        "labels": {},
+        "sha256": digest,
+    }
 
 
 def _measure(logits, labels, problem_type, label_names):

@@ -14,6 +14,7 @@ from finetune.data.batch import split_micro_batch
 from finetune.errors import FinetuneError
 from finetune.files import is_disk_full, replace_folder, write_aside, write_json
 from finetune.models import inference
+from finetune.run.lock import LOCK_FILE, DirectoryLock
 from finetune.training.checkpoints import (
     commit_checkpoint,
     find_fault,
@@ -22,7 +23,6 @@ from finetune.training.checkpoints import (
     rotate_checkpoints,
     tidy,
 )
-from finetune.training.lock import LOCK_FILE, DirectoryLock
 from finetune.training.loop import LoopState
 
 FILES = {"model.safetensors": b"weights" * 100, "optimizer.pt": b"moments" * 100, "rng_state.pth": b"random"}
@@ -163,7 +163,7 @@ def test_disk_full_is_known_through_other_errors():
     assert not is_disk_full(OSError(2, "No such file or directory"))
 
 
-HOLD = "import sys, pathlib; from finetune.training.lock import DirectoryLock; DirectoryLock(pathlib.Path(sys.argv[1])).acquire(); print('held', flush=True); input()"  # fmt: skip # noqa: E501
+HOLD = "import sys, pathlib; from finetune.run.lock import DirectoryLock; DirectoryLock(pathlib.Path(sys.argv[1])).acquire(); print('held', flush=True); input()"  # fmt: skip # noqa: E501
 
 
 def test_a_second_process_is_refused_until_the_first_is_killed(tmp_path):

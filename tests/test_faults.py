@@ -117,7 +117,7 @@ MOMENTS = [
     ("finetune.training.checkpoints:replace_folder", 1),  # written, not yet in its place
     (EVALUATION, 2),
     ("finetune.training.checkpoints:_delete", 1),
-    ("finetune.training.run:write_model", 1),  # the final save
+    ("finetune.run.run:write_model", 1),  # the final save
     ("finetune.models.save:replace_folder", 1),
     ("finetune.delivery.evaluate:write_predictions", 2),
 ]
@@ -167,21 +167,21 @@ def test_killed_after_early_stopping_it_does_not_train_on(nursery, settings, str
     expected = straight(*own)[0]
     assert expected["costs"]["train_steps"] < 9 * 15
     cut = [*settings, *own, "--output_dir", str(tmp_path / "cut")]
-    assert nursery.run(cut, tmp_path / "log", [("SIGKILL", "finetune.training.run:write_model", 1)]) == -9
+    assert nursery.run(cut, tmp_path / "log", [("SIGKILL", "finetune.run.run:write_model", 1)]) == -9
     assert nursery.run(cut, tmp_path / "log") == 0
     assert_equal(outcome(tmp_path / "cut"), expected)
 
 
 def test_a_signal_outside_of_training_ends_it_at_once_with_75(nursery, settings, tmp_path):
     run, log = tmp_path / "run", tmp_path / "log"
-    fault = ("SIGTERM", "finetune.training.run:Run.record_tokens", 1)
+    fault = ("SIGTERM", "finetune.run.run:Run.record_tokens", 1)
     assert nursery.run([*settings, "--output_dir", str(run)], log, [fault]) == 75
     assert log.read_text().splitlines()[-1] == "interrupted: SIGTERM received: start the same command again to go on."
     assert not run.exists()
 
 
 def test_a_signal_after_completion_does_not_say_start_me_again(nursery, settings, tmp_path):
-    fault = ("SIGTERM", "finetune.training.run:summarize", 1)
+    fault = ("SIGTERM", "finetune.run.run:summarize", 1)
     argv = [*settings, "--method", "tfidf", "--output_dir", str(tmp_path / "run")]
     assert nursery.run(argv, tmp_path / "log", [fault]) == -signal.SIGTERM
     assert json.loads((tmp_path / "run/run.json").read_text())["status"] == "complete"

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from finetune.run.run import Run
 
 import finetune.delivery.predict
 import finetune.settings.checks
@@ -18,7 +19,6 @@ from finetune.delivery.predict import load_predictor
 from finetune.errors import FinetuneError
 from finetune.hardware import fastest_precision, is_out_of_memory, supports_bf16
 from finetune.settings.parsing import parse_arguments
-from finetune.training.run import Run
 
 TEXTS = ["a good film", "the plot was awful and dull !", "very fine"]
 NO_PRIMITIVE = (  # as oneDNN says it on AVX2

@@ -22,8 +22,9 @@ from finetune.cli import main as finetune_command
 from finetune.delivery.predict import load_predictor
 from finetune.errors import FinetuneError
 from finetune.metrics import compute_metrics
+from finetune.run.record import CompleteRecord
+from finetune.run.summary import summarize
 from finetune.settings.parsing import parse_arguments
-from finetune.training.summary import summarize
 
 ACCELERATE = (sys.executable, "-m", "accelerate.commands.launch")  # `accelerate launch`, of this environment
 TEXTS = ["a great film", "this was awful !", "good", "the plot"]
@@ -185,7 +186,7 @@ def test_the_console_script_in_a_new_process(runs):
 
 def test_the_summary_tells_what_ran_what_it_cost_and_what_to_type_next(runs):
     record = json.loads((runs / "lora/run.json").read_text())
-    text = summarize(record, runs / "lora")
+    text = summarize(CompleteRecord.read(runs / "lora"), runs / "lora")
     for expected in (
         "60 rows, 60 distinct texts",
         "lora: BertForSequenceClassification",

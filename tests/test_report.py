@@ -30,6 +30,8 @@ from finetune.comparison.table import compute_scores, format_cost, format_interv
 from finetune.comparison.verdict import decide
 from finetune.errors import FinetuneError
 from finetune.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL, compute_metrics
+from finetune.run.fields import DataRecord
+from finetune.run.record import CompleteRecord
 
 METHODS, SEEDS = ("tfidf", "textcnn", "head"), (0, 1)
 
@@ -286,7 +288,7 @@ DAMAGES = {
     "still running": (record_with("status", "running"), "not complete, its status is 'running'"),
     "another schema": (record_with("schema_version", 2), "expected schema_version 1 in run.json, but found 2"),
     "no schema": (record_with("schema_version", ...), "expected schema_version 1 in run.json, but found None"),
-    "no costs": (record_with("costs", ...), "lacks costs.train_seconds"),
+    "no costs": (record_with("costs", ...), "run.json lacks costs"),
     "costs in words": (record_with("costs.train_seconds", "12"), "has '12' as costs.train_seconds"),
     "costs below 0": (record_with("costs.peak_memory_bytes", -1), "has -1 as costs.peak_memory_bytes"),
     "costs that are none": (record_with("costs.latency_seconds", None), "has None as costs.latency_seconds"),
@@ -517,7 +519,8 @@ def stored_run(labels, logits, problem_type=SINGLE_LABEL, label_names=("no", "ye
     predictions = Predictions(
         pa.array([str(row) for row in range(len(labels))]), np.ones(len(labels)), np.array(labels), logits
     )
-    record = {"method": "", "seed": seed, "data": {"problem_type": problem_type, "label_names": list(label_names)}}
+    data = DataRecord.model_construct(problem_type=problem_type, label_names=list(label_names))
+    record = CompleteRecord.model_construct(method="", seed=seed, data=data)
     return StoredRun(Path(), record, predictions, predictions, {}, [])
 
 
@@ -711,7 +714,7 @@ def test_an_embedded_figure_has_ids_and_colours_of_the_page():
 def test_metrics_of_run_json_are_not_trusted_but_computed(stored_runs):
     run = load_run(stored_runs / "lora-seed0")
     assert run.metrics == compute_metrics(run.test.logits, run.test.labels)
-    assert run.record["metrics"]["test"]["accuracy"] == run.metrics["accuracy"]
+    assert run.record.metrics.test.accuracy == run.metrics["accuracy"]
     runs, left_out = load_runs([stored_runs])
     assert len(runs) == 7
     assert left_out == []

@@ -9,7 +9,7 @@ PROGRAM = """
 import os, signal, sys, time
 from datetime import timedelta
 from torch import distributed
-from finetune.training.waiting import WaitingRoom
+from finetune.run.waiting import WaitingRoom
 
 rank, path, what = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 distributed.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)

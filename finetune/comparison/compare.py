@@ -20,7 +20,8 @@ from typing import Any
 from finetune.catalogue import CATALOGUE
 from finetune.errors import FinetuneError
 from finetune.files import write_json
-from finetune.training.lock import find_holder
+from finetune.run.lock import find_holder
+from finetune.run.record import CompleteRecord, read_status
 
 __all__ = ["Plan", "Planned", "estimate_time_left", "run_plan"]
 
@@ -43,16 +44,8 @@ class Planned:
     def name(self) -> str:
         return self.directory.name
 
-    def read_record(self) -> dict[str, Any]:
-        """Read `run.json`; nothing if there is none yet."""
-        try:
-            record = json.loads((self.directory / "run.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return record if isinstance(record, dict) else {}
-
     def is_finished(self) -> bool:
-        return self.read_record().get("status") == "complete"
+        return read_status(self.directory) == "complete"
 
 
 @dataclass(frozen=True)
@@ -275,10 +268,12 @@ def _duration(seconds: float) -> str:
 
 
 def _result(run: Planned) -> str:
-    metrics = run.read_record().get("metrics", {}).get("test", {})
-    for name in ("accuracy", "micro_f1", "mae"):
-        if metrics.get(name) is not None:
-            return f"test {name} {metrics[name]:.4f}"
+    with contextlib.suppress(FinetuneError):
+        metrics = CompleteRecord.read(run.directory).metrics.test
+        for name in ("accuracy", "micro_f1", "mae"):
+            value = metrics.get(name)
+            if value is not None:
+                return f"test {name} {value:.4f}"
     return "no figure on test"
 
 

@@ -59,7 +59,7 @@ def refuse_different_splits(runs: Sequence[StoredRun]) -> None:
     """
     _refuse_different(runs, "task", [(run.problem_type, *run.label_names) for run in runs])
     for split in reversed(SPLITS):
-        _refuse_different(runs, f"{split} split", [run.record["data"]["splits"][split]["sha256"] for run in runs])
+        _refuse_different(runs, f"{split} split", [dict(run.record.data.splits)[split].sha256 for run in runs])
     # Pairs of scores go by the order of the rows, which the hash of the split doesn't prove of the predictions.
     first = runs[0].test
     _refuse_different(runs, "ids in test.parquet", [run.test.ids.equals(first.ids) for run in runs])
@@ -134,7 +134,7 @@ def describe_settings(settings: Mapping[str, Any]) -> str:
 
 def _settings(run: StoredRun) -> dict[str, Any]:
     """Return the settings that may change what a run's method does, whatever the seed."""
-    flat = {name: value for part in run.record["arguments"].values() for name, value in part.items()}
+    flat = {name: value for part in dict(run.record.arguments).values() for name, value in part.items()}
     values = Values({**flat, "method": run.method}, default_values())
     return {
         name: value
@@ -159,7 +159,7 @@ def describe_machines(runs: Sequence[StoredRun]) -> list[str]:
     for field, name in MACHINE.items():
         sides = defaultdict(list)
         for run in runs:
-            found = run.record["environment"].get(field)
+            found = getattr(run.record.environment, field)
             shown = ", ".join(map(str, found)) or "none" if isinstance(found, list) else str(found)
             sides[shown].append(str(run.directory))
         if len(sides) > 1:

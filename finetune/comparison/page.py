@@ -303,34 +303,32 @@ def _cut(text: str) -> dict[str, str]:
 
 
 def _split(run: StoredRun, name: str) -> dict[str, Any]:
-    split = run.record["data"]["splits"][name]
-    return {"rows": f"{split['rows']:,}", "sha256": split["sha256"], "origin": split["origin"]}
+    split = dict(run.record.data.splits)[name]
+    return {"rows": f"{split.rows:,}", "sha256": split.sha256, "origin": split.origin}
 
 
 def _run(run: StoredRun, position: int) -> dict[str, Any]:
-    record, environment = run.record, run.record["environment"]
-    gpus = environment.get("gpus")
-    memory = environment.get("memory_bytes")
+    record, model, environment = run.record, run.record.model, run.record.environment
     primary = "accuracy" if "accuracy" in run.metrics else "mae"
     facts = {
-        "model": f"{record['model'].get('architecture')}, {record['model'].get('name') or 'no pretrained model'}",
-        "parameters": f"{record['model']['trainable_parameters']:,} trained of {record['model']['total_parameters']:,}",
-        "started, finished": f"{record.get('started')}, {record.get('finished')}",
-        "processor": f"{environment.get('processor')}, {environment.get('physical_cores')} cores, "
-        f"{format_cost('bytes', memory) if isinstance(memory, int) else 'unknown'} memory",
-        "GPUs": ", ".join(map(str, gpus)) if isinstance(gpus, list) and gpus else "none",
-        "threads": f"{environment.get('num_processes')} process(es) of {environment.get('num_threads')}",
-        "precision": f"{environment.get('precision')}, predictions {environment.get('prediction_precision')}",
-        "commit": str(environment.get("git_commit")),
-        "platform": str(environment.get("platform")),
-        "versions": f"Python {environment.get('python')}, "
-        + ", ".join(f"{name} {version}" for name, version in environment["packages"].items() if version),
+        "model": f"{model.architecture}, {model.name or 'no pretrained model'}",
+        "parameters": f"{model.trainable_parameters:,} trained of {model.total_parameters:,}",
+        "started, finished": f"{record.started}, {record.finished}",
+        "processor": f"{environment.processor}, {environment.physical_cores} cores, "
+        f"{format_cost('bytes', environment.memory_bytes)} memory",
+        "GPUs": ", ".join(environment.gpus) or "none",
+        "threads": f"{environment.num_processes} process(es) of {environment.num_threads}",
+        "precision": f"{environment.precision}, predictions {environment.prediction_precision}",
+        "commit": str(environment.git_commit),
+        "platform": environment.platform,
+        "versions": f"Python {environment.python}, "
+        + ", ".join(f"{name} {version}" for name, version in environment.packages.items() if version),
     }
     return {
         "directory": str(run.directory),
         "colour": _colour(position),
         "brief": f"seed {run.seed}, {METRIC_NAMES[primary]} {format_metric(primary, run.metrics[primary])}, "
         f"{format_cost('train_seconds', run.cost('train_seconds'))}",
-        "command": shlex.join(map(str, record["command"])),
+        "command": shlex.join(record.command),
         "facts": facts.items(),
     }

@@ -23,7 +23,7 @@ from finetune.comparison.calibration import (
 )
 from finetune.comparison.differences import Differences, find_differences
 from finetune.comparison.groups import Group, describe_machines, group_runs, refuse_different_splits
-from finetune.comparison.runs import SPLITS, Predictions, StoredRun, Texts, load_findings, load_runs, load_texts
+from finetune.comparison.runs import Predictions, StoredRun, Texts, load_findings, load_runs, load_texts
 from finetune.comparison.table import (
     METRIC_NAMES,
     QUALITY_METRICS,
@@ -43,6 +43,8 @@ __all__ = ["REPORT_SCHEMA_VERSION", "VERDICT_COSTS", "Calibration", "Lengths", "
 REPORT_SCHEMA_VERSION = 1
 VERDICT_COSTS = ("train_seconds", "latency_seconds", "bytes", "peak_memory_bytes")
 NUM_LENGTH_BINS = 5
+# What report.json repeats of each run's record.
+COPIED = {"method", "seed", "command", "started", "finished", "model", "costs", "environment", "arguments"}
 
 
 @dataclass(frozen=True)
@@ -213,7 +215,7 @@ def _warn(groups: Sequence[Group], floor: Row | None) -> list[str]:
     runs = [run for group in groups for run in group.runs]
     lines = describe_machines(runs)
     for package in ("finetune", "torch", "transformers", "scikit-learn"):
-        found = sorted({str(run.record["environment"]["packages"].get(package)) for run in runs})
+        found = sorted({str(run.record.environment.packages.get(package)) for run in runs})
         if len(found) > 1:
             lines.append(f"The runs were made with different versions of {package}: {', '.join(found)}.")
     if floor is None and not any(find_method(group.method).is_deterministic for group in groups):
@@ -338,7 +340,7 @@ def to_json(report: Report) -> dict[str, Any]:
         "data": {
             "problem_type": report.problem_type,
             "label_names": report.label_names,
-            "splits": {split: first.record["data"]["splits"][split] for split in SPLITS},
+            "splits": first.record.data.splits.to_dict(),
         },
         "by_length": report.lengths
         and {
@@ -352,8 +354,7 @@ def to_json(report: Report) -> dict[str, Any]:
             {
                 "directory": str(run.directory),
                 "metrics": run.metrics,
-                **{name: run.record.get(name) for name in ("method", "seed", "command", "started", "finished")},
-                **{name: run.record[name] for name in ("model", "costs", "environment", "arguments")},
+                **run.record.model_dump(include=COPIED, exclude_unset=True),
             }
             for run in report.runs
         ],

@@ -7,7 +7,6 @@ metrics by computing them again from the stored predictions; a directory that fa
 import json
 import math
 import os
-import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,18 +20,18 @@ import pyarrow.parquet as pq
 
 from finetune.errors import FinetuneError
 from finetune.examination.findings import Finding, from_json
-from finetune.metrics import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, compute_metrics
+from finetune.metrics import MULTI_LABEL, REGRESSION, compute_metrics
+from finetune.run.fields import Metrics
+from finetune.run.record import RECORD_FILE, CompleteRecord
 
-__all__ = ["SCHEMA_VERSION", "SPLITS", "Predictions", "StoredRun", "Texts", "find_run_directories", "load_findings",
+__all__ = ["SPLITS", "Predictions", "StoredRun", "Texts", "find_run_directories", "load_findings",
            "load_run", "load_runs", "load_texts"]  # fmt: skip
 
-SCHEMA_VERSION = 1  # of run.json; see docs/run.md
 SPLITS = ("train", "validation", "test")
 # Any of these makes a folder a run directory, whole or not.
-MARKS = ("run.json", "predictions", "history.jsonl", "checkpoints")
+MARKS = (RECORD_FILE, "predictions", "history.jsonl", "checkpoints")
 # A metric computed again by another version of scikit-learn may differ in its last digits.
 METRIC_TOLERANCE = 1e-6
-NUMBER = (int, float)
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class StoredRun:
 
     Attributes:
         directory: As it was given or found.
-        record: The content of `run.json`.
+        record: Its `run.json`.
         validation: Predictions on the validation split.
         test: Predictions on the test split.
         metrics: Every metric of the test split, computed from `test`.
@@ -67,7 +66,7 @@ class StoredRun:
     """
 
     directory: Path
-    record: dict[str, Any] = field(repr=False)
+    record: CompleteRecord = field(repr=False)
     validation: Predictions = field(repr=False)
     test: Predictions = field(repr=False)
     metrics: dict[str, float] = field(repr=False)
@@ -75,23 +74,24 @@ class StoredRun:
 
     @property
     def method(self) -> str:
-        return self.record["method"]
+        return self.record.method
 
     @property
     def seed(self) -> int:
-        return self.record["seed"]
+        return self.record.seed
 
     @property
     def problem_type(self) -> str:
-        return self.record["data"]["problem_type"]
+        return self.record.data.problem_type
 
     @property
     def label_names(self) -> list[str]:
-        return self.record["data"]["label_names"]
+        return self.record.data.label_names
 
     def cost(self, name: str) -> float | None:
         """Give one of `costs`, or of `model` (`bytes`, `trainable_parameters`); None if the method has no such cost."""
-        return self.record["costs"].get(name, self.record["model"].get(name))
+        known = {**self.record.model.to_dict(), **self.record.costs.to_dict()}
+        return known.get(name)
 
 
 @dataclass(frozen=True)
@@ -168,20 +168,21 @@ def load_run(directory: Path) -> StoredRun:
     Raises:
         FinetuneError: If a file is missing, cut short, or does not agree with the others; in one line.
     """
-    record = _read_record(directory / "run.json")
-    _check_record(record)
-    problem_type, num_labels = record["data"]["problem_type"], len(record["data"]["label_names"])
+    record = CompleteRecord.read(directory)
+    problem_type, num_labels = record.data.problem_type, len(record.data.label_names)
     predictions, metrics = {}, {}
-    for split in ("validation", "test"):
+    for split, recorded in record.metrics:
+        if recorded.labels_withheld:
+            raise FinetuneError(f"the labels of its {split} split are withheld, so there is nothing to compare")
         path = directory / "predictions" / f"{split}.parquet"
         predictions[split] = _read_predictions(path, problem_type, num_labels)
-        rows, found = record["data"]["splits"][split]["rows"], len(predictions[split].logits)
+        rows, found = dict(record.data.splits)[split].rows, len(predictions[split].logits)
         if found != rows:
             raise FinetuneError(f"expected {rows} rows in {split}.parquet, as run.json says, but found {found}")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"sklearn\..*")  # of classes without examples, which have no ROC
             metrics[split] = compute_metrics(predictions[split].logits, predictions[split].labels, problem_type)
-        _check_metrics(record["metrics"][split], metrics[split], split)
+        _check_metrics(recorded, metrics[split], split)
     history = _read_history(directory / "history.jsonl")
     return StoredRun(directory, record, predictions["validation"], predictions["test"], metrics["test"], history)
 
@@ -219,74 +220,6 @@ def load_texts(runs: Sequence[StoredRun]) -> Texts | None:
 
 def _is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
-
-
-def _read_record(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FinetuneError("it has no run.json")
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise FinetuneError(f"its run.json can't be read: {error}") from None
-    if not isinstance(record, dict):
-        raise FinetuneError("its run.json holds no record of a run")
-    version = record.get("schema_version")
-    if version != SCHEMA_VERSION:
-        raise FinetuneError(f"expected schema_version {SCHEMA_VERSION} in run.json, but found {version!r}")
-    if record.get("status") != "complete":
-        raise FinetuneError(f"the run is not complete, its status is {record.get('status')!r}")
-    return record
-
-
-def _check_record(record: dict[str, Any]) -> None:
-    """Refuse a record that lacks what a report reads, or holds something else in its place."""
-    if not re.fullmatch(r"[\w.+-]{1,40}", _expect(record, "method", str)):
-        raise FinetuneError(f"its run.json has {_short(record['method'])} as method")
-    _expect(record, "seed", int)
-    for name in ("data", "model", "method", "tuning", "run", "training"):
-        _expect(record, f"arguments.{name}", dict)
-    for name, kind in {"command": list, "environment": dict, "environment.packages": dict}.items():
-        _expect(record, name, kind)
-    if _expect(record, "data.problem_type", str) not in PROBLEM_TYPES:
-        raise FinetuneError(f"expected data.problem_type to be one of {', '.join(PROBLEM_TYPES)} in run.json")
-    names = _expect(record, "data.label_names", list)
-    if not names or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
-        raise FinetuneError("expected data.label_names to be distinct names in run.json")
-    for split in SPLITS:
-        _expect(record, f"data.splits.{split}.sha256", str)
-        _expect(record, f"data.splits.{split}.origin", str)
-        _expect(record, f"data.splits.{split}.rows", int)
-    for name in ("train_seconds", "peak_memory_bytes", "latency_seconds", "texts_per_second"):
-        _expect_cost(record, f"costs.{name}")
-    for name in ("bytes", "trainable_parameters", "total_parameters"):
-        _expect_cost(record, f"model.{name}")
-    if record["costs"].get("tokens_per_second") is not None:
-        _expect_cost(record, "costs.tokens_per_second")
-    for split in ("validation", "test"):
-        if _expect(record, f"metrics.{split}", dict).get("labels_withheld"):
-            raise FinetuneError(f"the labels of its {split} split are withheld, so there is nothing to compare")
-
-
-def _expect(record: dict[str, Any], path: str, kind: type | tuple[type, ...]) -> Any:
-    value: Any = record
-    for name in path.split("."):
-        if not isinstance(value, dict) or name not in value:
-            raise FinetuneError(f"its run.json lacks {path}")
-        value = value[name]
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise FinetuneError(f"its run.json has {_short(value)} as {path}")
-    return value
-
-
-def _expect_cost(record: dict[str, Any], path: str) -> None:
-    value = _expect(record, path, NUMBER)
-    if not _is_number(value) or value < 0:
-        raise FinetuneError(f"its run.json has {_short(value)} as {path}")
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _read_predictions(path: Path, problem_type: str, num_labels: int) -> Predictions:
@@ -344,17 +277,17 @@ def _to_labels(column: pa.ChunkedArray, problem_type: str, num_labels: int) -> n
     return numbers.astype(np.int64)
 
 
-def _check_metrics(recorded: dict[str, Any], computed: dict[str, float], split: str) -> None:
+def _check_metrics(recorded: Metrics, computed: dict[str, float], split: str) -> None:
     """Refuse predictions that don't give the metrics of `run.json`; what is not a number is null there."""
     for name, value in computed.items():
         found = recorded.get(name)
-        if _is_number(found):
-            agrees = math.isclose(found, value, rel_tol=METRIC_TOLERANCE, abs_tol=METRIC_TOLERANCE)
+        if found is None:
+            agrees = math.isnan(value) and name in recorded.model_fields_set
         else:
-            agrees = found is None and name in recorded and math.isnan(value)
+            agrees = math.isclose(found, value, rel_tol=METRIC_TOLERANCE, abs_tol=METRIC_TOLERANCE)
         if not agrees:
             raise FinetuneError(
-                f"its predictions give a {split} {name} of {value:.6g}, but run.json says {_short(found)}; one of the "
+                f"its predictions give a {split} {name} of {value:.6g}, but run.json says {found}; one of the "
                 "two was changed"
             )
 
@@ -380,6 +313,6 @@ def _read_history(path: Path) -> list[dict[str, Any]]:
 
 def _is_number(value: Any) -> TypeGuard[float]:
     try:
-        return isinstance(value, NUMBER) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     except OverflowError:  # an integer of more digits than a float holds
         return False

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -127,26 +126,15 @@ def build_floor_row(groups: Sequence[Group], metrics: Sequence[str]) -> Row | No
     Returns:
         None if there is a group of the method `tfidf`, which says more, or no run measured it.
     """
-    floors = [run.record["floor"] for group in groups for run in group.runs if _has_floor(run, metrics)]
+    measured = [run.record.floor for group in groups for run in group.runs]
+    floors = [floor for floor in measured if floor and all(floor.test.get(name) is not None for name in metrics)]
     if not floors or any(group.method == "tfidf" for group in groups):
         return None
-    test, seconds = floors[0]["test"], float(np.mean([floor["train_seconds"] for floor in floors]))
-    quality = {}
-    for name in metrics:
-        bounds = test.get(f"{name}_interval")
-        known = isinstance(bounds, list) and len(bounds) == 2 and all(isinstance(bound, float) for bound in bounds)
-        quality[name] = Interval(test[name], *(bounds if known else (float("nan"), float("nan"))))
+    test, seconds = floors[0].test, float(np.mean([floor.train_seconds for floor in floors]))
+    unknown = float("nan"), float("nan")
+    quality = {name: Interval(getattr(test, name), *(test.interval(name) or unknown)) for name in metrics}
     costs = {name: seconds if name == "train_seconds" else None for name in COSTS}
     return Row("floor: TF-IDF + linear", "", [], quality, costs, is_floor=True)
-
-
-def _has_floor(run: StoredRun, metrics: Sequence[str]) -> bool:
-    floor: Any = run.record.get("floor")
-    try:
-        values = [floor["train_seconds"], *(floor["test"][name] for name in metrics)]
-    except (KeyError, TypeError):
-        return False
-    return all(isinstance(value, int | float) for value in values)
 
 
 def format_metric(name: str, value: float) -> str:

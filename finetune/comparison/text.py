@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from finetune.comparison.differences import Example
 from finetune.comparison.drawings import Drawing
 from finetune.comparison.report import Report
-from finetune.comparison.runs import SPLITS, StoredRun
+from finetune.comparison.runs import StoredRun
 from finetune.comparison.table import COSTS, METRIC_NAMES, format_cost, format_interval
 
 __all__ = [
@@ -36,10 +36,10 @@ def count_groups(report: Report) -> str:
 def describe_subject(report: Report) -> str:
     """Say in a line what is compared on what."""
     runs = len(report.runs)
-    test = report.runs[0].record["data"]["splits"]["test"]
+    test = report.runs[0].record.data.splits.test
     return (
         f"{count_groups(report)}, {runs} {'run' if runs == 1 else 'runs'}, "
-        f"{report.num_examples:,} test examples ({test['origin']})"
+        f"{report.num_examples:,} test examples ({test.origin})"
     )
 
 
@@ -163,13 +163,13 @@ def _example(report: Report, example: Example) -> str:
 
 
 def _provenance(report: Report) -> Iterator[str]:
-    splits = report.runs[0].record["data"]["splits"]
+    splits = report.runs[0].record.data.splits
     yield from _table(
         ["split", "rows", "sha256", "origin"],
-        [[split, f"{splits[split]['rows']:,}", splits[split]["sha256"], splits[split]["origin"]] for split in SPLITS],
+        [[name, f"{split.rows:,}", split.sha256, split.origin] for name, split in splits],
     )
     for run in report.runs:
-        yield f"- `{_code(str(run.directory))}`: `{_code(shlex.join(map(str, run.record['command'])))}`."
+        yield f"- `{_code(str(run.directory))}`: `{_code(shlex.join(run.record.command))}`."
         yield f"  {_escape(describe_machine(run))}."
     yield ""
     for line in report.left_out:
@@ -179,17 +179,16 @@ def _provenance(report: Report) -> Iterator[str]:
 
 def describe_machine(run: StoredRun) -> str:
     """Say in a line what a run ran on: processor, threads, precision, versions, commit."""
-    environment = run.record["environment"]
-    gpus = environment.get("gpus")
-    versions = ", ".join(f"{name} {version}" for name, version in environment["packages"].items() if version)
+    environment = run.record.environment
+    versions = ", ".join(f"{name} {version}" for name, version in environment.packages.items() if version)
     parts = [
-        str(environment.get("processor")),
-        *([", ".join(map(str, gpus))] if isinstance(gpus, list) and gpus else []),
-        f"{environment.get('num_processes')} x {environment.get('num_threads')} threads",
-        f"{environment.get('precision')} (predictions {environment.get('prediction_precision')})",
-        f"Python {environment.get('python')}",
+        environment.processor,
+        *([", ".join(environment.gpus)] if environment.gpus else []),
+        f"{environment.num_processes} x {environment.num_threads} threads",
+        f"{environment.precision} (predictions {environment.prediction_precision})",
+        f"Python {environment.python}",
         versions,
-        f"commit {environment.get('git_commit')}",
+        f"commit {environment.git_commit}",
     ]
     return "; ".join(parts)
 

@@ -193,7 +193,7 @@ def _lost_processes_in_one_line() -> Iterator[None]:
     except RuntimeError as error:
         if _num_processes() == 1:
             raise
-        from finetune.training.waiting import is_lost_connection
+        from finetune.run.waiting import is_lost_connection
 
         if not is_lost_connection(error):
             raise

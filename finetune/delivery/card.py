@@ -1,7 +1,7 @@
 """The model card: what a model is, what was measured, and how it is used; checked before anything is uploaded.
 
-Drawn from `run.json` alone. Nothing in it names a path of this machine. What the card claims as `model-index` metadata
-are the numbers of `run.json`, which `check_card` reads back.
+Drawn from the run's record alone. Nothing in it names a path of this machine. What the card claims as `model-index`
+metadata are the numbers of the record, which `check_card` reads back.
 """
 
 import json
@@ -21,6 +21,8 @@ from finetune.data.embedded import EMBEDDED_MODEL_ID
 from finetune.errors import FinetuneError
 from finetune.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from finetune.models.save import FinetuneConfig
+from finetune.run.fields import Metrics
+from finetune.run.record import CompleteRecord
 
 __all__ = ["Shipped", "build_card", "check_card", "read_comparison", "read_results", "write_snippet"]
 
@@ -103,12 +105,12 @@ def write_snippet(shipped: Shipped) -> str:
     )
 
 
-def build_card(shipped: Shipped, record: dict[str, Any] | None, comparison: dict[str, Any] | None = None) -> str:
+def build_card(shipped: Shipped, record: CompleteRecord | None, comparison: dict[str, Any] | None = None) -> str:
     """Write the card.
 
     Args:
         shipped: What goes to the Hub.
-        record: The run's `run.json`; None for a model folder without its run, whose card says that it has no figures.
+        record: The run's; None for a model folder without its run, whose card says that it has no figures.
         comparison: The `report.json` of a comparison that this run is part of, if there is one.
     """
     parts = [
@@ -124,11 +126,11 @@ def build_card(shipped: Shipped, record: dict[str, Any] | None, comparison: dict
     return f"---\n{_metadata(shipped, record)}\n---\n\n{_without_paths(body)}\n"
 
 
-def _metadata(shipped: Shipped, record: dict[str, Any] | None) -> str:
+def _metadata(shipped: Shipped, record: CompleteRecord | None) -> str:
     results = None if record is None else _eval_results(record)
     library = {"adapter": "peft", "tfidf": "finetune"}.get(shipped.kind, "transformers")
     dataset = _dataset_of(record)[0] if record else None
-    tags = ["text-classification", "finetune", *([record["method"]] if record else [])]
+    tags = ["text-classification", "finetune", *([record.method] if record else [])]
     data = ModelCardData(
         model_name=shipped.name.split("/")[1],
         base_model=shipped.base and shipped.base[0],
@@ -149,9 +151,9 @@ def _relation(shipped: Shipped) -> str | None:
     return "adapter" if shipped.kind == "adapter" else "finetune"
 
 
-def _dataset_of(record: dict[str, Any]) -> tuple[str, str, str | None, str | None]:
+def _dataset_of(record: CompleteRecord) -> tuple[str, str, str | None, str | None]:
     """Give a data set's id on the Hub or a word for it, its name, configuration and revision."""
-    data = record["arguments"]["data"]
+    data = record.arguments.data
     name = data.get("dataset_name")
     if name == "embedded":
         return "imdb", "IMDb, parts of the official training split", None, None
@@ -161,17 +163,18 @@ def _dataset_of(record: dict[str, Any]) -> tuple[str, str, str | None, str | Non
     return "local", files, None, None
 
 
-def _eval_results(record: dict[str, Any]) -> list[EvalResult]:
+def _eval_results(record: CompleteRecord) -> list[EvalResult]:
     results = []
     dataset_type, dataset_name, dataset_config, revision = _dataset_of(record)
-    for split, metrics in record["metrics"].items():
-        for name in REPORTED[record["data"]["problem_type"]]:
+    for split, metrics in record.metrics:
+        for name in REPORTED[record.data.problem_type]:
             value = metrics.get(name)
             if value is None or not math.isfinite(value):
                 continue
-            details: dict[str, Any] = {"num_examples": metrics["num_examples"]}
-            if f"{name}_interval" in metrics:
-                details["interval_95"] = [float(bound) for bound in metrics[f"{name}_interval"]]
+            details: dict[str, Any] = {"num_examples": metrics.num_examples}
+            bounds = metrics.interval(name)
+            if bounds is not None:
+                details["interval_95"] = list(bounds)
             results.append(
                 EvalResult(
                     task_type="text-classification",
@@ -181,10 +184,10 @@ def _eval_results(record: dict[str, Any]) -> list[EvalResult]:
                     dataset_config=dataset_config,
                     dataset_revision=revision,
                     dataset_split=split,
-                    dataset_args={"sha256": record["data"]["splits"][split]["sha256"]},
+                    dataset_args={"sha256": dict(record.data.splits)[split].sha256},
                     metric_type=HUB_METRICS.get(name, name),
                     metric_name=name,
-                    metric_value=float(value),
+                    metric_value=value,
                     metric_args=details,
                 )
             )
@@ -201,7 +204,7 @@ def read_results(card: str) -> dict[tuple[str, str], tuple[float, list[float] | 
     }
 
 
-def _what_it_does(shipped: Shipped, record: dict[str, Any] | None) -> str:
+def _what_it_does(shipped: Shipped, record: CompleteRecord | None) -> str:
     names = ", ".join(f"`{name}`" for name in shipped.label_names)
     subject = "a pair of texts" if shipped.config.is_paired else "a text"
     what = {
@@ -242,17 +245,17 @@ def _how_to_use(shipped: Shipped) -> str:
     return "\n\n".join(lines)
 
 
-def _data(record: dict[str, Any] | None) -> str:
+def _data(record: CompleteRecord | None) -> str:
     if record is None:
         return "Not recorded: the model was pushed without its run."
     rows = ["| split | from | rows | SHA-256 of labels and texts |", "|---|---|---|---|"]
-    for name, split in record["data"]["splits"].items():
-        rows.append(f"| {name} | {split['origin']} | {split['rows']:,} | `{split['sha256']}` |")
-    revision = record["arguments"]["data"].get("dataset_revision")
+    for name, split in record.data.splits:
+        rows.append(f"| {name} | {split.origin} | {split.rows:,} | `{split.sha256}` |")
+    revision = record.arguments.data.get("dataset_revision")
     return "\n".join(rows) + (f"\n\nRevision `{revision}` of the data set." if revision else "")
 
 
-def _training(shipped: Shipped, record: dict[str, Any] | None) -> str:
+def _training(shipped: Shipped, record: CompleteRecord | None) -> str:
     lines = []
     if shipped.base is not None:
         name, revision = shipped.base
@@ -261,38 +264,38 @@ def _training(shipped: Shipped, record: dict[str, Any] | None) -> str:
         )
     if record is None:
         return "\n\n".join([*lines, "Not recorded: the model was pushed without its run."])
-    method = CATALOGUE[record["method"]]
+    method = CATALOGUE[record.method]
     merged = " The adapter is merged into the weights." if shipped.merged else ""
-    lines.append(f"Method `{record['method']}`: {method.what} ({method.paper}).{merged}")
+    lines.append(f"Method `{record.method}`: {method.what} ({method.paper}).{merged}")
     settings = [
         f"`{name}` {value}"
         for part, names in SETTINGS.items()
         for name in names
-        if (value := record["arguments"].get(part, {}).get(name)) not in (None, -1, 0.0, "none")
+        if (value := dict(record.arguments)[part].get(name)) not in (None, -1, 0.0, "none")
     ]
     lines.append(f"Settings: {', '.join(settings)}.")
-    command = shlex.join(_without_folder(str(word)) for word in record["command"])
+    command = shlex.join(_without_folder(str(word)) for word in record.command)
     lines.append(f"The exact command, without folders:\n\n```bash\naccelerate launch {command}\n```")
-    packages = ", ".join(f"{name} {version}" for name, version in record["environment"]["packages"].items() if version)
-    lines.append(f"Made with {packages}, Python {record['environment']['python']}.")
+    packages = ", ".join(f"{name} {version}" for name, version in record.environment.packages.items() if version)
+    lines.append(f"Made with {packages}, Python {record.environment.python}.")
     return "\n\n".join(lines)
 
 
-def _results(record: dict[str, Any] | None, comparison: dict[str, Any] | None) -> str:
+def _results(record: CompleteRecord | None, comparison: dict[str, Any] | None) -> str:
     if record is None:
         return "Not measured: the model was pushed without its run."
-    names = REPORTED[record["data"]["problem_type"]]
+    names = REPORTED[record.data.problem_type]
     lines = [f"| split | examples | {' | '.join(names)} |", "|---" * (len(names) + 2) + "|"]
-    for split, metrics in record["metrics"].items():
-        if "labels_withheld" in metrics:
-            lines.append(f"| {split} | {metrics['num_examples']:,} |" + " not scored: labels withheld |" * len(names))
+    for split, metrics in record.metrics:
+        if metrics.labels_withheld:
+            lines.append(f"| {split} | {metrics.num_examples:,} |" + " not scored: labels withheld |" * len(names))
         else:
             lines.append(
-                f"| {split} | {metrics['num_examples']:,} | {' | '.join(_figure(metrics, name) for name in names)} |"
+                f"| {split} | {metrics.num_examples:,} | {' | '.join(_figure(metrics, name) for name in names)} |"
             )
-    if "floor" in record and "labels_withheld" not in record["floor"]["test"]:
-        metrics = record["floor"]["test"]
-        lines.append(f"| test, TF-IDF and a linear model | {metrics['num_examples']:,} | "
+    if record.floor is not None and not record.floor.test.labels_withheld:
+        metrics = record.floor.test
+        lines.append(f"| test, TF-IDF and a linear model | {metrics.num_examples:,} | "
                      f"{' | '.join(_figure(metrics, name) for name in names)} |")  # fmt: skip
     notes = (
         "In brackets 95 % intervals over examples (Wilson's for an accuracy); they don't hold the choice of training "
@@ -300,32 +303,29 @@ def _results(record: dict[str, Any] | None, comparison: dict[str, Any] | None) -
         "saved model, reloaded."
     )
     parts = ["\n".join(lines), notes]
-    if "test" in record.get("thresholds", {}):
-        tuned = record["thresholds"]["test"]
+    if record.thresholds is not None and record.thresholds.test is not None:
+        tuned = record.thresholds.test
         parts.append(
             "The figures above decide at probability one half. With the thresholds chosen on validation, on test: "
-            f"micro-F1 {tuned['micro_f1']:.4f}, macro-F1 {tuned['macro_f1']:.4f}, accuracy {tuned['accuracy']:.4f}."
+            f"micro-F1 {tuned.micro_f1:.4f}, macro-F1 {tuned.macro_f1:.4f}, accuracy {tuned.accuracy:.4f}."
         )
-    per_class = record["metrics"]["test"].get("per_class")
+    per_class = record.metrics.test.per_class
     if per_class:
         table = ["| label (test) | precision | recall | F1 | examples |", "|---|---|---|---|---|"]
         for label, one in per_class.items():
-            figures = " | ".join(f"{one[name]:.3f}" for name in ("precision", "recall", "f1"))
-            table.append(f"| `{label}` | {figures} | {one['num_examples']:,} |")
+            figures = " | ".join(f"{value:.3f}" for value in (one.precision, one.recall, one.f1))
+            table.append(f"| `{label}` | {figures} | {one.num_examples:,} |")
         parts.append("\n".join(table))
     if comparison is not None:
         parts.append(_comparison(comparison))
     return "\n\n".join(parts)
 
 
-def _figure(metrics: dict[str, Any], name: str) -> str:
-    value = metrics.get(name)
+def _figure(metrics: Metrics, name: str) -> str:
+    value, bounds = metrics.get(name), metrics.interval(name)
     if value is None:
         return ""
-    if f"{name}_interval" in metrics:
-        low, high = metrics[f"{name}_interval"]
-        return f"{value:.4f} ({low:.4f} to {high:.4f})"
-    return f"{value:.4f}"
+    return f"{value:.4f}" if bounds is None else f"{value:.4f} ({bounds[0]:.4f} to {bounds[1]:.4f})"
 
 
 def _comparison(comparison: dict[str, Any]) -> str:
@@ -339,23 +339,23 @@ def _comparison(comparison: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _costs(record: dict[str, Any] | None) -> str:
+def _costs(record: CompleteRecord | None) -> str:
     if record is None:
         return "Not recorded: the model was pushed without its run."
-    model, costs, environment = record["model"], record["costs"], record["environment"]
-    machine = ", ".join(environment["gpus"]) if environment.get("gpus") else environment["processor"]
+    model, costs, environment = record.model, record.costs, record.environment
+    machine = ", ".join(environment.gpus) or environment.processor
     return "\n".join(
         [
-            f"- {model['trainable_parameters']:,} parameters trained of {model['total_parameters']:,}",
-            f"- {costs['train_seconds']:.0f} s of training in {environment['precision']}, "
-            f"{environment['num_processes']} process(es) of {environment['num_threads']} thread(s), on {machine}",
-            f"- at most {costs['peak_memory_bytes'] / 2**30:.2f} GiB of memory",
-            f"- {costs['latency_seconds'] * 1000:.1f} ms for one, {costs['texts_per_second']:,.0f} texts/s in bulk",
+            f"- {model.trainable_parameters:,} parameters trained of {model.total_parameters:,}",
+            f"- {costs.train_seconds:.0f} s of training in {environment.precision}, "
+            f"{environment.num_processes} process(es) of {environment.num_threads} thread(s), on {machine}",
+            f"- at most {costs.peak_memory_bytes / 2**30:.2f} GiB of memory",
+            f"- {costs.latency_seconds * 1000:.1f} ms for one, {costs.texts_per_second:,.0f} texts/s in bulk",
         ]
     )
 
 
-def _limitations(shipped: Shipped, record: dict[str, Any] | None) -> str:
+def _limitations(shipped: Shipped, record: CompleteRecord | None) -> str:
     lines = [
         "- The figures hold for texts like those of the test split. On other sources, periods, lengths and languages "
         "the model was not measured.",
@@ -368,13 +368,13 @@ def _limitations(shipped: Shipped, record: dict[str, Any] | None) -> str:
         del lines[2]
     if record is not None:
         rare = [
-            f"`{label}` ({one['num_examples']})"
-            for label, one in (record["metrics"]["test"].get("per_class") or {}).items()
-            if one["num_examples"] < 20
+            f"`{label}` ({one.num_examples})"
+            for label, one in record.metrics.test.per_class.items()
+            if one.num_examples < 20
         ]
         if rare:
             lines.append(f"- Measured on fewer than 20 test examples: {', '.join(rare)}.")
-        if record["arguments"]["data"].get("dataset_name") == "embedded":
+        if record.arguments.data.get("dataset_name") == "embedded":
             lines.append("- Train and test are carved from one collection, in which reviews of one film can fall on "
                          "both sides; the figures flatter a little.")  # fmt: skip
     if shipped.base is not None and shipped.base[0] == EMBEDDED_MODEL_ID:
@@ -406,7 +406,7 @@ def _read_metadata(card: str) -> dict[str, Any]:
     return metadata
 
 
-def check_card(card: str, shipped: Shipped, record: dict[str, Any] | None) -> None:
+def check_card(card: str, shipped: Shipped, record: CompleteRecord | None) -> None:
     """Refuse a card that lacks something, claims other figures than `run.json`, or gives away a path or a token.
 
     Raises:

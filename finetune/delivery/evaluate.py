@@ -36,8 +36,9 @@ from finetune.metrics import (
 from finetune.models.save import write_thresholds
 from finetune.models.tfidf import fit_floor
 from finetune.progress_bar import progress_bar
+from finetune.run.fields import Decisions, Floor, MeasuredSplits, Metrics, Reload, Thresholds
+from finetune.run.run import Run
 from finetune.settings.parts import DataArguments
-from finetune.training.run import Run
 
 __all__ = [
     "evaluate_file",
@@ -85,46 +86,50 @@ def evaluate_run(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase | None
         )
     predictor.compute_in(DTYPES[fastest_precision()])
 
-    metrics, tuned, throughput = {}, {}, 0.0
+    metrics, thresholds, throughput = {}, None, 0.0
     for name in ("validation", "test"):
         split = splits[name]
         start = time.perf_counter()
         with progress_bar(len(split), f"Evaluating on {name}") as advance:
             logits, num_tokens = predictor.compute_logits(*_texts(split), advance)
         throughput = len(split) / (time.perf_counter() - start)
-        metrics[name] = measure(logits, split, predictor.task)
+        metrics[name] = Metrics(**measure(logits, split, predictor.task))
         if predictor.task.problem_type == MULTI_LABEL and "label" in split.column_names:
             labels = label_matrix(split["label"], predictor.task)
             if name == "validation":
-                predictor.thresholds = np.asarray(tune_thresholds(logits, labels))
-                tuned["values"] = predictor.thresholds.tolist()
-            tuned[name] = _measure_decisions(predictor, logits, labels)
+                values = tune_thresholds(logits, labels)
+                predictor.thresholds = np.asarray(values)
+                thresholds = Thresholds(values=values, validation=_measure_decisions(predictor, logits, labels))
+            elif thresholds is not None:
+                thresholds.test = _measure_decisions(predictor, logits, labels)
         if run.is_main:
             write_predictions(run, name, split, logits, num_tokens)
     single = splits["test"].select(range(min(NUM_LATENCY_TEXTS, len(splits["test"]))))
-    results: dict[str, Any] = {
-        "metrics": metrics,
-        "reload": {"max_difference": difference, "num_texts": len(probes)},
-        "costs": {"latency_seconds": measure_latency(predictor, single), "texts_per_second": throughput},
-    }
-    if tuned:
-        results["thresholds"] = tuned
-        if run.is_main:
-            write_thresholds(run.model_directory, tuned["values"])
-    if run.is_main and run.arguments.run.floor and run.record["method"] != "tfidf":
-        results["floor"] = measure_floor(splits, run.record["seed"])
-    run.finish(results)
+    latency = measure_latency(predictor, single)
+    if thresholds is not None and run.is_main:
+        write_thresholds(run.model_directory, thresholds.values)
+    floor = None
+    if run.is_main and run.arguments.run.floor and run.record.method != "tfidf":
+        floor = measure_floor(splits, run.record.seed)
+    run.finish(
+        metrics=MeasuredSplits(**metrics),
+        reload=Reload(max_difference=difference, num_texts=len(probes)),
+        latency_seconds=latency,
+        texts_per_second=throughput,
+        thresholds=thresholds,
+        floor=floor,
+    )
     run.wait()
 
 
-def _measure_decisions(predictor: TextClassifier, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def _measure_decisions(predictor: TextClassifier, logits: np.ndarray, labels: np.ndarray) -> Decisions:
     """Measure the labels that are predicted by the tuned thresholds."""
     chosen = predictor.decide(expit(logits))
-    return {
-        "micro_f1": float(f1_score(labels, chosen, average="micro", zero_division=0)),
-        "macro_f1": float(f1_score(labels, chosen, average="macro", zero_division=0)),
-        "accuracy": float((chosen == labels).all(axis=1).mean()),
-    }
+    return Decisions(
+        micro_f1=float(f1_score(labels, chosen, average="micro", zero_division=0)),
+        macro_f1=float(f1_score(labels, chosen, average="macro", zero_division=0)),
+        accuracy=float((chosen == labels).all(axis=1).mean()),
+    )
 
 
 def _texts(split: Dataset) -> tuple[Any, Any]:
@@ -157,14 +162,14 @@ def measure_latency(predictor: TextClassifier, split: Dataset) -> float:
     return float(np.median(seconds))
 
 
-def measure_floor(splits: DatasetDict, seed: int) -> dict[str, Any]:
+def measure_floor(splits: DatasetDict, seed: int) -> Floor:
     """Fit TF-IDF and its linear model on the run's training rows and measure it on its test rows."""
     test = splits["test"]
     start = time.perf_counter()
     predictor = Predictor(fit_floor(splits["train"], seed), None)
     seconds = time.perf_counter() - start
     logits = predictor.compute_logits(*_texts(test))[0]
-    return {"test": measure(logits, test, predictor.task), "train_seconds": seconds}
+    return Floor(test=Metrics(**measure(logits, test, predictor.task)), train_seconds=seconds)
 
 
 def write_predictions(run: Run, name: str, split: Dataset, logits: np.ndarray, num_tokens: np.ndarray) -> None:
@@ -205,7 +210,7 @@ def evaluate_file(path: str | Path, test_file: str, columns: Mapping[str, Any]) 
     metrics = measure(logits, examples, predictor.task)
     if predictor.task.problem_type == MULTI_LABEL and "label" in examples.column_names:
         decided = _measure_decisions(predictor, logits, label_matrix(examples["label"], predictor.task))
-        metrics |= {f"tuned_{name}": value for name, value in decided.items()}
+        metrics |= {f"tuned_{name}": value for name, value in decided}
     if predictor.task.problem_type == REGRESSION:
         return metrics, ""
     labels = label_matrix(examples["label"], predictor.task)

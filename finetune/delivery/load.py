@@ -25,6 +25,7 @@ from finetune.models.quantization import four_bit_settings
 from finetune.models.save import FinetuneConfig, read_finetune_config
 from finetune.models.tfidf import LABEL_NAMES_FILE, WEIGHTS_FILE, TfidfClassifier
 from finetune.quiet import quiet_loading
+from finetune.run.record import has_record
 
 __all__ = ["download_model", "find_model_folder", "load"]
 
@@ -91,7 +92,7 @@ def find_model_folder(path: str | Path, trust_remote_code: bool = False) -> Path
         raise FinetuneError(
             f"Expected a run directory, a model folder or user/name on the Hub, but {str(path)!r} does not exist."
         )
-    if (folder / "run.json").is_file():
+    if has_record(folder):
         folder = folder / "model"
         if not folder.is_dir():
             raise FinetuneError(

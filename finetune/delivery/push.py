@@ -23,7 +23,7 @@ from finetune.delivery.reload import compute_logits_elsewhere
 from finetune.delivery.stage import Staged, stage
 from finetune.errors import FinetuneError
 from finetune.hub import HUB_ERRORS, check_login, explain, parse_hub_id, retry
-from finetune.training.run import Run
+from finetune.run.run import Run
 
 __all__ = ["push", "push_run", "upload_folder"]
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import importlib.util
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from finetune.hub import parse_hub_id
 from finetune.models.save import read_finetune_config, write_model
 from finetune.models.textcnn import TextCNNForSequenceClassification
 from finetune.models.tfidf import TfidfClassifier
+from finetune.run.record import CompleteRecord, has_record, read_status
 
 __all__ = ["Probes", "Staged", "stage"]
 
@@ -87,10 +87,7 @@ def stage(
     is_adapter = isinstance(model, PeftModel)
     if adapter and not is_adapter:
         raise FinetuneError(f"Expected an adapter in {str(source)!r} to push with --adapter, but it is a whole model.")
-    try:
-        base = _find_base(model, record)
-    except (KeyError, TypeError) as error:
-        raise _spoilt(Path(path), error) from error
+    base = _find_base(model, record)
     if adapter:
         _name_base(model, base)
     shipping = merge_adapter(model) if is_adapter and not adapter else model
@@ -101,8 +98,8 @@ def stage(
     try:
         text = build_card(shipped, record, read_comparison(Path(path))) if card is None else _read_card(card)
         check_card(text, shipped, record)
-    except (KeyError, TypeError, AttributeError) as error:  # run.json lacks something
-        raise _spoilt(Path(path), error) from error
+    except (KeyError, TypeError, AttributeError) as error:  # an unknown method, or report.json lacks something
+        raise _spoilt(Path(path), f"reading them gave {type(error).__name__}: {error}") from error
     (folder / "README.md").write_text(text, encoding="utf-8")
     return Staged(folder, shipped, probes, logits)
 
@@ -115,27 +112,24 @@ def _kind_of(model: Any) -> str:
     return "textcnn" if isinstance(model, TextCNNForSequenceClassification) else "whole"
 
 
-def _read_record(path: Path) -> dict[str, Any] | None:
+def _read_record(path: Path) -> CompleteRecord | None:
     """Read the record of a run; None for a model folder or a model on the Hub."""
-    file = path / "run.json"
-    if not file.is_file():
+    if not has_record(path):
         return None
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-        is_complete = record["status"] == "complete"
-    except (ValueError, KeyError, TypeError) as error:
-        raise _spoilt(path, error) from error
-    if not is_complete:
+    if read_status(path) == "running":
         raise FinetuneError(
             f"Expected a finished run in {str(path)!r}, but it was cut off. Start its recipe again, or push its model/."
         )
-    return record
+    try:
+        return CompleteRecord.read(path)
+    except FinetuneError as error:
+        raise _spoilt(path, str(error)) from error
 
 
-def _spoilt(path: Path, error: Exception) -> FinetuneError:
+def _spoilt(path: Path, how: str) -> FinetuneError:
     return FinetuneError(
-        f"Expected run.json and predictions/ in {str(path)!r} as the run wrote them, but reading them gave "
-        f"{type(error).__name__}: {error}. Restore them, or push {str(path / 'model')!r} alone, without figures."
+        f"Expected run.json and predictions/ in {str(path)!r} as the run wrote them, but {how}. Restore them, or push "
+        f"{str(path / 'model')!r} alone, without figures."
     )
 
 
@@ -155,21 +149,21 @@ def _choose_probes(path: Path, is_paired: bool) -> Probes:
             names = [] if rows is None else [name for name in rows.schema.names if name.startswith("text")]
             columns = {name: rows.column(name).to_pylist() for name in names}
         except (OSError, ValueError) as error:  # of pyarrow too
-            raise _spoilt(path, error) from error
+            raise _spoilt(path, f"reading them gave {type(error).__name__}: {error}") from error
         if columns.get("text"):
             texts = [text or "" for text in columns["text"]]
             return Probes(texts, [text or "" for text in columns["text_pair"]] if "text_pair" in columns else None)
     return Probes(INVENTED, INVENTED[::-1] if is_paired else None)
 
 
-def _find_base(model: Any, record: dict[str, Any] | None) -> tuple[str, str | None] | None:
+def _find_base(model: Any, record: CompleteRecord | None) -> tuple[str, str | None] | None:
     """Name the pretrained model on the Hub that training began with, and its commit; None if it has no name there."""
     if isinstance(model, PeftModel):
         config: Any = next(iter(model.peft_config.values()))
         name, revision = str(config.base_model_name_or_path), config.revision
         revision = revision or getattr(model.get_base_model().config, "_commit_hash", None)  # type: ignore[union-attr]
-    elif record is not None and record["model"]["name"] is not None:
-        name, revision = record["model"]["name"], record["arguments"]["model"].get("model_revision")
+    elif record is not None and record.model.name is not None:
+        name, revision = record.model.name, record.arguments.model.get("model_revision")
     else:
         return None
     if name in ("embedded", EMBEDDED_MODEL_ID):

@@ -1,1 +1,1 @@
-"""The `Trainer`, its progress report, and the run directory."""
+"""The `Trainer`, its checkpoints and signals, and its progress report."""

@@ -1,0 +1,99 @@
+"""What is known of a run before it trains, and of its data and its model: the parts of the record, filled in."""
+
+import sys
+import uuid
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from datasets import DatasetDict
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from finetune.data.labels import Task
+from finetune.data.split import describe_split
+from finetune.environment import describe_environment
+from finetune.hardware import fastest_precision
+from finetune.methods import count_parameters
+from finetune.metrics import REGRESSION
+from finetune.models.tfidf import TfidfClassifier
+from finetune.run.fields import DataRecord, Environment, ModelRecord, Settings
+from finetune.run.record import SCHEMA_VERSION, RunRecord
+from finetune.settings.arguments import Arguments
+
+__all__ = ["describe_data", "describe_model", "now", "start_record"]
+
+
+def start_record(arguments: Arguments) -> RunRecord:
+    """Return the record of a run that begins now."""
+    return RunRecord(
+        schema_version=SCHEMA_VERSION,
+        id=uuid.uuid4().hex,
+        status="running",
+        started=now(),
+        command=[Path(sys.argv[0]).name, *sys.argv[1:]],
+        method=arguments.method.method,
+        seed=arguments.training.seed,
+        arguments=Settings(**arguments.to_dict()),
+        environment=Environment(
+            **describe_environment(),
+            num_threads=arguments.run.num_threads or 1,
+            num_processes=arguments.training.world_size,
+            precision=_precision(arguments),
+            prediction_precision=_prediction_precision(arguments),
+        ),
+    )
+
+
+def now() -> str:
+    """Return the time, UTC, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def describe_data(task: Task, splits: DatasetDict) -> DataRecord:
+    """Return the task, and the origin, size and content hash of each split."""
+    return DataRecord.model_validate(
+        {
+            "problem_type": task.problem_type,
+            "label_names": task.label_names,
+            "splits": {name: describe_split(split) for name, split in splits.items()},
+        }
+    )
+
+
+def describe_model(model: PreTrainedModel | PeftModel | TfidfClassifier, name: str | None, folder: Path) -> ModelRecord:
+    """Return what a model is, and the size of the folder that it was saved in.
+
+    Args:
+        model: In memory.
+        name: What it was made from; None if from nothing.
+        folder: Its `model/`.
+    """
+    if isinstance(model, TfidfClassifier):
+        trainable = total = model.num_parameters()
+        linear = "Ridge" if model.problem_type == REGRESSION else "LogisticRegression"
+        architecture = f"TfidfVectorizer + {linear}"
+    else:
+        trainable, total = count_parameters(model)
+        base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        architecture = type(base).__name__.removeprefix("FSDP")  # which fully_shard puts before a class's name
+    return ModelRecord(
+        name=name,
+        architecture=architecture,
+        trainable_parameters=trainable,
+        total_parameters=total,
+        bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+    )
+
+
+def _precision(arguments: Arguments) -> str:
+    if arguments.method.method == "tfidf":
+        return "fp64"
+    training = arguments.training
+    return "bf16" if training.bf16 else "fp16" if training.fp16 else "tf32" if training.tf32 else "fp32"
+
+
+def _prediction_precision(arguments: Arguments) -> str:
+    if arguments.method.method == "tfidf":
+        return "fp64"
+    return fastest_precision()

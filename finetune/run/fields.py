@@ -1,0 +1,315 @@
+"""What `run.json` holds, part by part; `finetune.run.record` puts the parts together, reads and writes them.
+
+Each field is described where it is declared, with its unit, and `docs/run.md` is made from these descriptions. What is
+not always there has a default and says when it is absent; what can be `null` says when. A number that is not defined on
+these examples is NaN here and `null` in the file, which JSON has.
+"""
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+__all__ = [
+    "Change",
+    "ClassMetrics",
+    "Costs",
+    "DataRecord",
+    "Decisions",
+    "Environment",
+    "Floor",
+    "MeasuredSplits",
+    "Metrics",
+    "ModelRecord",
+    "Part",
+    "Reload",
+    "Settings",
+    "SplitRecord",
+    "Splits",
+    "Thresholds",
+    "TrainingCosts",
+]
+
+
+class Part(BaseModel):
+    """A part of the record: of exactly these types, also when a field is assigned to.
+
+    A name that is not declared is an error for who writes it; `RunRecord.read` passes over it.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, validate_assignment=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what the file holds: the fields that were set, by name."""
+        return self.model_dump(exclude_unset=True)
+
+
+def _check_distinct(names: list[str]) -> list[str]:
+    if len(set(names)) < len(names):
+        raise ValueError("distinct names")
+    return names
+
+
+# NaN where a figure is not defined; null in the file.
+Figure = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
+# Two bounds; JSON has them as a list.
+Interval = Annotated[tuple[Figure, Figure], Field(strict=False)]
+Count = Annotated[int, Field(ge=0)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Settings(Part):
+    """Every setting with its value, defaults filled in; no tokens. The flags of the recipes, by part."""
+
+    data: dict[str, Any] = Field(description="where texts and labels come from, and how texts are cut")
+    model: dict[str, Any] = Field(description="the pretrained model, and the sizes of a TextCNN")
+    method: dict[str, Any] = Field(description="the method and its own settings, `peft_config` with the file's content")
+    tuning: dict[str, Any] = Field(description="learning rates by layer, unfreezing, schedules")
+    run: dict[str, Any] = Field(description="threads, restarts, early stopping, what is stored")
+    training: dict[str, Any] = Field(description="transformers' `TrainingArguments`")
+
+
+class Environment(Part):
+    """What the run ran on."""
+
+    python: str = Field(description="version of Python")
+    packages: dict[str, str | None] = Field(
+        description="version of each package that results depend on; null if it is not installed"
+    )
+    git_commit: str | None = Field(
+        description="commit of the code, with `+changes` if tracked files differed; null outside of a checkout"
+    )
+    platform: str = Field(description="operating system, as Python names it")
+    processor: str = Field(description="processor, as the operating system names it")
+    physical_cores: int = Field(description="cores of the host")
+    memory_bytes: int = Field(description="memory of the host, bytes")
+    gpus: list[str] = Field(description="names of the GPUs that torch sees")
+    num_threads: int = Field(description="threads of each process")
+    num_processes: int = Field(description="processes that trained together")
+    precision: str = Field(description="number format of training: `bf16`, `fp16`, `tf32`, `fp32`; `fp64` for TF-IDF")
+    prediction_precision: str = Field(description="number format of the metrics, latency and throughput")
+
+
+class SplitRecord(Part):
+    """The rows of a split."""
+
+    origin: str = Field(description="where the rows come from, in words")
+    rows: Count = Field(description="number of examples")
+    distinct_texts: Count = Field(description="number of different texts")
+    labels: dict[str, int | float] | None = Field(
+        description="rows of each label by its name; of numbers to predict `mean`, `std`, `min`, `max`; null where the "
+        "labels are withheld"
+    )
+    sha256: str = Field(description="SHA-256 of labels and texts in their order")
+    mean_tokens: Amount | None = Field(
+        default=None, description="mean length in tokens after cutting; absent for TF-IDF"
+    )
+    truncated_share: Amount | None = Field(
+        default=None, description="share of the texts that `max_length` cuts, 0 to 1; absent for TF-IDF"
+    )
+
+
+class Splits(Part):
+    """The three splits."""
+
+    train: SplitRecord = Field(description="what the model was fitted on; of streamed shards a sample of it")
+    validation: SplitRecord = Field(description="what chose the checkpoint and the thresholds")
+    test: SplitRecord = Field(description="what was used once, at the end")
+
+
+class DataRecord(Part):
+    """What is predicted, and from what."""
+
+    problem_type: Literal["single_label_classification", "multi_label_classification", "regression"] = Field(
+        description="the task, by transformers' name: one class, any number of labels, or a number"
+    )
+    label_names: Annotated[list[str], Field(min_length=1), AfterValidator(_check_distinct)] = Field(
+        description="names of the labels in the order of their numbers; of a number to predict that of its column"
+    )
+    splits: Splits = Field(description="size, origin and content of each split")
+
+
+class ModelRecord(Part):
+    """The model in `model/`."""
+
+    name: str | None = Field(
+        description="what `--model_name_or_path` says; null if the method starts from no pretrained model"
+    )
+    architecture: str = Field(description="class of the model, or scikit-learn's parts")
+    trainable_parameters: Count = Field(description="number of parameters that training changed")
+    total_parameters: Count = Field(description="number of all parameters")
+    bytes: Count = Field(description="size of `model/`, bytes")
+
+
+class TrainingCosts(Part):
+    """What training costs; known before the model is saved."""
+
+    train_seconds: Amount = Field(
+        description="wall seconds of the training steps, checkpoints included, evaluations not; summed over the starts "
+        "of a run that was cut off"
+    )
+    train_evaluation_seconds: Amount | None = Field(
+        default=None, description="wall seconds of the evaluations during training; absent for TF-IDF"
+    )
+    train_steps: Count | None = Field(default=None, description="number of optimizer steps; absent for TF-IDF")
+    train_tokens: Count | None = Field(
+        default=None,
+        description="number of tokens trained on, padding not counted, over all processes and starts; absent for "
+        "TF-IDF",
+    )
+    tokens_per_second: Amount | None = Field(
+        default=None, description="`train_tokens` a second of `train_seconds`; absent for TF-IDF"
+    )
+    compile_seconds: Amount | None = Field(
+        default=None, description="wall seconds of the first step, which compiles; absent without `--torch_compile`"
+    )
+    peak_memory_bytes: Count = Field(
+        description="most memory held until training ended, bytes: resident in the process, or allocated on its GPU; "
+        "summed over the processes"
+    )
+
+
+class Costs(TrainingCosts):
+    """What training and prediction cost."""
+
+    latency_seconds: Amount = Field(
+        description="median wall seconds from one text to its logits, over at most 30 test texts"
+    )
+    texts_per_second: Amount = Field(description="test texts a second in bulk")
+
+
+class ClassMetrics(Part):
+    """Figures of one label."""
+
+    precision: Figure = Field(description="share of the predictions of this label that are right; 0 if there are none")
+    recall: Figure = Field(description="share of the label's examples that are found; 0 if there are none")
+    f1: Figure = Field(description="harmonic mean of the two")
+    num_examples: Count = Field(description="number of examples that have the label")
+
+
+class Metrics(Part):
+    """Figures on a split. Which are there depends on the task, and all but `num_examples` are absent without labels.
+
+    "Macro" is the unweighted mean over the labels. Intervals hold the uncertainty from the choice of examples, not that
+    from the training seed.
+    """
+
+    num_examples: Count = Field(description="number of examples")
+    labels_withheld: bool = Field(default=False, description="true where the split has no labels; else absent")
+    accuracy: Figure = Field(
+        default=math.nan, description="share of examples whose label is right, or all labels; absent for a number"
+    )
+    accuracy_interval: Interval | None = Field(
+        default=None, description="95 % interval of `accuracy` (Wilson 1927); absent for a number"
+    )
+    balanced_accuracy: Figure = Field(
+        default=math.nan, description="mean recall of the classes that have examples; absent but for one class"
+    )
+    micro_f1: Figure = Field(
+        default=math.nan, description="F1 of all decisions of all labels together; absent but for several labels"
+    )
+    macro_f1: Figure = Field(default=math.nan, description="macro mean of F1; absent for a number")
+    precision: Figure = Field(default=math.nan, description="macro mean of precision; absent for a number")
+    recall: Figure = Field(default=math.nan, description="macro mean of recall; absent for a number")
+    mcc: Figure = Field(
+        default=math.nan, description="Matthews' correlation coefficient, -1 to 1 (Gorodkin 2004); absent but for one "
+        "class"
+    )  # fmt: skip
+    roc_auc: Figure = Field(
+        default=math.nan,
+        description="area under the ROC curve, macro mean; null where a label has no example, or all; absent for a "
+        "number",
+    )
+    average_precision: Figure = Field(
+        default=math.nan,
+        description="area under the precision-recall curve, macro mean; null like `roc_auc`; absent but for several "
+        "labels",
+    )
+    loss: Figure = Field(
+        default=math.nan,
+        description="mean cross-entropy in nats, not smoothed or weighted; of a number `mse`; absent where labels are "
+        "withheld",
+    )
+    mse: Figure = Field(
+        default=math.nan, description="mean squared error, in the number's unit squared; absent but for a number"
+    )
+    mae: Figure = Field(
+        default=math.nan, description="mean absolute error, in the number's unit; absent but for a number"
+    )
+    mae_interval: Interval | None = Field(
+        default=None,
+        description="95 % interval of `mae` (normal); null bounds with one example; absent but for a number",
+    )
+    r2: Figure = Field(
+        default=math.nan, description="share of the variance explained; null with one example; absent but for a number"
+    )
+    pearson: Figure = Field(
+        default=math.nan,
+        description="linear correlation, -1 to 1; null where labels or predictions are all alike; absent but for a "
+        "number",
+    )
+    spearman: Figure = Field(
+        default=math.nan, description="correlation of ranks, -1 to 1; null like `pearson`; absent but for a number"
+    )
+    per_class: dict[str, ClassMetrics] = Field(
+        default_factory=dict, description="figures of each label by its name; absent for a number"
+    )
+
+    def get(self, name: str) -> float | None:
+        """Return a figure by its name; None if the task has none of that name, or it is not defined here."""
+        value = getattr(self, name, math.nan)
+        return None if math.isnan(value) else value
+
+    def interval(self, name: str) -> tuple[float, float] | None:
+        """Return the 95 % interval of a figure; None if it has none, or it is not defined here."""
+        bounds = getattr(self, f"{name}_interval", None)
+        return None if bounds is None or any(map(math.isnan, bounds)) else bounds
+
+
+class MeasuredSplits(Part):
+    """Where metrics are measured."""
+
+    validation: Metrics = Field(description="figures on the validation split")
+    test: Metrics = Field(description="figures on the test split")
+
+
+class Reload(Part):
+    """Proof that what was saved is what was trained."""
+
+    max_difference: Amount = Field(
+        description="largest absolute difference between the logits of the model in memory and of the saved one, "
+        "reloaded, both in float32"
+    )
+    num_texts: Count = Field(description="number of validation texts that were compared")
+
+
+class Decisions(Part):
+    """Figures of the labels that are predicted by the thresholds."""
+
+    micro_f1: Figure = Field(description="F1 of all decisions of all labels together")
+    macro_f1: Figure = Field(description="macro mean of F1")
+    accuracy: Figure = Field(description="share of examples whose labels are all right")
+
+
+class Thresholds(Part):
+    """From which probability on each of several labels is predicted, for the greatest F1 on validation."""
+
+    values: list[float] = Field(description="thresholds in the order of the labels, 0 to 1")
+    validation: Decisions = Field(description="figures on the split that chose them")
+    test: Decisions | None = Field(
+        default=None, description="figures on the test split; absent where its labels are withheld"
+    )
+
+
+class Floor(Part):
+    """TF-IDF and a linear model on whole texts, fitted on the same training rows: what a network has to beat."""
+
+    test: Metrics = Field(description="its figures on the test split")
+    train_seconds: Amount = Field(description="wall seconds of its fit")
+
+
+class Change(Part):
+    """What differed when a run went on with `--resume_with_changes`."""
+
+    after_step: Count = Field(description="the step of the checkpoint that it went on from")
+    changed: list[str] = Field(description="each setting or split that differed, in words")

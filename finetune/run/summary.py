@@ -1,0 +1,63 @@
+"""What a person reads at the end of a run, drawn from its record alone."""
+
+import math
+import shlex
+from pathlib import Path
+
+from finetune.run.fields import Metrics, SplitRecord
+from finetune.run.record import CompleteRecord
+
+__all__ = ["summarize"]
+
+
+def summarize(record: CompleteRecord, directory: Path) -> str:
+    """Write in a dozen lines what ran, what it cost, how good it is, and what to type next."""
+    model, costs, environment = record.model, record.costs, record.environment
+    rows = []
+    for name, split in record.data.splits:
+        rows.append((f"data: {name}", split.origin))
+        rows.append(("", f"{split.rows:,} rows, {split.distinct_texts:,} distinct texts{_cut(split)}"))
+    rows.append(("method", f"{record.method}: {model.architecture}, seed {record.seed}"))
+    rows.append(("parameters", f"{model.trainable_parameters:,} trained of {model.total_parameters:,}"))
+    speed = "" if costs.tokens_per_second is None else f", {costs.tokens_per_second:,.0f} tokens/s"
+    if costs.compile_seconds is not None:
+        speed += f", {costs.compile_seconds:.0f} s of it compiling in the first step"
+    rows.append(("training", f"{costs.train_seconds:.1f} s{speed}, in {environment.precision}"))
+    rows.append(("machine", f"{environment.num_processes} process(es) of {environment.num_threads} thread(s)"))
+    rows.append(("peak memory", f"{costs.peak_memory_bytes / 2**30:.2f} GiB"))
+    latency = f"{costs.latency_seconds * 1000:.1f} ms for one text, {costs.texts_per_second:,.0f} texts/s in bulk"
+    rows.append(("prediction", latency))
+    rows.append(("reloaded", f"the saved model's logits differ by at most {record.reload.max_difference:.1e}"))
+    for name, metrics in record.metrics:
+        rows.append((name, _quality(metrics)))
+    if record.thresholds is not None and record.thresholds.test is not None:
+        tuned = record.thresholds.test
+        rows.append(("tuned (test)", f"micro-F1 {tuned.micro_f1:.3f}, macro-F1 {tuned.macro_f1:.3f}, with the "
+                     "thresholds that `predict` uses, chosen on validation"))  # fmt: skip
+    if record.floor is not None:
+        rows.append(("floor (test)", f"{_quality(record.floor.test)}, by TF-IDF and a linear model on whole texts"))
+    rows.append(("model", str(directory / "model")))
+    rows.append(("next", f'finetune predict {shlex.quote(str(directory))} "A text to classify."'))
+    return "\n".join(f"{name:<16} {text}" for name, text in rows)
+
+
+def _cut(split: SplitRecord) -> str:
+    if split.mean_tokens is None or split.truncated_share is None:
+        return ""
+    return f", {split.mean_tokens:.0f} tokens on average, {split.truncated_share:.1%} of the texts cut"
+
+
+def _quality(metrics: Metrics) -> str:
+    if metrics.labels_withheld:
+        return f"{metrics.num_examples:,} rows predicted, not scored: their labels are withheld"
+    if metrics.mae_interval is not None:
+        low, high = metrics.mae_interval
+        return (
+            f"mean absolute error {metrics.mae:.4g} (95 % interval {low:.4g} to {high:.4g}), "
+            f"R² {metrics.r2:.3f}, Spearman {metrics.spearman:.3f}"
+        )
+    low, high = metrics.accuracy_interval or (math.nan, math.nan)
+    accuracy = f"accuracy {metrics.accuracy:.1%} (95 % interval {low:.1%} to {high:.1%})"
+    if metrics.get("micro_f1") is not None:
+        return f"micro-F1 {metrics.micro_f1:.3f}, macro-F1 {metrics.macro_f1:.3f}, all labels right: {accuracy}"
+    return f"{accuracy}, macro-F1 {metrics.macro_f1:.3f}, MCC {metrics.mcc:.3f}"
