@@ -1,22 +1,23 @@
 """The `Trainer`: transformers' own, with the right loss, micro-batches by tokens, and exact resumes.
 
 What it does differently stands in modules of their own: a step (`steps.py`), checkpoints and resumes (`resume.py`),
-evaluation (`evaluation.py`), numbers to predict (`standard.py`), frozen encoders (`frozen_features.py`). What of
-transformers is private and overridden stands in `upstream.py`.
+evaluation (`evaluation.py`), loading (`loading.py`), optimizers and schedules (`optimization.py`), numbers to predict
+(`standard.py`), frozen encoders (`frozen_features.py`). What of transformers is private and overridden stands in
+`upstream.py`.
 """
 
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from torch.utils.data import DataLoader, IterableDataset
+from torch import nn
+from torch.utils.data import DataLoader
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 from transformers.trainer_callback import (
     PrinterCallback,
@@ -25,28 +26,22 @@ from transformers.trainer_callback import (
     TrainerControl,
     TrainerState,
 )
-from transformers.trainer_utils import seed_worker
 
 from finetune.arguments import TuningArguments
-from finetune.data.batch import GlobalStepSampler, MicroBatchCollator, StepSampler, TrainDataLoader
-from finetune.data.lengths import find_lengths
-from finetune.data.stream import StreamedStepSampler, TokenizingRows
+from finetune.data.batch import MicroBatchCollator
+from finetune.data.stream import TokenizingRows
 from finetune.errors import FinetuneError
 from finetune.hardware import release_memory
-from finetune.methods import new_modules_of
 from finetune.methods.adapters import refuse_too_long
-from finetune.methods.rates import Rates, build_parameter_groups
-from finetune.methods.schedules import build_schedule
-from finetune.methods.unfreezing import GradualUnfreezing
 from finetune.metrics import SINGLE_LABEL
 from finetune.models.output_layer import Standard
 from finetune.progress_bar import progress_bar
 from finetune.training.adalora import AdaLoraAllocation, has_adalora
-from finetune.training.evaluation import EvaluatingTrainer
 from finetune.training.frozen_features import features_of_frozen_encoder
 from finetune.training.interruption import Interruption
 from finetune.training.loop import EpochEnd
 from finetune.training.loss import ExampleLoss
+from finetune.training.optimization import TunedTrainer
 from finetune.training.progress import CostMeter
 from finetune.training.sharding import name_layers_for_fsdp
 from finetune.training.standard import standardised
@@ -62,12 +57,11 @@ NUM_TRIED = 4
 CLASSIFIER = "ForSequenceClassification"
 
 
-class Trainer(EvaluatingTrainer):
+class Trainer(TunedTrainer):
     """A drop-in for `transformers.Trainer` on text classification. `docs/trainer.md` says what it does differently.
 
     Args:
-        args: As for `transformers.Trainer`.
-        kwargs: Likewise.
+        model: As for `transformers.Trainer`, like all that follow up to `preprocess_logits_for_metrics`.
         max_tokens_per_micro_batch: Most tokens that are computed at once, padding included; by default 3,072 on a
             processor and 16,384 elsewhere.
         example_loss: The loss of each example, instead of the model's own and of `args.label_smoothing_factor`.
@@ -79,24 +73,46 @@ class Trainer(EvaluatingTrainer):
         run_id: What its checkpoints are marked with; None where nobody asks.
         apply_settings: Whether a resumed training takes its learning rates and weight decay from the settings instead
             of from the checkpoint.
-
-    Example:
-        >>> from finetune.training.trainer import Trainer  # instead of transformers' own
     """
 
     def __init__(
         self,
-        *args: Any,
+        model: PreTrainedModel | nn.Module | None = None,
+        args: TrainingArguments | None = None,
+        data_collator: Callable[[list[Any]], Any] | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        model_init: Callable[..., PreTrainedModel] | None = None,
+        compute_loss_func: Callable[..., torch.Tensor] | None = None,
+        compute_metrics: Callable[..., dict[str, Any]] | None = None,
+        callbacks: list[Any] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
+        preprocess_logits_for_metrics: Callable[[Any, Any], Any] | None = None,
+        *,
         max_tokens_per_micro_batch: int | None = None,
         example_loss: ExampleLoss | None = None,
         tuning: TuningArguments | None = None,
-        **kwargs: Any,
     ):
-        super().__init__(*args, **kwargs)
-        model: Any = self.model
-        base = model.get_base_model() if isinstance(model, PeftModel) else model
-        self.is_classifier = CLASSIFIER in type(base).__name__
-        if (self.is_classifier and not hasattr(base, "accepts_loss_kwargs")) or example_loss is not None:
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            model_init=model_init,
+            compute_loss_func=compute_loss_func,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+        )
+        trained: Any = self.model
+        base = trained.get_base_model() if isinstance(trained, PeftModel) else trained
+        if (CLASSIFIER in type(base).__name__ and not hasattr(base, "accepts_loss_kwargs")) or example_loss is not None:
             self.model_accepts_loss_kwargs = False  # upstream thinks that it divides by `num_items_in_batch`
         most = MAX_TOKENS.get(self.args.device.type, MAX_TOKENS_ELSEWHERE)
         self.max_tokens = max_tokens_per_micro_batch or most
@@ -186,121 +202,6 @@ class Trainer(EvaluatingTrainer):
                 self.example_loss = found.example_loss
             self.behaviour = found
         return self.behaviour is not None
-
-    def get_train_dataloader(self) -> DataLoader:
-        """Load this process's share of each step; the sampler divides, so accelerate must not.
-
-        What can't be drawn by its length is loaded as upstream loads it.
-        """
-        args, collator = self.args, self.data_collator
-        if hasattr(collator, "collate"):  # of our own: the data set has lengths
-            return self._load_steps(self.train_dataset, collator)
-        dataset: Any = self.train_dataset
-        if not self._has_rows(dataset):
-            return super().get_train_dataloader()
-        if isinstance(dataset, Dataset):
-            dataset = self._remove_unused_columns(dataset, description="training")
-        else:
-            collator = self._get_collator_with_removed_columns(collator, description="training")
-        self.behaviour = None if self.model_init is not None else self.behaviour
-        self.train_lengths = find_lengths(dataset, args.length_column_name)
-        is_known = self.train_lengths is not None and self.knows_model(dataset, collator, self.train_lengths)
-        if not is_known or not self._draws_steps():
-            return super().get_train_dataloader()
-        return self._load_steps(dataset, collator)
-
-    def _has_rows(self, dataset: Any) -> bool:
-        return dataset is not None and hasattr(dataset, "__len__") and not isinstance(dataset, IterableDataset)
-
-    def _draws_steps(self) -> bool:
-        """Return whether the order of the examples is left to the `Trainer`."""
-        strategy = str(getattr(self.args.train_sampling_strategy, "value", self.args.train_sampling_strategy))
-        return (
-            strategy in ("random", "group_by_length")
-            and not self.is_overridden("_get_train_sampler")
-            and self.args.n_gpu <= 1
-            and self.args.parallelism_config is None
-        )
-
-    def _load_steps(self, dataset: Any, collator: Any) -> TrainDataLoader:
-        args = self.args
-        if len(dataset) < args.world_size:
-            raise FinetuneError(
-                f"Expected a training example for each of {args.world_size} processes, but got "
-                f"{len(dataset)}. Start fewer processes."
-            )
-        return TrainDataLoader(
-            dataset,
-            batch_sampler=self.build_sampler(),
-            collate_fn=collator,
-            num_workers=args.dataloader_num_workers,
-            pin_memory=args.dataloader_pin_memory and not args.use_cpu,
-            persistent_workers=args.dataloader_persistent_workers,
-            prefetch_factor=args.dataloader_prefetch_factor,
-            multiprocessing_context=args.dataloader_multiprocessing_context,
-            worker_init_fn=partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
-        )
-
-    def build_sampler(self) -> StepSampler | None:
-        """Return the sampler that draws steps, or None where transformers' own draws batches."""
-        args, dataset = self.args, self.train_dataset
-        size = self._train_batch_size
-        settings: dict[str, Any] = {
-            "step_size": size * args.world_size * args.gradient_accumulation_steps,
-            "seed": args.seed if args.data_seed is None else args.data_seed,
-            "accumulation_steps": args.gradient_accumulation_steps,
-            "rank": args.process_index,
-            "world_size": args.world_size,
-        }
-        if isinstance(dataset, TokenizingRows):
-            return StreamedStepSampler(dataset, **settings)
-        lengths: Any = self.train_lengths
-        if hasattr(self.data_collator, "collate"):
-            column: Any = dataset
-            lengths = column["length"]
-        elif lengths is None or self.behaviour is None or not self._draws_steps():
-            return None
-        return GlobalStepSampler(lengths, batch_size=size if args.dataloader_drop_last else None, **settings)
-
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """Group the parameters by learning rate and weight decay, if `tuning` says how."""
-        if self.optimizer is None and self.tuning is not None:
-            trained: Any = self.model if model is None else model
-            optimizer_class, settings = self.get_optimizer_cls_and_kwargs(self.args, trained)
-            rates = Rates(self.tuning.layer_decay, self.tuning.head_learning_rate, self.tuning.lora_plus_ratio)
-            decay_parameters = self.get_decay_parameter_names(trained)
-            groups = build_parameter_groups(
-                trained,
-                rates,
-                new_modules_of(trained),
-                decay_parameters,
-                self.args.learning_rate,
-                self.args.weight_decay,
-            )
-            for group in groups:
-                del group["names"]
-            self.optimizer_cls_and_kwargs = optimizer_class, {**settings, "params": groups}
-        return super().create_optimizer(model)
-
-    def create_scheduler(
-        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
-    ) -> torch.optim.lr_scheduler.LRScheduler:
-        """Build the schedule that `TrainingArguments` or `tuning` names, and the one of unfreezing."""
-        tuning = self.tuning or TuningArguments()
-        if tuning.unfreeze_every is not None:
-            model: Any = self.model
-            sampler = self.build_sampler()
-            steps = math.ceil(len(self.get_train_dataloader())) if sampler is None else sampler.num_steps
-            period = max(1, round(tuning.unfreeze_every * steps))
-            unfreezing = GradualUnfreezing(model, new_modules_of(model), period, num_training_steps)
-            self.add_callback(_Unfreezing(unfreezing))
-        if tuning.lr_schedule is None or self.lr_scheduler is not None:
-            return super().create_scheduler(num_training_steps, optimizer)
-        wrapped: Any = self.optimizer if optimizer is None else optimizer
-        schedule = build_schedule(wrapped, tuning.lr_schedule, num_training_steps, tuning.num_cycles)
-        self.lr_scheduler = schedule
-        self._created_lr_scheduler = True
-        return schedule
 
 
 class FineTuningTrainer(Trainer):
@@ -392,18 +293,6 @@ class FineTuningTrainer(Trainer):
                 f"Expected a number for --metric_for_best_model {best}, but it is not defined on these examples. "
                 "Take another metric, or evaluate on examples of every class."
             )
-
-
-class _Unfreezing(TrainerCallback):
-    """Freezes and unfreezes before each step, by the step's number alone."""
-
-    def __init__(self, unfreezing: GradualUnfreezing):
-        self.unfreezing = unfreezing
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.unfreezing.apply(kwargs["model"], state.global_step)
 
 
 class _ReleaseMemory(TrainerCallback):

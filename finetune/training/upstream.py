@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.trainer_callback import ExportableState
 
 from finetune.errors import FinetuneError, Interrupted
 from finetune.training.adalora import has_adalora, has_adalora_state, load_adalora
@@ -67,6 +68,10 @@ class UpstreamTrainer(ResumingTrainer):
         positions = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )
+        states: Any = self.state.stateful_callbacks
+        for callback in self.callback_handler.callbacks:  # a checkpoint may have been written without it
+            if isinstance(callback, ExportableState):
+                states.setdefault(type(callback).__name__, callback.state())
         self.resumed = None
         if resume_from_checkpoint is not None and is_sealed(Path(resume_from_checkpoint)):
             self.restore_loop(Path(resume_from_checkpoint), max_steps, num_update_steps_per_epoch)
