@@ -11,7 +11,7 @@ from finetune.data.load import read_examples
 from finetune.data.tokenize import TextConfig, tokenize_dataset
 from finetune.methods import features
 from finetune.methods.features import encoder_replaced, find_feature_reader, has_frozen_encoder
-from finetune.training import trainer as trainer_module
+from finetune.training import frozen_features
 
 
 @pytest.mark.parametrize("model_type", [*ENCODERS, "modernbert-mean", "gpt2"])
@@ -66,7 +66,7 @@ def test_the_head_learns_the_same_from_features(tmp_path, tiny_bert, tokenizer, 
     results = []
     for cached in (True, False):
         if not cached:
-            monkeypatch.setattr(trainer_module, "has_frozen_encoder", lambda model: False)
+            monkeypatch.setattr(frozen_features, "has_frozen_encoder", lambda model: False)
         # Batches of all examples, since their order within an epoch differs: features all have one length.
         trainer = make_trainer(
             tmp_path, make_model(tiny_bert, tokenizer, "head"), tokenizer, tokenized,
@@ -80,7 +80,7 @@ def test_the_head_learns_the_same_from_features(tmp_path, tiny_bert, tokenizer, 
         results.append((losses, evaluations, weights, len(passes)))
         after = trainer.model.bert.state_dict()
         assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
-        assert trainer.training_data is tokenized
+        assert trainer.train_dataset is tokenized
     (losses, evaluations, weights, passes), plain = results
     np.testing.assert_allclose(losses, plain[0], atol=1e-5, rtol=0)
     np.testing.assert_allclose(evaluations, plain[1], atol=1e-5, rtol=0)

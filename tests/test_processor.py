@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
-from finetune.run.run import Run
 
 import finetune.delivery.predict
 import finetune.settings.checks
@@ -18,6 +17,7 @@ from finetune.accelerated.processor import fuses_linear_layers, multiplies_fast
 from finetune.delivery.predict import load_predictor
 from finetune.errors import FinetuneError
 from finetune.hardware import fastest_precision, is_out_of_memory, supports_bf16
+from finetune.run.run import Run
 from finetune.settings.parsing import parse_arguments
 
 TEXTS = ["a good film", "the plot was awful and dull !", "very fine"]

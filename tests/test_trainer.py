@@ -109,7 +109,7 @@ def test_loss_of_a_step_is_the_mean_cross_entropy_with_smoothing(tmp_path, tiny_
     model = make_model(tiny_bert, tokenizer).eval()
     epsilon, num_labels = 0.1, 2
     trainer = make_trainer(tmp_path, model, tokenizer, tokenized, label_smoothing_factor=epsilon)
-    batch = trainer.collator.collate([tokenized[row] for row in range(6)])
+    batch = trainer.data_collator.collate([tokenized[row] for row in range(6)])
     loss, outputs = trainer.compute_loss(model, dict(batch), return_outputs=True)
     log_probabilities = torch.log_softmax(outputs.logits, dim=-1)
     target = torch.full((6, num_labels), epsilon / num_labels)

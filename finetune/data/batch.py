@@ -4,7 +4,7 @@ Texts of one length waste nothing on padding, and a bound on tokens bounds memor
 user calls the batch size stays the number of examples in a step, so a learning rate keeps its meaning.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,13 @@ __all__ = [
     "MicroBatchCollator",
     "StepSampler",
     "TrainDataLoader",
+    "count_labelled",
     "count_padded_tokens",
+    "cut_batch",
     "cut_by_tokens",
+    "has_rows_of_tokens",
     "split_micro_batch",
+    "trim_padding",
 ]
 
 
@@ -104,15 +108,22 @@ class GlobalStepSampler(StepSampler):
     Args:
         lengths: Tokens of each example.
         settings: As for `StepSampler`, from `step_size` on.
+        batch_size: With one an epoch leaves out, at random, what fills no batch of this size on every process.
     """
 
-    def __init__(self, lengths: Sequence[int], *settings: Any, **named_settings: Any):
-        super().__init__(len(lengths), *settings, **named_settings)
+    def __init__(
+        self, lengths: Sequence[int] | np.ndarray, *settings: Any, batch_size: int | None = None, **named_settings: Any
+    ):
+        num_drawn = len(lengths)
+        if batch_size is not None:
+            shared = batch_size * named_settings.get("world_size", 1)
+            num_drawn = max(num_drawn // shared, 1) * shared if num_drawn >= shared else num_drawn
+        super().__init__(num_drawn, *settings, **named_settings)
         self.lengths = np.asarray(lengths)
 
     def draw(self, generator: np.random.Generator, sizes: list[int]) -> Iterator[tuple[list[int], np.ndarray]]:
         """Give each window's row numbers: parts of one permutation."""
-        order = generator.permutation(self.num_examples)
+        order = generator.permutation(len(self.lengths))[: self.num_examples]
         for window in np.split(order, np.cumsum(sizes[:-1])):
             yield window.tolist(), self.lengths[window]
 
@@ -179,15 +190,57 @@ class MicroBatchCollator:
         return {**example, "input_ids": [windows[number] for number in chosen]}
 
 
-def split_micro_batch(micro_batch: dict[str, torch.Tensor], max_tokens: int) -> list[dict[str, torch.Tensor]]:
+def has_rows_of_tokens(batch: Any) -> bool:
+    """Return whether a batch is what it can be cut as: tensors with a row for each example, `input_ids` among them."""
+    if not isinstance(batch, Mapping) or not torch.is_tensor(batch.get("input_ids")) or batch["input_ids"].ndim != 2:
+        return False
+    rows = len(batch["input_ids"])
+    return all(torch.is_tensor(tensor) and tensor.ndim and len(tensor) == rows for tensor in batch.values())
+
+
+def cut_batch(batch: Mapping[str, torch.Tensor], max_tokens: int, trims: bool = True) -> dict[str, Any]:
+    """Cut a batch that any collator has made, as `MicroBatchCollator` cuts examples.
+
+    Args:
+        batch: As `has_rows_of_tokens` wants it, with `labels`. A label of -100 does not count, as in cross-entropy.
+        max_tokens: Most tokens of a micro-batch, padding included.
+        trims: Whether padding that none of a micro-batch's texts needs goes; it matters to some models.
+
+    Returns:
+        `micro_batches`, `num_examples` and `num_tokens`.
+    """
+    labels, width = batch["labels"], batch["input_ids"].shape[1]
+    lengths = [width] * len(labels)
+    mask = batch.get("attention_mask")
+    if mask is not None and mask.shape == batch["input_ids"].shape:
+        lengths = mask.sum(dim=1).tolist()
+    groups = cut_by_tokens(lengths if trims else [width] * len(labels), max_tokens)
+    micro_batches = [{name: tensor[group] for name, tensor in batch.items()} for group in groups]
+    return {
+        "micro_batches": [trim_padding(part) for part in micro_batches] if trims else micro_batches,
+        "num_examples": count_labelled(labels),
+        "num_tokens": sum(lengths),
+    }
+
+
+def count_labelled(labels: torch.Tensor) -> int:
+    """Count the examples that a mean is over: a class of -100 is none, as in cross-entropy."""
+    is_class = labels.ndim == 1 and not labels.is_floating_point()
+    return int((labels != -100).sum()) if is_class else len(labels)
+
+
+def split_micro_batch(
+    micro_batch: dict[str, torch.Tensor], max_tokens: int, trims: bool = True
+) -> list[dict[str, torch.Tensor]]:
     """Halve a micro-batch, and its halves, until none has more than `max_tokens` tokens, or one example is left.
 
     Args:
-        micro_batch: As `MicroBatchCollator` gives it, or its features.
+        micro_batch: As `MicroBatchCollator` or `cut_batch` gives it, or its features.
         max_tokens: Most tokens of a part, padding included.
+        trims: Whether padding that none of a part's texts needs is cut off.
 
     Returns:
-        Parts with the same examples in the same order; padding that none of a part's texts needs is cut off.
+        Parts with the same examples in the same order.
     """
     num_examples = len(micro_batch["labels"])
     if num_examples == 1 or count_padded_tokens(micro_batch) <= max_tokens:
@@ -201,7 +254,7 @@ def split_micro_batch(micro_batch: dict[str, torch.Tensor], max_tokens: int) -> 
             name: tensor[examples if name in ("labels", "num_windows") else texts]
             for name, tensor in micro_batch.items()
         }
-        parts += split_micro_batch(_without_common_padding(part), max_tokens)
+        parts += split_micro_batch(trim_padding(part) if trims else part, max_tokens, trims)
     return parts
 
 
@@ -211,12 +264,16 @@ def count_padded_tokens(micro_batch: dict[str, torch.Tensor]) -> int:
     return texts.shape[0] * texts.shape[1]
 
 
-def _without_common_padding(micro_batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    if "attention_mask" not in micro_batch:
-        return micro_batch
-    used = int(micro_batch["attention_mask"].any(dim=0).nonzero().max()) + 1
+def trim_padding(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Cut off the padding that every text of a batch has, on either side, by `attention_mask`."""
+    mask = batch.get("attention_mask")
+    if mask is None or "input_ids" not in batch or mask.shape != batch["input_ids"].shape or not mask.any():
+        return batch
+    used = mask.any(dim=0).nonzero()
+    tokens = slice(int(used.min()), int(used.max()) + 1)
     return {
-        name: tensor if name in ("labels", "num_windows") else tensor[:, :used] for name, tensor in micro_batch.items()
+        name: tensor[:, tokens] if name != "labels" and tensor.shape == mask.shape else tensor
+        for name, tensor in batch.items()
     }
 
 

@@ -11,7 +11,14 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-__all__ = ["AdaLoraAllocation", "has_adalora", "load_adalora", "orthogonality_penalty", "save_adalora"]
+__all__ = [
+    "AdaLoraAllocation",
+    "has_adalora",
+    "has_adalora_state",
+    "load_adalora",
+    "orthogonality_penalty",
+    "save_adalora",
+]
 
 STATE_FILE = "adalora.safetensors"
 IMPORTANCE = ("ipt", "exp_avg_ipt", "exp_avg_unc")
@@ -53,6 +60,11 @@ class AdaLoraAllocation(TrainerCallback):
         if any(p.grad is None for name, p in kwargs["model"].named_parameters() if "lora_" in name):
             return  # a step that was left out, since its loss was no number
         kwargs["model"].base_model.update_and_allocate(state.global_step)
+
+
+def has_adalora_state(folder: Path) -> bool:
+    """Return whether a checkpoint has what `save_adalora` writes."""
+    return (folder / STATE_FILE).exists()
 
 
 def save_adalora(model: PeftModel, folder: Path) -> None:

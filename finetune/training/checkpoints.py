@@ -25,6 +25,8 @@ __all__ = [
     "commit_checkpoint",
     "find_fault",
     "find_resumable",
+    "find_unsealed",
+    "is_sealed",
     "list_checkpoints",
     "rotate_checkpoints",
     "tidy",
@@ -36,13 +38,13 @@ WRITING = "writing"
 UNUSED = ("training_args.bin", "README.md")  # a pickle that nothing reads, and PEFT's empty card
 
 
-def commit_checkpoint(aside: Path, folder: Path, run_id: str) -> None:
+def commit_checkpoint(aside: Path, folder: Path, run_id: str | None) -> None:
     """Seal a checkpoint that was written aside and move it to its place, also where a broken one stands.
 
     Args:
         aside: Holds all its files.
         folder: `checkpoints/checkpoint-<step>`.
-        run_id: Whose it is.
+        run_id: Whose it is; None where nobody asks.
     """
     for name in UNUSED:
         (aside / name).unlink(missing_ok=True)
@@ -55,15 +57,25 @@ def commit_checkpoint(aside: Path, folder: Path, run_id: str) -> None:
     replace_folder(folder, aside)
 
 
-def find_fault(checkpoint: Path, run_id: str) -> str | None:
-    """Tell why a run can't resume from a checkpoint; None if it is exactly what this run wrote."""
+def is_sealed(checkpoint: Path) -> bool:
+    """Return whether `commit_checkpoint` wrote a checkpoint; transformers' own ones have no such file."""
+    return (checkpoint / MANIFEST).exists()
+
+
+def find_fault(checkpoint: Path, run_id: str | None) -> str | None:
+    """Return why a run can't resume from a checkpoint; None if it is exactly what this run wrote.
+
+    Args:
+        checkpoint: A folder.
+        run_id: Who has to have written it; None for anybody.
+    """
     try:
         text = (checkpoint / MANIFEST).read_text(encoding="utf-8")
         content = json.loads(text)
         files, owner, name = content["files"], content["run"], content["checkpoint"]
         if text != _to_text(files, owner, name):
             return f"{MANIFEST} has changed"
-        if owner != run_id:
+        if run_id is not None and owner != run_id:
             return "another run wrote it"
         if name != checkpoint.name:
             return f"it was written as {name}"
@@ -92,7 +104,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted((path for path in folder.glob("checkpoint-*") if _step(path) is not None), key=_step_of)
 
 
-def find_resumable(folder: Path, run_id: str) -> tuple[Path | None, list[str]]:
+def find_resumable(folder: Path, run_id: str | None) -> tuple[Path | None, list[str]]:
     """Find the newest checkpoint of a run that is whole, and whose best checkpoint so far is whole too.
 
     Returns:
@@ -111,6 +123,12 @@ def find_resumable(folder: Path, run_id: str) -> tuple[Path | None, list[str]]:
             fault = f"the best one before it, {best.name}, is not whole: {fault}"
         skipped.append(f"skipped {checkpoint}: {fault}")
     return None, skipped
+
+
+def find_unsealed(folder: Path) -> Path | None:
+    """Find the newest checkpoint that transformers' own `Trainer` has written to the end: its state comes last."""
+    written = [path for path in list_checkpoints(folder) if not is_sealed(path) and (path / STATE).exists()]
+    return written[-1] if written else None
 
 
 def best_of(checkpoint: Path) -> Path | None:
@@ -143,7 +161,8 @@ def tidy(folder: Path) -> None:
             replaced.rename(intended)
         else:
             _delete([replaced], folder)
-    shutil.rmtree(folder / WRITING, ignore_errors=True)
+    if all(path.name.startswith("checkpoint-") for path in (folder / WRITING).glob("*")):  # else somebody else's
+        shutil.rmtree(folder / WRITING, ignore_errors=True)
 
 
 def _delete(checkpoints: Iterable[Path], folder: Path) -> None:
@@ -168,7 +187,7 @@ def _hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _to_text(files: dict[str, Any], run_id: str, name: str) -> str:
+def _to_text(files: dict[str, Any], run_id: str | None, name: str) -> str:
     """Write the manifest in the one form that is accepted, so that any changed byte of it shows."""
     content = {"checkpoint": name, "files": files, "run": run_id}
     return json.dumps(content, indent=1, sort_keys=True) + "\n"
