@@ -26,7 +26,44 @@ __all__ = [
     "run_push",
     "run_report",
     "run_serve",
+    "run_train",
 ]
+
+
+TRAIN_HELP = """usage: finetune train DATA [--method NAME] [--name value ...]
+
+Fit a text classifier, save it, reload it, and measure it once on a test split that nothing else has seen.
+
+  finetune train reviews.csv
+  finetune train reviews.csv --method lora --output_dir runs/lora
+  finetune train train.csv --validation_file dev.csv --test_file test.csv --max_length 128
+  accelerate launch -m finetune train reviews.csv          on several processes
+
+data
+  DATA                     a file (.csv, .tsv, .jsonl, .json, .parquet, or lines "label text"), a folder, "embedded",
+                           or a data set on the Hub
+  --validation_file FILE   to choose the best checkpoint by; carved from DATA if left out
+  --test_file FILE         to measure on; carved from DATA if left out
+  --text_column NAME       and --label_column, --text_pair_column, --id_column, if their names don't tell
+  --label_delimiter ";"    what separates several labels of a text
+  --max_length 256         tokens a text is cut to
+
+method
+  --method full            how the model is fitted; `finetune methods` lists all: full, lora, head, textcnn, tfidf, ...
+  --learning_rate          by default the method's own
+  --num_train_epochs 3     passes over the training texts
+  --seed 42                of new weights, the order of examples, and dropout
+
+model
+  --model_name_or_path     a model on the Hub, a folder, or "embedded", the default
+
+output
+  --output_dir             the run directory; runs/{method}-seed{seed} by default
+  --push_to_hub true --hub_model_id user/name
+  --config FILE.yaml       settings from a file; flags win
+
+--help-all lists every setting; docs/settings.md is the same as a page.
+"""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -38,7 +75,9 @@ class _Parser(argparse.ArgumentParser):
 
 def build_parser() -> argparse.ArgumentParser:
     """Declare the commands and their flags."""
-    parser = _Parser(prog="finetune", description="Use what the recipes have trained.", allow_abbrev=False)
+    parser = _Parser(
+        prog="finetune", description="Fit text classifiers, compare them, and use them.", allow_abbrev=False
+    )
     parser.add_argument("--version", action="version", version=f"finetune {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -46,6 +85,11 @@ def build_parser() -> argparse.ArgumentParser:
         "doctor", help="examine labelled texts before they are trusted", allow_abbrev=False, add_help=False
     )
     doctor.set_defaults(run=run_doctor)
+
+    train = commands.add_parser(
+        "train", help="fit a text classifier, and measure it", allow_abbrev=False, add_help=False
+    )
+    train.set_defaults(run=run_train)
 
     methods = commands.add_parser("methods", help="list the ways to fit a classifier", allow_abbrev=False)
     methods.set_defaults(run=run_methods)
@@ -116,9 +160,13 @@ def build_parser() -> argparse.ArgumentParser:
     serve.set_defaults(run=run_serve)
 
     compare = commands.add_parser(
-        "compare", help="run methods x seeds through a recipe, and report", allow_abbrev=False
+        "compare", help="fit methods x seeds on identical splits, and report", allow_abbrev=False
     )
-    compare.add_argument("recipe", metavar="RECIPE", help="a script such as recipes/imdb.py; its flags come after --")
+    compare.add_argument(
+        "recipe",
+        metavar="DATA",
+        help="labelled texts, as `finetune train` takes them, or a recipe such as recipes/imdb.py; flags come after --",
+    )
     compare.add_argument("--methods", required=True, help="names of `finetune methods`, with commas between them")
     compare.add_argument("--seeds", default="0,1,2", help="training seeds, with commas between them (default: 0,1,2)")
     compare.add_argument("--output_dir", required=True, help="gets a run directory for each run, and report/")
@@ -171,6 +219,21 @@ def run_doctor(argv: Sequence[str]) -> None:
     from finetune.examination.command import main as examine_data
 
     sys.exit(examine_data(argv))
+
+
+def run_train(words: Sequence[str]) -> None:
+    """Fit a classifier on the data that the first word or the flags name."""
+    if not words or {"-h", "--help"} & set(words):
+        print(TRAIN_HELP, end="")
+        return
+    flags = ["--help" if word == "--help-all" else word for word in words]
+    if not flags[0].startswith("-"):
+        from finetune.data.given import name_data
+
+        flags = [*(f"--{name}={value}" for name, value in name_data(flags[0]).items()), *flags[1:]]
+    from finetune.engine import parse_training, run_training
+
+    run_training(parse_training(flags))
 
 
 def run_methods(arguments: argparse.Namespace) -> None:
@@ -353,16 +416,15 @@ def run_compare(arguments: argparse.Namespace) -> None:
     from pathlib import Path
 
     from finetune.comparison.command import report_runs
-    from finetune.comparison.compare import Plan, run_plan
+    from finetune.comparison.compare import TRAIN, Plan, run_plan
+    from finetune.data.given import name_data
 
     config = None if arguments.accelerate_config is None else Path(arguments.accelerate_config)
+    recipe, flags = Path(arguments.recipe), arguments.recipe_flags
+    if recipe.suffix != ".py":
+        recipe, flags = TRAIN, [*(f"--{name}={value}" for name, value in name_data(arguments.recipe).items()), *flags]
     plan = Plan(
-        Path(arguments.recipe),
-        _split(arguments.methods),
-        _to_seeds(arguments.seeds),
-        Path(arguments.output_dir),
-        arguments.recipe_flags,
-        config,
+        recipe, _split(arguments.methods), _to_seeds(arguments.seeds), Path(arguments.output_dir), flags, config
     )
     failures = run_plan(plan)
     finished = [str(run.directory) for run in plan.runs if run.is_finished()]
@@ -412,6 +474,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with exit_on_error():
         if words[:1] == ["doctor"]:  # its flags are those of the recipes, which are slow to import
             run_doctor(words[1:])
+        if words[:1] == ["train"]:  # likewise
+            return run_train(words[1:])
         ours, recipe_flags = words, []
         if words[:1] == ["compare"] and "--" in words:
             ours, recipe_flags = words[: words.index("--")], words[words.index("--") + 1 :]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import datasets
 from transformers.utils import logging
 
-__all__ = ["quiet_loading", "quiet_program"]
+__all__ = ["quiet_loading", "quiet_program", "quiet_restored"]
 
 
 @contextlib.contextmanager
@@ -33,6 +33,23 @@ def quiet_program() -> None:
         datasets.disable_progress_bars()
     warnings.filterwarnings("ignore", module=r"torch\..*|accelerate\..*|peft\..*|transformers\..*|datasets\..*")
     warnings.showwarning = _show_one_line
+
+
+@contextlib.contextmanager
+def quiet_restored() -> Iterator[None]:
+    """Undo in the end what `quiet_program` did on the way, for callers that go on: a notebook, a script."""
+    verbosity, has_bars, shows_data_bars = (
+        logging.get_verbosity(), logging.is_progress_bar_enabled(), not datasets.are_progress_bars_disabled()
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        try:
+            yield
+        finally:
+            logging.set_verbosity(verbosity)
+            if has_bars:
+                logging.enable_progress_bar()
+            if shows_data_bars:
+                datasets.enable_progress_bars()
 
 
 def _show_one_line(message: Warning | str, *_: object, **__: object) -> None:

@@ -23,9 +23,11 @@ from finetune.files import write_json
 from finetune.run.lock import find_holder
 from finetune.run.record import CompleteRecord, read_status
 
-__all__ = ["Plan", "Planned", "estimate_time_left", "run_plan"]
+__all__ = ["TRAIN", "Plan", "Planned", "estimate_time_left", "run_plan"]
 
 PLAN_FILE = "comparison.json"
+# Instead of a recipe: `finetune train`.
+TRAIN = Path("finetune train")
 # The plan sets these itself, for each run.
 OWN_FLAGS = ("method", "seed", "output_dir", "restart")
 POLL_SECONDS = 1
@@ -53,7 +55,7 @@ class Plan:
     """What a comparison consists of.
 
     Attributes:
-        recipe: The script.
+        recipe: The script, or `TRAIN`.
         methods: Names of the catalogue.
         seeds: Training seeds. A method without chance in it runs with the first alone.
         output_directory: Gets a run directory for each run, `comparison.json`, and `logs/`.
@@ -73,7 +75,7 @@ class Plan:
     runs: list[Planned] = field(init=False)
 
     def __post_init__(self) -> None:
-        if not self.recipe.is_file():
+        if self.recipe != TRAIN and not self.recipe.is_file():
             raise FinetuneError(f"Expected a recipe, but {str(self.recipe)!r} does not exist. Try recipes/imdb.py.")
         if self.accelerate_config is not None and not self.accelerate_config.is_file():
             raise FinetuneError(
@@ -99,9 +101,10 @@ class Plan:
     def command(self, run: Planned) -> list[str]:
         """Give the command line of a run."""
         config = [] if self.accelerate_config is None else ["--config_file", str(self.accelerate_config)]
+        program = ["-m", "finetune", "train"] if self.recipe == TRAIN else [str(self.recipe)]
         floor = ["--no_floor"] if "tfidf" in self.methods and "--no_floor" not in self.flags else []
         return [
-            *(sys.executable, "-m", "accelerate.commands.launch", *config, str(self.recipe), *self.flags, *floor),
+            *(sys.executable, "-m", "accelerate.commands.launch", *config, *program, *self.flags, *floor),
             *("--method", run.method, "--seed", str(run.seed), "--output_dir", str(run.directory)),
         ]
 

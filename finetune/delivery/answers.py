@@ -1,7 +1,7 @@
 """From logits to answers: what every model says of a text, whatever computes its logits; imports no torch."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,11 +22,23 @@ class Prediction:
             none for regression.
         probabilities: Of each of them, in [0, 1].
         value: The predicted number; None for classes.
+        all_probabilities: Of every label, by its name; empty for regression.
     """
 
     labels: tuple[str, ...]
     probabilities: tuple[float, ...]
     value: float | None = None
+    all_probabilities: Mapping[str, float] = field(default_factory=dict, repr=False)
+
+    @property
+    def label(self) -> str | None:
+        """The most probable of the predicted labels; None where there is none."""
+        return max(zip(self.probabilities, self.labels, strict=True), default=(0.0, None))[1]
+
+    @property
+    def probability(self) -> float | None:
+        """Of `label`; None where there is none."""
+        return max(self.probabilities, default=None)
 
 
 def unit_of_logits(logits: np.ndarray, problem_type: str) -> float:
@@ -51,6 +63,11 @@ class TextClassifier:
     thresholds: Any
     text_config: Any = None
     is_paired: bool | None = None
+
+    @property
+    def label_names(self) -> list[str]:
+        """The names of the labels, in the order of probabilities and logits."""
+        return self.task.label_names
 
     def compute_logits(
         self,
@@ -96,7 +113,8 @@ class TextClassifier:
         for row, chosen in zip(found, self.decide(found), strict=True):
             numbers = np.flatnonzero(chosen)
             names = tuple(self.task.label_names[number] for number in numbers)
-            predictions.append(Prediction(names, tuple(float(row[number]) for number in numbers)))
+            probabilities = dict(zip(self.task.label_names, map(float, row), strict=True))
+            predictions.append(Prediction(names, tuple(probabilities[name] for name in names), None, probabilities))
         return predictions
 
     def compute_probabilities(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> np.ndarray:

@@ -9,7 +9,7 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
@@ -29,7 +29,7 @@ from finetune.settings.arguments import Arguments
 from finetune.settings.checks import check_arguments, launched_precision
 from finetune.settings.parts import PARTS, HubTarget
 
-__all__ = ["parse_arguments"]
+__all__ = ["parse_arguments", "to_flags"]
 
 # A process that waits for a dead or unreachable one gives up after two minutes, not after half an hour.
 DDP_TIMEOUT = 120
@@ -74,7 +74,7 @@ def parse_arguments(description: str | None, defaults: dict[str, Any], argv: Seq
 
     given = frozenset(config) | frozenset(_flags_to_names(argv, known))
     parser.set_defaults(**{**_machine_defaults(given), **defaults, **METHOD_DEFAULTS.get(method, {})})
-    words = [word for name, value in config.items() for word in _to_flag(name, value)] + argv
+    words = to_flags(config) + argv
     for name, (module, package) in PACKAGES.items():
         if name in given and importlib.util.find_spec(module) is None:
             raise FinetuneError(f"Expected the package {package} with --{name}, but it is not installed. Install it.")
@@ -176,9 +176,15 @@ def _flags_to_names(argv: Sequence[str], known: set[str]) -> set[str]:
     return {name if name in known else name.removeprefix("no_") for name in names}
 
 
-def _to_flag(name: str, value: Any) -> list[str]:
-    """Write a YAML entry as command-line words, so that it passes through the same types and checks as a flag."""
-    return [f"--{name}={json.dumps(value) if isinstance(value, dict) else value}"]
+def to_flags(settings: Mapping[str, Any]) -> list[str]:
+    """Write settings as flags, so that they pass through the same types and checks; None leaves one at its default."""
+    flags = []
+    for name, value in settings.items():
+        if isinstance(value, list | tuple):
+            flags += [f"--{name}", *map(str, value)]
+        elif value is not None:
+            flags.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
+    return flags
 
 
 def _unknown_setting(name: str, known: set[str], where: str) -> str:
