@@ -127,6 +127,22 @@ def test_two_processes_train_and_measure_as_one(alone, by_two, method):
     compare(alone / f"{method}-1", by_two / f"{method}-2", 2)
 
 
+def test_a_changed_learning_rate_holds_in_every_process(alone, by_two, classify, tmp_path):
+    """Of runs that end after their first epoch and go on with another rate."""
+    changed = ["--learning_rate", "1e-2", "--lr_scheduler_type", "constant", "--resume_with_changes"]
+    plans = {}
+    for number, base in ((1, alone), (2, by_two)):
+        run = shutil.copytree(base / f"full-{number}", tmp_path / f"full-{number}")
+        shutil.rmtree(run / f"checkpoints/checkpoint-{NUM_STEPS}")
+        record = json.loads((run / "run.json").read_text())
+        (run / "run.json").write_text(json.dumps({**record, "status": "running"}))
+        plans[number] = flags_of(base, "full", number, run, *changed)
+    classify.main(plans[1])
+    launch(2, write_plan(tmp_path / "plan.json", [plans[2]]))
+    assert history(tmp_path / "full-2", "learning_rate")[-1] == 1e-2
+    compare(tmp_path / "full-1", tmp_path / "full-2", 2)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_four_processes_train_and_measure_as_one(alone, by_four, method):
