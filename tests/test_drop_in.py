@@ -186,6 +186,20 @@ def test_any_data_set_is_taken(tmp_path, tiny_bert, tokenizer, rows, form):
     np.testing.assert_allclose(results[1], results[0], atol=1e-5, rtol=0)
 
 
+def test_examples_are_looked_at_once_for_their_lengths(tmp_path, tiny_bert, tokenizer, rows):
+    looked = []
+
+    class Counted(ByHand):
+        def __getitem__(self, row):
+            looked.append(row)
+            return super().__getitem__(row)
+
+    arguments = {**WHOLE, "max_steps": 3, "eval_strategy": "steps", "eval_steps": 1}
+    data = Counted(rows)
+    make_trainer(Trainer, tmp_path, make_model(tiny_bert), data, tokenizer, arguments).train()
+    assert len(looked) <= (1 + 3 + 3) * len(rows) + 10  # the lengths, three steps of all rows, three evaluations
+
+
 def test_padding_to_the_maximum_is_not_computed(tmp_path, tiny_bert, tokenizer):
     rows = tokenize(tokenizer, 48, padding=True)
     trainer = make_trainer(
