@@ -186,6 +186,20 @@ def test_any_data_set_is_taken(tmp_path, tiny_bert, tokenizer, rows, form):
     np.testing.assert_allclose(results[1], results[0], atol=1e-5, rtol=0)
 
 
+def test_examples_are_looked_at_once_for_their_lengths(tmp_path, tiny_bert, tokenizer, rows):
+    looked = []
+
+    class Counted(ByHand):
+        def __getitem__(self, row):
+            looked.append(row)
+            return super().__getitem__(row)
+
+    arguments = {**WHOLE, "max_steps": 3, "eval_strategy": "steps", "eval_steps": 1}
+    data = Counted(rows)
+    make_trainer(Trainer, tmp_path, make_model(tiny_bert), data, tokenizer, arguments).train()
+    assert len(looked) <= (1 + 3 + 3) * len(rows) + 10  # the lengths, three steps of all rows, three evaluations
+
+
 def test_padding_to_the_maximum_is_not_computed(tmp_path, tiny_bert, tokenizer):
     rows = tokenize(tokenizer, 48, padding=True)
     trainer = make_trainer(
@@ -474,6 +488,61 @@ def test_a_script_goes_on_from_what_upstream_wrote_and_says_what_is_missing(tmp_
     assert not (checkpoint / "complete.json").exists()
     _, history = run_script(CHANGED, tiny_bert, data_file, tmp_path / "run")
     assert [entry["step"] for entry in history if "eval_loss" in entry][:3] == [4, 8, 9]
+
+
+IN_PROCESSES = """
+import json, sys
+import torch
+from datasets import load_from_disk
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainingArguments
+from finetune.training.trainer import Trainer
+model_name, data, output = sys.argv[1:]
+torch.set_num_threads(1)
+torch.manual_seed(0)
+model = AutoModelForSequenceClassification.from_pretrained(
+    model_name, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+args = TrainingArguments(output, per_device_train_batch_size=2, gradient_accumulation_steps=2, max_steps=4,
+                         use_cpu=True, learning_rate=1e-3, logging_steps=1, save_strategy="no", seed=0)
+rows = load_from_disk(data)
+trainer = Trainer(model=model, args=args, train_dataset=rows, eval_dataset=rows, max_tokens_per_micro_batch=40,
+                  processing_class=AutoTokenizer.from_pretrained(model_name))
+trainer.train()
+predicted = trainer.predict(rows)
+if trainer.is_world_process_zero():
+    result = {"losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+              "loss": trainer.evaluate()["eval_loss"], "labels": predicted.label_ids.tolist(),
+              "predictions": predicted.predictions.tolist()}
+    json.dump(result, open(output + "/result.json", "w"))
+else:
+    trainer.evaluate()
+"""
+
+
+def test_two_processes_take_the_steps_of_one(tmp_path, tiny_bert, tokenizer, rows):
+    data = rows.select(range(44))
+    data.save_to_disk(tmp_path / "data")
+    (tmp_path / "script.py").write_text(IN_PROCESSES)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    words = [str(tmp_path / "script.py"), tiny_bert, str(tmp_path / "data"), str(tmp_path)]
+    subprocess.run([*command, *words], env=environment, check=True, capture_output=True, timeout=300)
+    result = json.loads((tmp_path / "result.json").read_text())
+    arguments = {"per_device_train_batch_size": 8, "max_steps": 4}
+    trainer = make_trainer(Trainer, tmp_path, make_model(tiny_bert), data, tokenizer, arguments)
+    trainer.train()
+    np.testing.assert_allclose(result["losses"], logged(trainer), atol=1e-5, rtol=0)
+    assert result["loss"] == pytest.approx(trainer.evaluate()["eval_loss"], abs=1e-5)
+    assert result["labels"] == data["label"][:]
+    np.testing.assert_allclose(result["predictions"], trainer.predict(data).predictions, atol=1e-4)
+
+
+def test_the_example_of_the_page_runs(tmp_path, tiny_bert):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/trainer.md").read_text(), re.DOTALL)
+    code = code.replace('"bert-base-uncased"', repr(tiny_bert)).replace('"output"', f"{str(tmp_path)!r}, use_cpu=True")
+    space = {}
+    exec(code, space)
+    assert space["trainer"].state.global_step == 24
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-8", "checkpoint-16", "checkpoint-24"}
 
 
 def test_a_checkpoint_that_has_changed_is_not_gone_on_from(tmp_path, tiny_bert, tokenizer, rows):

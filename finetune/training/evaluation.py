@@ -20,13 +20,26 @@ from finetune.training.upstream import UpstreamTrainer
 
 __all__ = ["EvaluatingTrainer"]
 
+NUM_KNOWN = 4  # data sets whose lengths are kept
+
 
 class EvaluatingTrainer(UpstreamTrainer):
     """How data sets are evaluated; see `finetune.training.trainer.Trainer`."""
 
+    known_lengths: list[tuple[Any, np.ndarray | None]]
+
     def knows_model(self, dataset: Any, collate: Callable[[list[Any]], Any], lengths: np.ndarray | None) -> bool:
         """Try the model on a few examples, unless that has been done, and return whether it is a text classifier."""
         raise NotImplementedError
+
+    def lengths_of(self, dataset: Any) -> np.ndarray | None:
+        """Count the tokens of each example, once where each has to be looked at: the last few data sets are known."""
+        for known, lengths in self.known_lengths:
+            if known is dataset and (lengths is None or len(lengths) == len(dataset)):
+                return lengths
+        lengths = find_lengths(dataset, self.args.length_column_name)
+        self.known_lengths = [*self.known_lengths[-NUM_KNOWN + 1 :], (dataset, lengths)]
+        return lengths
 
     def is_overridden(self, *names: str) -> bool:
         """Return whether a subclass has its own methods of these names, or an object its own functions."""
@@ -127,7 +140,7 @@ class EvaluatingTrainer(UpstreamTrainer):
             )
         ):
             return None
-        lengths = find_lengths(dataset, args.length_column_name)
+        lengths = self.lengths_of(dataset)
         if lengths is None or not self.knows_model(dataset, collate, lengths):
             return None
         assert self.behaviour is not None

@@ -9,7 +9,6 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers.trainer_utils import seed_worker
 
 from finetune.data.batch import GlobalStepSampler, StepSampler, TrainDataLoader
-from finetune.data.lengths import find_lengths
 from finetune.data.stream import StreamedStepSampler, TokenizingRows
 from finetune.errors import FinetuneError
 from finetune.training.evaluation import EvaluatingTrainer
@@ -27,7 +26,7 @@ class LoadingTrainer(EvaluatingTrainer):
 
         What can't be drawn by its length is loaded as upstream loads it.
         """
-        args, collator = self.args, self.data_collator
+        collator = self.data_collator
         if hasattr(collator, "collate"):  # of our own: the data set has lengths
             return self._load_steps(self.train_dataset, collator)
         dataset: Any = self.train_dataset
@@ -38,7 +37,7 @@ class LoadingTrainer(EvaluatingTrainer):
         else:
             collator = self._get_collator_with_removed_columns(collator, description="training")
         self.behaviour = None if self.model_init is not None else self.behaviour
-        self.train_lengths = find_lengths(dataset, args.length_column_name)
+        self.train_lengths = self.lengths_of(dataset)
         is_known = self.train_lengths is not None and self.knows_model(dataset, collator, self.train_lengths)
         if not is_known or not self._draws_steps():
             return super().get_train_dataloader()

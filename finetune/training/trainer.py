@@ -124,6 +124,7 @@ class Trainer(TunedTrainer):
         self.tuning = tuning
         self.behaviour: Behaviour | None = None
         self.train_lengths: np.ndarray | None = None
+        self.known_lengths = []
         self.interruption = Interruption()
         self.name_rows: Callable[[Sequence[Any]], list[str]] = lambda rows: [f"row {row}" for row in rows]
         self.run_id = None
