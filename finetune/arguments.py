@@ -172,6 +172,12 @@ class DataArguments:
         default=0, metadata={"help": "Seed of the carved splits and samples; apart from --seed, so runs share splits."}
     )
 
+    @property
+    def is_on_hub(self) -> bool:
+        """Whether `dataset_name` is a data set on the Hub: neither the embedded one nor a folder here."""
+        name = self.dataset_name
+        return name not in (None, "embedded") and not Path(str(name)).exists()
+
 
 @dataclass
 class ModelArguments:
@@ -362,6 +368,20 @@ class Arguments:
     training: TrainingArguments
     given: frozenset[str]
     hub: HubTarget | None = None
+    unpinned: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def pin(self, commits: dict[str, str]) -> None:
+        """Load the model and the data set at these commits from now on; `to_dict` still gives the revisions asked for.
+
+        Args:
+            commits: Of what is on the Hub: `model`, `dataset`, both or none.
+        """
+        if "model" in commits:
+            self.unpinned["model"] = {"model_revision": self.model.model_revision}
+            self.model.model_revision = commits["model"]
+        if "dataset" in commits:
+            self.unpinned["data"] = {"dataset_revision": self.data.dataset_revision}
+            self.data.dataset_revision = commits["dataset"]
 
     def settle(self, problem_type: str, is_paired: bool = False, num_rows: int | None = None) -> None:
         """Set what depends on the task and the number of training rows, and refuse what does not fit the task.
@@ -447,6 +467,8 @@ class Arguments:
     def to_dict(self) -> dict[str, Any]:
         """Give every setting by part and name, without tokens, for `run.json`."""
         parts = {part: vars(getattr(self, part)).copy() for part in ("data", "model", "method", "tuning", "run")}
+        for part, revisions in self.unpinned.items():
+            parts[part].update(revisions)
         if self.method.peft_config is not None:
             parts["method"]["peft_config"] = read_peft_config(self.method.peft_config)  # the file may change
         training = {name: value for name, value in self.training.to_dict().items() if not name.endswith("_token")}

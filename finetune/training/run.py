@@ -48,7 +48,7 @@ from finetune.examination.doctor import examine
 from finetune.examination.findings import describe_findings, to_json
 from finetune.files import write_json
 from finetune.hardware import fastest_precision, peak_memory_bytes, use_processor
-from finetune.hub import check_login
+from finetune.hub import check_login, find_commit, is_commit
 from finetune.methods import count_parameters
 from finetune.metrics import REGRESSION
 from finetune.models.load import fingerprint_model, resolve_model
@@ -155,6 +155,7 @@ class Run:
             self._compare_processes("settings", _flat(self.record["arguments"]))
             if self.is_main and self.arguments.hub is not None:
                 check_login(HfApi(), self.arguments.hub.model_id)  # now, not after hours of training
+            commits = self._find_commits() if self.is_main else {}
             if self.is_main:
                 self._open_directory()
         except BaseException:
@@ -167,9 +168,22 @@ class Run:
                 warnings.warn(f"--method {self.record['method']} has no use for: {names}", stacklevel=2)
         self.wait()
         self.record["id"] = self._gather(self.record["id"])[0]
+        self.arguments.pin(self._gather(commits)[0])
         if not self.is_main:
             self.checkpoint, _ = find_resumable(self.directory / "checkpoints", self.record["id"])
         return self
+
+    def _find_commits(self) -> dict[str, str]:
+        """Find at which commits the data set and the model are that come from the Hub, before anything is loaded."""
+        data, model = self.arguments.data, self.arguments.model
+        commits = {}
+        if data.is_on_hub:
+            commits["dataset"] = find_commit(str(data.dataset_name), data.dataset_revision, "dataset")
+        if "model_name_or_path" not in self.arguments.unused():
+            commit = resolve_model(model.model_name_or_path, model.model_revision)[1]
+            if commit is not None:
+                commits["model"] = commit
+        return commits
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -281,6 +295,8 @@ class Run:
             "label_names": task.label_names,
             "splits": {name: describe_split(split) for name, split in splits.items()},
         }
+        if self.arguments.data.is_on_hub:
+            self.record["data"]["commit"] = self.arguments.data.dataset_revision
         described = self.record["data"]["splits"]
         self._compare_processes("data", {name: split["sha256"] for name, split in described.items()})
         if self.is_main and "model_name_or_path" not in self.arguments.unused():
@@ -565,11 +581,12 @@ class Run:
         now = json.loads(json.dumps(self.record, default=str))
         changed, fixed = _changed_settings(before, now)
         if before.get("pretrained", now.get("pretrained")) != now.get("pretrained"):
-            name = self.arguments.model.model_name_or_path
-            is_folder = Path(resolve_model(name)).is_dir()
-            how = "its files have changed" if is_folder else f"pass --model_revision {before['pretrained']}"
+            name, was = self.arguments.model.model_name_or_path, before["pretrained"]
+            how = f"pass --model_revision {was}" if is_commit(was) else "its files have changed"
             fixed.append(f"the model {name!r} ({how})")
         earlier_data = before.get("data", {})
+        was = earlier_data.get("commit")
+        moved = was not in (None, now["data"].get("commit"))
         if earlier_data.get("label_names", now["data"]["label_names"]) != now["data"]["label_names"]:
             fixed.append("the names of the labels")
         for name, split in earlier_data.get("splits", {}).items():
@@ -577,6 +594,7 @@ class Run:
                 own_words = name == "train" and "textcnn_vocabulary_size" not in self.arguments.unused()
                 (fixed if own_words and self.record["method"] == "textcnn" else changed).append(
                     f"the data: split {name!r} has changed since"
+                    + (f" (pass --dataset_revision {was})" if moved else "")
                 )
         where = f"the unfinished run in {str(self.directory)!r}"
         if fixed:
@@ -595,6 +613,11 @@ class Run:
         if changed:
             self.record["changes"].append({"after_step": step, "changed": changed})
             print(f"warning: changed after step {step}: {', '.join(changed)}", file=sys.stderr)
+        elif moved:
+            print(
+                f"warning: the data set moved from commit {was} to {now['data'].get('commit')}: the same rows",
+                file=sys.stderr,
+            )
         self.is_changed = any(change["after_step"] >= step for change in self.record["changes"])
         if not self.record["changes"]:
             del self.record["changes"]
@@ -637,10 +660,11 @@ def _changed_settings(before: dict[str, Any], now: dict[str, Any]) -> tuple[list
     """List the settings that differ: those that may change on the way, and those that may not."""
     changed: list[str] = []
     fixed: list[str] = []
+    commits = {"model_revision": before.get("pretrained"), "dataset_revision": before.get("data", {}).get("commit")}
     for part, settings in now["arguments"].items():
         earlier = before["arguments"].get(part, {})
         for name, value in settings.items():
-            is_pinned = name == "model_revision" and value == before.get("pretrained")  # since it has moved on
+            is_pinned = value is not None and value == commits.get(name)  # since the branch has moved on
             if name not in FREE_SETTINGS and name in earlier and earlier[name] != value and not is_pinned:
                 line = f"{name} ({earlier[name]!r} then, {value!r} now)"
                 (fixed if part in FIXED_PARTS else changed).append(line)
