@@ -63,6 +63,7 @@ def reach_hub() -> bool:
     except httpx2.HTTPError:
         constants.HF_HUB_OFFLINE = True
         datasets.config.HF_HUB_OFFLINE = True
+        assert constants.is_offline_mode()
         return False
     return True
 

@@ -22,7 +22,7 @@ from hub_server import HubServer
 from huggingface_hub import ModelCard, constants
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertForPreTraining, BertTokenizerFast
+from transformers import AutoConfig, BertConfig, BertForPreTraining, BertTokenizerFast
 
 from finetune.arguments import DataArguments, ModelArguments
 from finetune.catalogue import CATALOGUE
@@ -368,6 +368,21 @@ def test_a_hub_that_is_down_is_said_and_the_cache_is_taken_only_when_asked_for(h
     with offline():
         assert find_commit(BERT) == commit
     capsys.readouterr()
+
+
+def test_the_libraries_don_t_ask_a_hub_that_did_not_answer_once(hub, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    reach_hub.cache_clear()
+    assert not reach_hub()
+    before = len(hub.requests)
+    with pytest.raises(OSError, match="offline mode"):
+        AutoConfig.from_pretrained("me/never-loaded")
+    with pytest.raises(ConnectionError, match=r"OfflineModeIsEnabled|Offline mode"):
+        datasets.load_dataset("me/never-loaded")  # whose own setting still names the hub that runs
+    assert len(hub.requests) == before
+    reach_hub.cache_clear()
 
 
 @pytest.mark.parametrize("kind", ["model", "dataset"])

@@ -19,6 +19,7 @@ from finetune.metrics import REGRESSION
 from finetune.models.attention import use_cpu_attention
 from finetune.models.fused import cast_linear_layers
 from finetune.models.inference import compute_logits
+from finetune.models.load import count_positions
 from finetune.models.output_layer import compute_numbers_in_fp32
 from finetune.models.packing import use_packing
 from finetune.models.precision import DTYPES, keep_activations_in_bf16
@@ -73,8 +74,8 @@ class Predictor(TextClassifier):
                 compute_numbers_in_fp32(model)
             names = [model.config.id2label[number] for number in range(model.config.num_labels)]
             self.task = Task(model.config.problem_type or "single_label_classification", names)
-            positions = getattr(model.config, "max_position_embeddings", None)
-            self.text_config = text_config or TextConfig(min(tokenizer.model_max_length, positions or 1_000_000))
+            most = count_positions(model.config) or 1_000_000
+            self.text_config = text_config or TextConfig(min(tokenizer.model_max_length, most))
             self.max_tokens = MAX_TOKENS_TEXTCNN if isinstance(model, TextCNNForSequenceClassification) else MAX_TOKENS
             self.collate = MicroBatchCollator(tokenizer, self.max_tokens).collate
 

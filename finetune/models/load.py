@@ -149,7 +149,7 @@ def count_positions(config: Any) -> int | None:
     positions = getattr(config, "max_position_embeddings", None)
     if positions and "roberta" in config.model_type:  # its positions are counted from the padding token's number on
         positions -= config.pad_token_id + 1
-    return positions or None
+    return positions if positions and positions > 0 else None  # XLNet, whose positions are relative, says -1
 
 
 def load_model(

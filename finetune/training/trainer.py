@@ -123,6 +123,7 @@ class FineTuningTrainer(Trainer):
     ):
         refuse_too_long(model, processing_class.model_max_length)
         args._n_gpu = min(args.n_gpu, 1)  # several GPUs take several processes, never nn.DataParallel
+        assert args.n_gpu <= 1
         name_layers_for_fsdp(model)
         super().__init__(
             model=model,
@@ -762,7 +763,7 @@ class FineTuningTrainer(Trainer):
         optimizer: Any = self.optimizer
         scheduler: Any = self.lr_scheduler
         own = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
-        rates = list(getattr(scheduler, "base_lrs", []))
+        rates = list(scheduler.base_lrs) if isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR) else []
         try:
             super()._load_optimizer_and_scheduler(checkpoint)
         except ValueError as error:
@@ -779,6 +780,7 @@ class FineTuningTrainer(Trainer):
                 for group, rate, factor in zip(optimizer.param_groups, rates, factors, strict=True):
                     group["lr"] = rate * factor
                 scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]  # what the next step logs
+                assert scheduler.get_last_lr() == [group["lr"] for group in optimizer.param_groups]
 
 
 class _EvaluationCutShort(Exception):  # noqa: N818  not an error
