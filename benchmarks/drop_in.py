@@ -18,9 +18,9 @@ from transformers import DataCollatorWithPadding, TrainingArguments, default_dat
 from turns import build_parser, take_turns, write_results
 
 import finetune.training.trainer
-from finetune.arguments import DataArguments, ModelArguments
 from finetune.data.load import load_splits
 from finetune.models.load import load_tokenizer, resolve_model
+from finetune.settings.parts import DataArguments, ModelArguments
 
 TRAINERS = {"transformers": transformers.Trainer, "finetune": finetune.training.trainer.Trainer}
 PADDINGS = ["padded to the maximum", "dynamic padding"]

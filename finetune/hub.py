@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: whether it can be reached, who is logged in, and what its refusals mean, in one line each.
+"""The Hugging Face Hub: whether it answers, who is logged in, which commit is the newest, and its refusals.
 
 Left alone, `datasets` retries for 23 seconds and `transformers` for 47 before they say that the network is down; here
 that is asked once, answered within seconds, and then believed.
@@ -10,7 +10,8 @@ import re
 import sys
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from pathlib import Path
+from typing import Literal, TypeVar
 
 import datasets
 import httpx2
@@ -30,12 +31,20 @@ from huggingface_hub.utils import validate_repo_id
 
 from finetune.errors import FinetuneError
 
-__all__ = ["HUB_ERRORS", "check_login", "explain", "parse_hub_id", "reach_hub", "retry"]
+__all__ = ["HUB_ERRORS", "check_login", "explain", "find_commit", "is_commit", "parse_hub_id", "reach_hub", "retry"]
 
 TIMEOUT_SECONDS = 3.0
 # Of a single request: the client itself would wait for ever. A commit of many files takes the Hub a while.
 REQUEST_TIMEOUT = httpx2.Timeout(120.0, connect=15.0)
 NUM_ATTEMPTS = 5
+COMMIT = re.compile("[0-9a-f]{40}")
+# Of a repository: the small file that is fetched with its commit, the flag of its revision, and what does without it.
+SMALL_FILES = {"model": "config.json", "dataset": "README.md"}
+REVISION_FLAGS = {"model": "--model_revision", "dataset": "--dataset_revision"}
+WITHOUT_HUB = {
+    "model": "pass --model_name_or_path embedded or a folder",
+    "dataset": "pass --dataset_name embedded or your own --train_file",
+}
 HUB_ID = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
 HUB_ERRORS = (HfHubHTTPError, httpx2.HTTPError, OfflineModeIsEnabled, LocalTokenNotFoundError, LocalEntryNotFoundError)
 Result = TypeVar("Result")
@@ -54,6 +63,7 @@ def reach_hub() -> bool:
     except httpx2.HTTPError:
         constants.HF_HUB_OFFLINE = True
         datasets.config.HF_HUB_OFFLINE = True
+        assert constants.is_offline_mode()
         return False
     return True
 
@@ -75,6 +85,66 @@ def parse_hub_id(name: str) -> tuple[str, str | None] | None:
     except HFValidationError:  # too long, "--" in it, ".git" at its end
         return None
     return match["name"], match["revision"]
+
+
+def is_commit(revision: str | None) -> bool:
+    """Tell whether a revision is a full commit hash, which always means the same files.
+
+    Example:
+        >>> is_commit("main"), is_commit("86b5e0934494bd15c9632b12f734a8a67f723594")
+        (False, True)
+    """
+    return revision is not None and COMMIT.fullmatch(revision) is not None
+
+
+def find_commit(name: str, revision: str | None = None, kind: Literal["model", "dataset"] = "model") -> str:
+    """Find the commit that a revision stands for: by the Hub, or by its cache where the Hub can't be reached.
+
+    A branch can move between two requests. What is loaded in several steps is loaded by its commit, so that all of it
+    is of one version and the version on record is the one that was used.
+
+    Args:
+        name: `user/name`.
+        revision: A branch, a tag or a commit; `main` if None.
+        kind: What the repository holds.
+
+    Returns:
+        The full hash. The cache keeps it for the revision, so that it is found offline too.
+
+    Raises:
+        FinetuneError: If there is no such repository or revision, or the Hub can't be reached and the cache lacks it.
+    """
+    if revision is not None and is_commit(revision):
+        return revision
+    api = HfApi()
+    what = {"model": "model", "dataset": "data set"}[kind]
+    try:
+        if reach_hub():  # what the Hub refuses, its client would silently take from its cache, however old
+            retry(functools.partial(api.repo_info, name, revision=revision, repo_type=kind))
+        wanted = SMALL_FILES[kind]
+        return Path(api.snapshot_download(name, revision=revision, repo_type=kind, allow_patterns=[wanted])).name
+    except LocalEntryNotFoundError:
+        raise FinetuneError(
+            f"No copy of the {what} {name!r}{f' at {revision!r}' if revision else ''} in the cache, and the Hub at "
+            f"{constants.ENDPOINT} does not answer or is not to be asked (HF_HUB_OFFLINE). Check the network and "
+            f"HF_ENDPOINT, or {WITHOUT_HUB[kind]}."
+        ) from None
+    except RevisionNotFoundError:
+        raise FinetuneError(
+            f"No revision {revision or 'main'!r} of the {what} {name!r} on the Hub. "
+            f"Pass another {REVISION_FLAGS[kind]}."
+        ) from None
+    except HFValidationError:
+        raise FinetuneError(
+            f"No {what} can be named {name!r} on the Hub. Check the name, or {WITHOUT_HUB[kind]}."
+        ) from None
+    except HUB_ERRORS as error:
+        if isinstance(error, HfHubHTTPError) and _may_pass(error):
+            raise FinetuneError(
+                f"No answer on the {what} {name!r}: {_reason(error)}. Run the same command again later, or set "
+                "HF_HUB_OFFLINE=1 to take what the cache has."
+            ) from None
+        raise explain(error, name) from None
 
 
 def check_login(api: HfApi, name: str) -> None:

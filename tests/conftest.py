@@ -10,10 +10,14 @@ import importlib.util
 import shutil
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
+from huggingface_hub import constants
 from selenium import webdriver
 from transformers import BertConfig, BertModel, BertTokenizerFast
+
+from finetune.hub import reach_hub
 
 METHODS = ("full", "lora", "head", "textcnn", "tfidf")
 BROWSER, DRIVER = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
@@ -86,6 +90,27 @@ def flags(reviews, tiny_bert) -> list[str]:
     words = [word for pair in reviews.items() for word in pair]
     return [*words, "--model_name_or_path", tiny_bert, "--max_length", "24", "--num_train_epochs", "1",
             "--bf16", "false", "--num_threads", "1"]  # fmt: skip
+
+
+def connect(server, patch, cache: Path, token: str) -> None:
+    """Let this process, and those that it starts, talk to a hub of the tests, with caches of their own."""
+    files, prepared = str(cache / "hub"), str(cache / "datasets")
+    patch.setattr(constants, "ENDPOINT", server.url)
+    patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}")
+    patch.setattr(constants, "HF_HUB_OFFLINE", False)
+    patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    patch.setattr(constants, "HF_HUB_CACHE", files)
+    patch.setattr(constants, "HF_TOKEN_PATH", str(cache / "token"))
+    patch.setattr(datasets.config, "HF_ENDPOINT", server.url)
+    patch.setattr(datasets.config, "HUB_DATASETS_URL", server.url + "/datasets/{repo_id}/resolve/{revision}/{path}")
+    patch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    patch.setattr(datasets.config, "HF_DATASETS_CACHE", Path(prepared))
+    for name, value in {
+        "HF_ENDPOINT": server.url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_HUB_CACHE": files,
+        "HF_DATASETS_CACHE": prepared, "HF_TOKEN_PATH": str(cache / "token"), "HF_TOKEN": token,
+    }.items():  # fmt: skip
+        patch.setenv(name, value)
+    reach_hub.cache_clear()
 
 
 def load_recipe(name):

@@ -1,12 +1,13 @@
-"""A model hub on this machine: the part of the Hugging Face Hub's HTTP protocol that its client needs for models.
+"""A hub on this machine: the part of the Hugging Face Hub's HTTP protocol that its client needs.
 
     python tests/hub_server.py --folder /tmp/hub
     export HF_ENDPOINT=http://localhost:8000 HF_HUB_DISABLE_XET=1 HF_TOKEN=hf_any
     finetune push runs/quick/full-seed42 me/reviews
 
 Repositories with branches and commits, private ones too; small files inside a commit, large ones by LFS. A commit is
-all or nothing. Faults can be injected into single requests. There is no Xet and no git. Any token that begins with
-`hf_` is the one user's, except `hf_read`, which may not write, and `hf_wrong`.
+all or nothing. Data sets, whose names begin with `datasets/`, can be read. Faults can be injected into single requests.
+There is no Xet and no git. Any token that begins with `hf_` is the one user's, except `hf_read`, which may not write,
+and `hf_wrong`.
 """
 
 import argparse
@@ -115,13 +116,18 @@ class HubServer(ThreadingHTTPServer):
 
     def add_repository(self, name: str, folder: Path, commit: str | None = None, private: bool = False) -> str:
         """Put a folder's files there as the first commit of a repository; gives the commit."""
+        with self.lock:
+            self.repositories[name] = {"private": private, "branches": {"main": ""}, "commits": {}}
+            return self.add_commit(name, folder, commit=commit)
+
+    def add_commit(self, name: str, folder: Path, branch: str = "main", commit: str | None = None) -> str:
+        """Put a folder's files in place of those of a branch; gives the commit."""
         files = {}
         for path in sorted(Path(folder).rglob("*")):
             if path.is_file():
                 files[path.relative_to(folder).as_posix()] = self.store(path.read_bytes(), path.name)
         with self.lock:
-            self.repositories[name] = {"private": private, "branches": {"main": ""}, "commits": {}}
-            return self.commit(name, "main", files, "Initial commit", commit)
+            return self.commit(name, branch, files, f"Commit to {branch}", commit)
 
     def store(self, content: bytes, name: str) -> dict:
         sha256 = hashlib.sha256(content).hexdigest()
@@ -254,7 +260,8 @@ class Handler(BaseHTTPRequestHandler):
     def repository(self, name: str) -> dict:
         found = self.server.repositories.get(name)
         who = self.who()
-        if found is None or (found["private"] and (who is None or name.split("/")[0] != self.server.user)):
+        owner = name.removeprefix("datasets/").split("/")[0]
+        if found is None or (found["private"] and (who is None or owner != self.server.user)):
             raise RefusalError(404 if who else 401, "Repository not found", "RepoNotFound")
         return found
 
@@ -379,20 +386,28 @@ class Handler(BaseHTTPRequestHandler):
         oid, commit = self.find_commit(name, revision or "main")
         siblings = [{"rfilename": path} for path in commit["files"]]
         private = self.repository(name)["private"]
+        name = name.removeprefix("datasets/")
         return {"id": name, "modelId": name, "sha": oid, "siblings": siblings, "private": private, "tags": []}
 
     def get_tree(self, body, name, revision, folder):
         files = self.find_commit(name, revision)[1]["files"]
         prefix = f"{folder}/" if folder else ""
-        entries = [
-            {"type": "file", "oid": file["oid"], "size": file["size"], "path": path}
-            | ({"lfs": {"oid": file["sha256"], "size": file["size"], "pointerSize": 134}} if file["lfs"] else {})
-            for path, file in files.items()
-            if path.startswith(prefix) and ("recursive" in self.query or "/" not in path.removeprefix(prefix))
-        ]
-        if folder and not entries:
+        below = {path.removeprefix(prefix): file for path, file in files.items() if path.startswith(prefix)}
+        if folder and not below:
             raise RefusalError(404, f"{folder} does not exist on {revision}", "EntryNotFound")
-        return entries
+        if self.query.get("recursive", ["false"])[0].lower() in ("true", "1"):
+            return [_entry(f"{prefix}{path}", file) for path, file in below.items()]
+        folders = dict.fromkeys(path.split("/")[0] for path in below if "/" in path)
+        return [_entry(f"{prefix}{path}") for path in folders] + [
+            _entry(f"{prefix}{path}", file) for path, file in below.items() if "/" not in path
+        ]
+
+    def post_paths_info(self, body, name, revision):
+        files = self.find_commit(name, revision)[1]["files"]
+        wanted = json.loads(body)["paths"] if body[:1] == b"{" else parse_qs(body.decode())["paths"]
+        return [_entry(path, files[path]) for path in wanted if path in files] + [
+            _entry(path) for path in wanted if any(file.startswith(f"{path}/") for file in files)
+        ]
 
     def get_file(self, body, name, revision, file):
         oid, commit = self.find_commit(name, revision)
@@ -410,22 +425,32 @@ class Handler(BaseHTTPRequestHandler):
         return 200, content, headers
 
 
-NAME = r"(?P<name>[^/]+/[^/]+)"
+def _entry(path: str, file: dict | None = None) -> dict:
+    """Describe a file or a folder of a tree."""
+    if file is None:
+        return {"type": "directory", "oid": hashlib.sha1(path.encode()).hexdigest(), "size": 0, "path": path}
+    entry = {"type": "file", "oid": file["oid"], "size": file["size"], "path": path}
+    return entry | ({"lfs": {"oid": file["sha256"], "size": file["size"], "pointerSize": 134}} if file["lfs"] else {})
+
+
+NAME = r"(?P<name>(datasets/)?[^/]+/[^/]+)"
+API = rf"/api/(models/|(?=datasets/)){NAME}"
 REVISION = r"(?P<revision>[^/]+)"
 ROUTES = [
     (("GET", "HEAD"), "/", Handler.get_status),
     (("GET",), "/api/whoami-v2", Handler.get_whoami),
     (("POST",), "/api/repos/create", Handler.post_create),
     (("POST",), "/api/validate-yaml", Handler.post_validate_yaml),
-    (("POST",), f"/api/models/{NAME}/preupload/{REVISION}", Handler.post_preupload),
+    (("POST",), f"{API}/preupload/{REVISION}", Handler.post_preupload),
     (("POST",), rf"/{NAME}\.git/info/lfs/objects/batch", Handler.post_lfs_batch),
     (("PUT",), "/upload/(?P<oid>[0-9a-f]{64})", Handler.put_upload),
     (("POST",), "/verify/(?P<oid>[0-9a-f]{64})", Handler.post_verify),
-    (("POST",), f"/api/models/{NAME}/commit/{REVISION}", Handler.post_commit),
-    (("POST",), f"/api/models/{NAME}/branch/(?P<branch>[^/]+)", Handler.post_branch),
-    (("GET",), f"/api/models/{NAME}/refs", Handler.get_refs),
-    (("GET",), f"/api/models/{NAME}/tree/{REVISION}(/(?P<folder>.+))?", Handler.get_tree),
-    (("GET",), f"/api/models/{NAME}(/revision/{REVISION})?", Handler.get_info),
+    (("POST",), f"{API}/commit/{REVISION}", Handler.post_commit),
+    (("POST",), f"{API}/branch/(?P<branch>[^/]+)", Handler.post_branch),
+    (("GET",), f"{API}/refs", Handler.get_refs),
+    (("GET",), f"{API}/tree/{REVISION}(/(?P<folder>.+))?", Handler.get_tree),
+    (("POST",), f"{API}/paths-info/{REVISION}", Handler.post_paths_info),
+    (("GET",), f"{API}(/revision/{REVISION})?", Handler.get_info),
     (("GET", "HEAD"), f"/{NAME}/resolve/{REVISION}/(?P<file>.+)", Handler.get_file),
 ]
 

@@ -22,6 +22,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import connect
 from hub_server import HubServer, forms_of
 from huggingface_hub import HfApi, ModelCard, constants
 from huggingface_hub.repocard_data import model_index_to_eval_results
@@ -56,15 +57,7 @@ def hub(tmp_path_factory):
         HubServer(tmp_path_factory.mktemp("hub"), secret=TOKEN).running() as server,
         pytest.MonkeyPatch.context() as patch,
     ):
-        patch.setattr(constants, "ENDPOINT", server.url)
-        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}")
-        patch.setattr(constants, "HF_HUB_OFFLINE", False)
-        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        cache = tmp_path_factory.mktemp("cache")
-        patch.setattr(constants, "HF_HUB_CACHE", str(cache))
-        patch.setattr(constants, "HF_TOKEN_PATH", str(cache / "token"))
-        patch.setenv("HF_TOKEN", TOKEN)
-        hub_module.reach_hub.cache_clear()
+        connect(server, patch, tmp_path_factory.mktemp("cache"), TOKEN)
         yield server
     hub_module.reach_hub.cache_clear()
 

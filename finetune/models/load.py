@@ -23,7 +23,7 @@ from transformers import (
 from finetune.data.embedded import EMBEDDED_MODEL_ID, find_embedded_model
 from finetune.data.labels import Task
 from finetune.errors import FinetuneError
-from finetune.hub import reach_hub
+from finetune.hub import find_commit
 from finetune.models.quantization import four_bit_settings
 from finetune.models.textcnn import TextCNNConfig, TextCNNForSequenceClassification
 from finetune.models.vocabulary import load_word_tokenizer
@@ -35,6 +35,7 @@ __all__ = [
     "SAFE_LOADING",
     "count_positions",
     "fingerprint_model",
+    "hub_commit_of",
     "load_encoder",
     "load_model",
     "load_pretrained_tokenizer",
@@ -51,36 +52,36 @@ HEADS = ["classifier", "score"]
 SAFE_LOADING: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True}
 
 
-def resolve_model(name: str) -> str:
+def resolve_model(name: str, revision: str | None = None) -> tuple[str, str | None]:
     """Find where a model lies: 'embedded' in the installed package, a folder where it is, else the Hub.
 
+    Returns:
+        What `from_pretrained` takes as name and as `revision`: a folder and None, or `user/name` and its commit.
+
     Raises:
-        FinetuneError: If the embedded model is not installed, or a folder has no `config.json`.
+        FinetuneError: If the embedded model is not installed, a folder has no `config.json`, or the Hub has no such
+            model or revision.
     """
     if name == "embedded":
-        return str(find_embedded_model())
+        return str(find_embedded_model()), None
     if Path(name).is_dir():
         if not (Path(name) / "config.json").is_file():
             raise FinetuneError(f"Expected a model folder with a config.json, but {name!r} has none. Check the path.")
-        return str(Path(name).resolve())  # an adapter names its base by this, and may be used from elsewhere
+        return str(Path(name).resolve()), None  # an adapter names its base by this, and may be used from elsewhere
     if name.startswith((".", "/")) or name.count("/") > 1:
         raise FinetuneError(f"Expected a model folder, but {name!r} does not exist. Check the path.")
-    reach_hub()
-    return name
+    return name, find_commit(name, revision)
 
 
 def fingerprint_model(name: str, revision: str | None = None) -> str:
-    """Give what changes when a pretrained model does: its commit on the Hub, or a hash of a folder's files.
+    """Return what changes when a pretrained model does: its commit on the Hub, or a hash of a folder's files.
 
     Raises:
         FinetuneError: If it can't be had.
     """
-    path = resolve_model(name)
-    if not Path(path).is_dir():
-        try:
-            return str(AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)._commit_hash)
-        except (OSError, ValueError) as error:
-            raise _not_loaded("model", name, error) from error
+    path, commit = resolve_model(name, revision)
+    if commit is not None:
+        return commit
     total = hashlib.sha256()
     for file in sorted([*Path(path).glob("*.json"), *Path(path).glob("*.safetensors")]):
         with file.open("rb") as opened:
@@ -94,9 +95,9 @@ def load_pretrained_tokenizer(name: str, revision: str | None = None) -> PreTrai
     Raises:
         FinetuneError: If it can't be had.
     """
-    path = resolve_model(name)
+    path, commit = resolve_model(name, revision)
     try:
-        return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(path, revision=commit, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise _not_loaded("tokenizer", name, error) from error
 
@@ -133,7 +134,8 @@ def load_tokenizer(arguments: ModelArguments, method: str, train: Dataset, max_l
 
 def longest_input(name: str, tokenizer: PreTrainedTokenizerBase, revision: str | None = None) -> int:
     """Give the most tokens that a pretrained model reads, by its tokenizer and by its number of positions."""
-    config = AutoConfig.from_pretrained(resolve_model(name), revision=revision, trust_remote_code=False)
+    path, commit = resolve_model(name, revision)
+    config = AutoConfig.from_pretrained(path, revision=commit, trust_remote_code=False)
     positions = count_positions(config)
     return tokenizer.model_max_length if positions is None else min(tokenizer.model_max_length, positions)
 
@@ -143,7 +145,7 @@ def count_positions(config: Any) -> int | None:
     positions = getattr(config, "max_position_embeddings", None)
     if positions and "roberta" in config.model_type:  # its positions are counted from the padding token's number on
         positions -= config.pad_token_id + 1
-    return positions or None
+    return positions if positions and positions > 0 else None  # XLNet, whose positions are relative, says -1
 
 
 def load_model(
@@ -198,19 +200,17 @@ def load_encoder(
         labels: `id2label`, `label2id` and `problem_type`.
         quantization: What `four_bit_settings` gives, for linear layers in four bits.
     """
-    path = resolve_model(arguments.model_name_or_path)
+    path, commit = resolve_model(arguments.model_name_or_path, arguments.model_revision)
     try:
         with quiet_loading():
-            config = AutoConfig.from_pretrained(
-                path, revision=arguments.model_revision, trust_remote_code=False, **labels
-            )
+            config = AutoConfig.from_pretrained(path, revision=commit, trust_remote_code=False, **labels)
             for name in ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop"):
                 if hasattr(config, name):
                     setattr(config, name, arguments.attention_dropout)
             model, loading = AutoModelForSequenceClassification.from_pretrained(
                 path,
                 config=config,
-                revision=arguments.model_revision,
+                revision=commit,
                 dtype=torch.float32,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # a head for another number of classes is drawn anew, and trained
@@ -224,7 +224,13 @@ def load_encoder(
         model.config.name_or_path = EMBEDDED_MODEL_ID
     mismatched = {entry[0] for entry in loading["mismatched_keys"]}
     model.missing_weights = sorted(set(loading["missing_keys"]) | mismatched)
+    model.hub_commit = commit  # which an adapter on it names
     return model
+
+
+def hub_commit_of(model: PreTrainedModel) -> str | None:
+    """Return the commit on the Hub that a model was loaded at by this package; None if it is from elsewhere."""
+    return vars(model).get("hub_commit")
 
 
 def newly_initialised_modules(model: PreTrainedModel) -> list[str]:

@@ -1,6 +1,7 @@
 """Weights held in four bits, for `--method qlora` (Dettmers et al. 2023): NormalFloat-4 with double quantization."""
 
 import importlib.util
+import sys
 from collections.abc import Collection
 from typing import Any
 
@@ -38,4 +39,5 @@ def four_bit_settings(full_modules: Collection[str]) -> dict[str, Any]:
 
 def is_four_bit(model: PreTrainedModel) -> bool:
     """Tell whether a model's weights are held in four bits."""
-    return bool(getattr(model, "is_loaded_in_4bit", False))
+    bitsandbytes = sys.modules.get("bitsandbytes")  # which loading such weights imports
+    return bitsandbytes is not None and any(isinstance(one, bitsandbytes.nn.Linear4bit) for one in model.modules())

@@ -50,11 +50,12 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def describe_data(task: Task, splits: DatasetDict) -> DataRecord:
-    """Return the task, and the origin, size and content hash of each split."""
+def describe_data(task: Task, splits: DatasetDict, commit: str | None = None) -> DataRecord:
+    """Return the task, the origin, size and content hash of each split, and the commit of a data set on the Hub."""
     return DataRecord.model_validate(
         {
             "problem_type": task.problem_type,
+            **({} if commit is None else {"commit": commit}),
             "label_names": task.label_names,
             "splits": {name: describe_split(split) for name, split in splits.items()},
         }

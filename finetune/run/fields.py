@@ -123,6 +123,11 @@ class DataRecord(Part):
     problem_type: Literal["single_label_classification", "multi_label_classification", "regression"] = Field(
         description="the task, by transformers' name: one class, any number of labels, or a number"
     )
+    commit: str | None = Field(
+        default=None,
+        description="of a data set on the Hub the commit that was loaded, whatever `--dataset_revision` says; absent "
+        "for others",
+    )
     label_names: Annotated[list[str], Field(min_length=1), AfterValidator(_check_distinct)] = Field(
         description="names of the labels in the order of their numbers; of a number to predict that of its column"
     )

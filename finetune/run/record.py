@@ -52,8 +52,9 @@ class RunRecord(Part):
     data: DataRecord | None = Field(default=None, description="the task and its splits")
     pretrained: str | None = Field(
         default=None,
-        description="of the model that training started from the commit on the Hub, or a SHA-256 of the JSON and "
-        "safetensors files of its folder; absent if the method starts from none",
+        description="of the model that training started from the commit on the Hub that was loaded, whatever "
+        "`--model_revision` says, or a SHA-256 of the JSON and safetensors files of its folder; absent if the method "
+        "starts from none",
     )
     changes: list[Change] | None = Field(
         default=None, description="what differed at each resume with `--resume_with_changes`; absent without"

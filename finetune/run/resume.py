@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import FinetuneError
-from finetune.models.load import resolve_model
+from finetune.hub import is_commit
 from finetune.run.fields import Change, Environment, Settings
 from finetune.run.record import RunRecord
 from finetune.settings.arguments import Arguments
@@ -54,6 +54,9 @@ def go_on_from(before: RunRecord, record: RunRecord, checkpoint: Path, arguments
     if changed:
         changes.append(Change(after_step=step, changed=changed))
         print(f"warning: changed after step {step}: {', '.join(changed)}", file=sys.stderr)
+    elif _has_moved(before, record) and before.data is not None and record.data is not None:
+        moved = f"from commit {before.data.commit} to {record.data.commit}"
+        print(f"warning: the data set moved {moved}: the same rows", file=sys.stderr)
     if changes:
         record.changes = changes
     for name in _changed_machine(before.environment, record.environment):
@@ -75,30 +78,37 @@ def _find_changes(before: RunRecord, now: RunRecord, arguments: Arguments) -> tu
     """List what differs of settings, model and data: what may change on the way, and what may not."""
     changed, fixed = _changed_settings(before, now)
     if before.pretrained is not None and before.pretrained != now.pretrained:
-        name = arguments.model.model_name_or_path
-        is_folder = Path(resolve_model(name)).is_dir()
-        how = "its files have changed" if is_folder else f"pass --model_revision {before.pretrained}"
+        name, was = arguments.model.model_name_or_path, before.pretrained
+        how = f"pass --model_revision {was}" if is_commit(was) else "its files have changed"
         fixed.append(f"the model {name!r} ({how})")
     if before.data is None or now.data is None:
         return changed, fixed
     if before.data.label_names != now.data.label_names:
         fixed.append("the names of the labels")
+    moved = f" (pass --dataset_revision {before.data.commit})" if _has_moved(before, now) else ""
     for (name, then), (_, split) in zip(before.data.splits, now.data.splits, strict=True):
         if then.sha256 != split.sha256:
             own_words = name == "train" and "textcnn_vocabulary_size" not in arguments.unused()
             (fixed if own_words and now.method == "textcnn" else changed).append(
-                f"the data: split {name!r} has changed since"
+                f"the data: split {name!r} has changed since{moved}"
             )
     return changed, fixed
+
+
+def _has_moved(before: RunRecord, now: RunRecord) -> bool:
+    """Return whether a data set on the Hub is at another commit than it was."""
+    was = None if before.data is None else before.data.commit
+    return was is not None and now.data is not None and was != now.data.commit
 
 
 def _changed_settings(before: RunRecord, now: RunRecord) -> tuple[list[str], list[str]]:
     """List the settings that differ: those that may change on the way, and those that may not."""
     changed: list[str] = []
     fixed: list[str] = []
+    commits = {"model_revision": before.pretrained, "dataset_revision": before.data and before.data.commit}
     for (_, earlier), (part, settings) in zip(before.arguments, now.arguments, strict=True):
         for name, value in settings.items():
-            is_pinned = name == "model_revision" and value == before.pretrained  # since it has moved on
+            is_pinned = value is not None and value == commits.get(name)  # since the branch has moved on
             if facts_of(name).changes != "nothing" and name in earlier and earlier[name] != value and not is_pinned:
                 line = f"{name} ({earlier[name]!r} then, {value!r} now)"
                 (fixed if part in FIXED_PARTS else changed).append(line)

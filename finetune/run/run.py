@@ -32,8 +32,8 @@ from finetune.examination.doctor import examine
 from finetune.examination.findings import describe_findings, to_json
 from finetune.files import write_json
 from finetune.hardware import peak_memory_bytes, use_processor
-from finetune.hub import check_login
-from finetune.models.load import fingerprint_model
+from finetune.hub import check_login, find_commit
+from finetune.models.load import fingerprint_model, resolve_model
 from finetune.models.save import write_model
 from finetune.models.tfidf import TfidfClassifier
 from finetune.quiet import quiet_program
@@ -102,6 +102,7 @@ class Run:
             self.processes.compare("settings", flatten(self.record.arguments))
             if self.is_main and self.arguments.hub is not None:
                 check_login(HfApi(), self.arguments.hub.model_id)  # now, not after hours of training
+            commits = self._find_commits() if self.is_main else {}
             if self.is_main:
                 self._open_directory()
         except BaseException:
@@ -114,9 +115,22 @@ class Run:
                 warnings.warn(f"--method {self.record.method} has no use for: {names}", stacklevel=2)
         self.processes.wait()
         self.record.id = self.processes.gather(self.record.id)[0]
+        self.arguments.pin(self.processes.gather(commits)[0])
         if not self.is_main:
             self.checkpoint, _ = find_resumable(self.run_directory.checkpoints, self.record.id)
         return self
+
+    def _find_commits(self) -> dict[str, str]:
+        """Find at which commits the data set and the model are that come from the Hub, before anything is loaded."""
+        data, model = self.arguments.data, self.arguments.model
+        commits = {}
+        if data.is_on_hub:
+            commits["dataset"] = find_commit(str(data.dataset_name), data.dataset_revision, "dataset")
+        if "model_name_or_path" not in self.arguments.unused():
+            commit = resolve_model(model.model_name_or_path, model.model_revision)[1]
+            if commit is not None:
+                commits["model"] = commit
+        return commits
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -183,7 +197,8 @@ class Run:
         num_rows = None if self.arguments.data.streaming else len(splits["train"])
         self.arguments.settle(task.problem_type, self.is_paired, num_rows)
         self.record.arguments = Settings(**self.arguments.to_dict())
-        self.record.data = data = describe_data(task, splits)
+        commit = self.arguments.data.dataset_revision if self.arguments.data.is_on_hub else None
+        self.record.data = data = describe_data(task, splits, commit)
         self.processes.compare("data", {name: split.sha256 for name, split in data.splits})
         if self.is_main and "model_name_or_path" not in self.arguments.unused():
             model = self.arguments.model

@@ -1,7 +1,7 @@
 """All settings of a run, resolved: what the user chose, what follows from the task, what the method has a use for."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import TrainingArguments
@@ -38,6 +38,20 @@ class Arguments:
     training: TrainingArguments
     given: frozenset[str]
     hub: HubTarget | None = None
+    unpinned: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def pin(self, commits: dict[str, str]) -> None:
+        """Load the model and the data set at these commits from now on; `to_dict` still gives the revisions asked for.
+
+        Args:
+            commits: Of what is on the Hub: `model`, `dataset`, both or none.
+        """
+        if "model" in commits:
+            self.unpinned["model"] = {"model_revision": self.model.model_revision}
+            self.model.model_revision = commits["model"]
+        if "dataset" in commits:
+            self.unpinned["data"] = {"dataset_revision": self.data.dataset_revision}
+            self.data.dataset_revision = commits["dataset"]
 
     def values(self) -> dict[str, Any]:
         """Return every setting by its name."""
@@ -96,6 +110,8 @@ class Arguments:
     def to_dict(self) -> dict[str, Any]:
         """Give every setting by part and name, without tokens, for `run.json`."""
         parts = {part: vars(getattr(self, part)).copy() for part in ("data", "model", "method", "tuning", "run")}
+        for part, revisions in self.unpinned.items():
+            parts[part].update(revisions)
         if self.method.peft_config is not None:
             parts["method"]["peft_config"] = read_peft_config(self.method.peft_config)  # the file may change
         training = {name: value for name, value in self.training.to_dict().items() if not name.endswith("_token")}

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any
 
 from finetune.catalogue import CATALOGUE, find_method
@@ -148,6 +149,12 @@ class DataArguments:
     split_seed: Annotated[int, Setting(at_least=0, changes="rows")] = setting(
         0, "Seed of the carved splits and samples; apart from --seed, so runs share splits."
     )
+
+    @property
+    def is_on_hub(self) -> bool:
+        """Whether `dataset_name` is a data set on the Hub: neither the embedded one nor a folder here."""
+        name = self.dataset_name
+        return name not in (None, "embedded") and not Path(str(name)).exists()
 
 
 @dataclass

@@ -194,7 +194,7 @@ class ResumingTrainer(StepTrainer):
         optimizer: Any = self.optimizer
         scheduler: Any = self.lr_scheduler
         own = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
-        rates = list(getattr(scheduler, "base_lrs", []))
+        rates = list(scheduler.base_lrs) if isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR) else []
         load()
         for group, settings in zip(optimizer.param_groups, own, strict=True):
             group.update(settings)
