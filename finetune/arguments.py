@@ -130,6 +130,9 @@ class DataArguments:
     label_delimiter: str | None = field(
         default=None, metadata={"help": "What separates several labels of a text in one column."}
     )
+    label_columns: str | None = field(
+        default=None, metadata={"help": "Columns of 0 and 1, one for each label, with commas between their names."}
+    )
     streaming: bool = field(
         default=False,
         metadata={

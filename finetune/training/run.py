@@ -38,10 +38,11 @@ from transformers import (
 
 from finetune.arguments import Arguments
 from finetune.data.labels import Task, task_of
-from finetune.data.load import open_stream
+from finetune.data.load import GivenSplits, open_stream
 from finetune.data.split import describe_split
 from finetune.data.stream import TokenizingRows
 from finetune.data.tokenize import TextConfig
+from finetune.data.understood import describe_understanding
 from finetune.environment import describe_environment
 from finetune.errors import FinetuneError
 from finetune.examination.doctor import examine
@@ -131,6 +132,9 @@ class Run:
         self.is_main = training.process_index == 0
         self.waiting_room = None
         self.is_paired: bool | None = None
+        self.encoding: str | None = None
+        self.is_numbered: bool | None = None
+        self.understood: list[str] = []
         if training.world_size > 1:
             self.waiting_room = WaitingRoom(timedelta(seconds=training.ddp_timeout))
         self.record = {
@@ -252,6 +256,10 @@ class Run:
         """
         if not self.is_main:
             return
+        if isinstance(given, GivenSplits):
+            self.encoding, self.is_numbered = given.encoding, given.task.is_numbered or None
+            self.understood = describe_understanding(given)
+            print("\n".join(self.understood), file=sys.stderr)
         findings = examine(given, max_length=self.arguments.data.max_length)
         errors = [finding for finding in findings if finding.severity == "error"]
         if errors:
@@ -279,6 +287,7 @@ class Run:
         self.record["data"] = {
             "problem_type": task.problem_type,
             "label_names": task.label_names,
+            "understood": self.understood,
             "splits": {name: describe_split(split) for name, split in splits.items()},
         }
         described = self.record["data"]["splits"]
@@ -426,8 +435,9 @@ class Run:
         if self.is_main:
             text_config = None if tokenizer is None else self.text_config
             write_model(
-                self.model_directory, model, tokenizer, text_config, weights=self.weights, is_paired=self.is_paired
-            )
+                self.model_directory, model, tokenizer, text_config, weights=self.weights, is_paired=self.is_paired,
+                encoding=self.encoding, is_numbered=self.is_numbered,
+            )  # fmt: skip
             self.record["model"] = {
                 "name": name,
                 "architecture": architecture,
