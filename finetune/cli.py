@@ -197,6 +197,7 @@ def _count(word: str) -> int:
 
 def _add_label_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--label_column", help="column of the labels (default: by its name)")
+    parser.add_argument("--label_columns", help="columns of 0 and 1, one for each label, with commas between them")
     parser.add_argument("--label_delimiter", help="what separates several labels of a text")
 
 
@@ -334,7 +335,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
 
     columns = {
         name: getattr(arguments, name)
-        for name in ("text_column", "text_pair_column", "label_column", "label_delimiter", "encoding")
+        for name in ("text_column", "text_pair_column", "label_column", "label_columns", "label_delimiter", "encoding")
     }
     metrics, report = evaluate_file(arguments.path, arguments.test_file, columns)
     for name, value in metrics.items():
@@ -379,7 +380,7 @@ def run_export(arguments: argparse.Namespace) -> None:
     _prepare(arguments)
     from finetune.delivery.export import describe, export
 
-    names = ("text_column", "text_pair_column", "label_column", "label_delimiter", "encoding")
+    names = ("text_column", "text_pair_column", "label_column", "label_columns", "label_delimiter", "encoding")
     measured = export(
         arguments.path,
         arguments.output,

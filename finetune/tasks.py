@@ -1,6 +1,6 @@
 """The kinds of task, by transformers' names for them; cheap to import, since a model without torch needs them too."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 __all__ = ["MULTI_LABEL", "PROBLEM_TYPES", "REGRESSION", "SINGLE_LABEL", "Task"]
@@ -14,11 +14,13 @@ PROBLEM_TYPES = [SINGLE_LABEL, MULTI_LABEL, REGRESSION]
 class Task:
     """A kind of task, by transformers' `problem_type`, and the names of its labels in the order of their numbers.
 
-    Regression has one label, the number itself, named by its column.
+    Regression has one label, the number itself, named by its column. `is_numbered` says that the order of the names is
+    the source's own, as of a data set's class names, so that numbers in another file may stand for them.
     """
 
     problem_type: str
     label_names: list[str]
+    is_numbered: bool = field(default=False, compare=False)
 
     @property
     def feature(self) -> Any:

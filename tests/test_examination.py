@@ -737,9 +737,14 @@ def test_the_command_prints_findings_and_ends_with_0(tmp_path, capsys):
     assert status == 0
     assert printed.err == ""
     lines = printed.out.splitlines()
-    assert lines[0].startswith("400 rows: file train.jsonl, text from column 'text', label from column 'label', ")
-    assert [line.split(",")[0] for line in lines[1:3]] == [
-        "100 rows: file validation.jsonl", "100 rows: file test.jsonl"]  # fmt: skip
+    assert lines[0].startswith("task: one of 3 classes: bad ")
+    assert lines[1] == (
+        "train: 400 rows of file train.jsonl, text from column 'text', label from column 'label', an object a line, "
+        "read as utf-8"
+    )
+    assert [line.split(",")[0] for line in lines[2:4]] == [
+        "validation: 100 rows of file validation.jsonl", "test: 100 rows of file test.jsonl"]  # fmt: skip
+    del lines[0]
     assert lines[3] == "warning  duplicates across splits: 1 rows of test (1 texts) are also in train"
     assert lines[4].startswith(f"          test test.jsonl-4 [{splits['train'][0]['label']}]: ")
     assert lines[5] == "         → Figures on them flatter. --remove_leakage drops them from train."

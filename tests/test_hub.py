@@ -281,7 +281,7 @@ def test_a_run_is_not_resumed_on_another_commit_unless_it_changes_nothing(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("finetune.training.run.Run.save_model", killed)
+        patch.setattr("finetune.run.run.Run.save_model", killed)
         with pytest.raises(KeyboardInterrupt):
             train(imdb, tmp_path / "run", "lora", *words)
     move(base, seed=1)
@@ -308,7 +308,7 @@ def test_a_resume_on_the_data_set_s_earlier_commit(hub, imdb, moving, tmp_path, 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("finetune.training.run.Run.save_model", killed)
+        patch.setattr("finetune.run.run.Run.save_model", killed)
         with pytest.raises(KeyboardInterrupt):
             train(imdb, tmp_path / "run", "head", *words)
     move(data, num_train=40)

@@ -183,15 +183,19 @@ def test_fractions_may_be_classes(tmp_path):
         ([["a"], ["b"]], {"problem_type": SINGLE_LABEL}, "Expected strings, numbers or booleans as labels"),
         (["a", "b", "c"], {}, "found 3 distinct labels in 3 rows. Is it an id or free text?"),
         ([[], []], {}, "Expected labels in column 'label' of 'a.jsonl', but found none"),
-        (
-            ["['a']", "['a', 'b']"],
-            {},
-            """found lists written as text, such as "['a']". Write them as lists in .jsonl""",
-        ),
         (["['a']", "['a', 'b']"], {"label_delimiter": ","}, "found lists written as text"),
-        ([[0, 1, 0], [1, 1, 0]], {}, "found vectors of 0 and 1. Write the names of the labels that hold"),
-        ([[0.0, 1.0, 1.0]], {}, "found vectors of 0 and 1"),
-        ([[True, False, True]], {}, "found vectors of 0 and 1"),
+        ([[0, 1, 0], [1, 1]], {}, "found vectors of 0 and 1 of [2, 3] places. Write one for each label in every row"),
+        (
+            ["0,1", "1,0"],
+            {},
+            "'0,1' is a number with a decimal comma or two labels. Pass --problem_type regression, or",
+        ),
+        ([[0.2, 0.8], [0.7, 0.3]], {}, "found numbers with fractions in them, such as 0.2. Write the names of the"),
+        (
+            ["1,000", "2,500"],
+            {},
+            "but the comma in '1,000' may part decimals or thousands. Write decimals with a point",
+        ),
         ([0.5, "much"], {"problem_type": REGRESSION}, "Expected a number to predict in every row of column 'label' of"),
         ([0.5, "much"], {"problem_type": REGRESSION}, "row 2 has 'much'. Write it with"),
         ([0.5, [1]], {"problem_type": REGRESSION}, "row 2 has '[1]'"),
@@ -297,7 +301,12 @@ def test_labels_withheld_from_validation_are_refused(tmp_path):
     [
         (["a", "b"], ["a", "c", "b"], r"['a', 'b'] in column 'label' of"),
         (["a", "b"], ["a", "c", "b"], r"but found ['c'] too. Rename or remove them"),
-        (["a", "b"], ["0", "2"], r"but found ['2'] too"),
+        (
+            ["a", "b"],
+            ["0", "2"],
+            r"but found ['0', '2']: numbers can't be joined to names by their position. Write the",
+        ),
+        (["0", "1"], ["a", "b"], r"but found ['a', 'b']: numbers can't be joined to names by their position"),
         (["1", "2"], ["0", "0"], r"but found ['0'] too"),
         ([["a"], ["b"]], [["c", "a"]], r"but found ['c'] too"),
         (["a", "b"], ["a", "x" * 5_000], r"but found ['" + "x" * 80 + "'] too"),
@@ -317,7 +326,9 @@ def test_labels_are_numbered_as_in_train_whatever_their_type(tmp_path):
 
 
 def test_names_of_classes_that_are_numbers_do_not_stand_for_other_numbers():
-    assert number_labels(["1", "0"], ["neg", "pos"], "it") == [1, 0]
+    assert number_labels(["1", "0"], ["neg", "pos"], "it", is_numbered=True) == [1, 0]
+    with pytest.raises(FinetuneError, match=r"\['neg', 'pos'\] in it, but found \['1', '0'\]: numbers can't be joined"):
+        number_labels(["1", "0"], ["neg", "pos"], "it")
     assert number_labels(["2"], ["1", "2"], "it") == [1]
     with pytest.raises(FinetuneError, match=r"only the labels \['1', '2'\] in it, but found \['0'\] too"):
         number_labels(["0"], ["1", "2"], "it")

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from finetune.data.nested import get_value, has_field, list_fields
 from finetune.data.read import Row, Table
 from finetune.errors import FinetuneError
 
-__all__ = ["Columns", "choose_columns"]
+__all__ = ["Columns", "choose_columns", "is_score"]
 
 # Names that public data sets use, the usual ones first.
 TEXT_NAMES = ("text", "sentence", "review", "content", "comment", "document", "body", "message", "tweet", "title")
@@ -20,6 +21,9 @@ ROW_NAMES = ("", "id", "idx", "index", "guid", "unnamed: 0", "__index_level_0__"
 PAIRS = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence"),
          ("text1", "text2"), ("text_a", "text_b"))  # fmt: skip
 HEADER_NAMES = {*TEXT_NAMES, *LABEL_NAMES, *itertools.chain(*PAIRS)}
+# Parts of the names of columns that say how sure somebody was, beside a label that says of what.
+SCORES = {"score", "confidence", "probability", "prob", "certainty", "conf"}
+COMPANIONS = {"text", "name", "title", "description", "desc", "str", "string", "names", "sentence", "content", "id"}
 FIX = "Pass --text_column and --label_column."
 
 
@@ -32,9 +36,12 @@ class Columns:
     text_pair: str | None = None
     id: str | None = None
     group: str | None = None
+    labels: tuple[str, ...] | None = None
 
     def __str__(self) -> str:
-        return ", ".join(f"{part} from column {name!r}" for part, name in vars(self).items() if name is not None)
+        parts = {part: name for part, name in vars(self).items() if part != "labels" and name is not None}
+        found = ", ".join(f"{part} from column {name!r}" for part, name in parts.items())
+        return found + (f", labels from columns {', '.join(map(repr, self.labels))}" if self.labels else "")
 
 
 def choose_columns(table: Table, sample: Sequence[Row], flags: Mapping[str, Any], where: str) -> Columns:
@@ -43,7 +50,8 @@ def choose_columns(table: Table, sample: Sequence[Row], flags: Mapping[str, Any]
     Args:
         table: Its columns.
         sample: A few of its rows.
-        flags: `text_column`, `text_pair_column`, `label_column`, `id_column`, `group_column`, where they are given.
+        flags: `text_column`, `text_pair_column`, `label_column`, `id_column`, `group_column`, where they are given;
+            `label_columns`, names of columns of 0 and 1 with commas between them.
         where: The file or data set, for messages.
 
     Raises:
@@ -51,39 +59,110 @@ def choose_columns(table: Table, sample: Sequence[Row], flags: Mapping[str, Any]
     """
     found = table.columns
     _refuse_header(sample, where)
+    rows = [row.values for row in sample]
     named = {part: flags.get(f"{part}_column") for part in ("text", "label", "text_pair", "id", "group")}
-    missing = [name for name in named.values() if name is not None and name not in found]
+    labels = tuple(name.strip() for name in (flags.get("label_columns") or "").split(",") if name.strip())
+    given = [*(name for name in named.values() if name is not None), *labels]
+    missing = [name for name in given if name not in found and not has_field(rows, name)]
+    if labels and set(labels) <= set(missing) and not set(given) - set(labels) & set(missing):
+        missing, labels = [], ()  # as in a test split whose labels are withheld
     if missing:
-        raise FinetuneError(f"Expected columns {missing} in {where}, but found {found}. {FIX}")
-    given = [name for name in named.values() if name is not None]
+        raise FinetuneError(f"Expected columns {missing} in {where}, but found {found}{_inside(rows)}. {FIX}")
+    if labels and named["label"] is not None:
+        raise FinetuneError("Expected --label_column or --label_columns, but got both. Pass one of them.")
     if len(set(given)) < len(given):
         raise FinetuneError(f"Expected a different column of {where} for each part, but got {given}. {FIX}")
     text, pair, label = named["text"], named["text_pair"], named["label"]
-    free = [name for name in found if name not in given and name.lower() not in ROW_NAMES]
+    free = [
+        name
+        for name in found
+        if name not in given and name.lower() not in ROW_NAMES and not re.fullmatch(r"unnamed: \d+", name.lower())
+    ]
     if text is None and pair is None:
         lower = {name.lower(): name for name in free}
         for first, second in PAIRS:
             if first in lower and second in lower:
                 text, pair = lower[first], lower[second]
                 break
-    text = text or _known(TEXT_NAMES, free)
+    text = text or _known(TEXT_NAMES, [name for name in free if not _accompanies_a_label(name)])
     free = [name for name in free if name not in (text, pair)]
-    label = label or _known(LABEL_NAMES, free)
-    free = [name for name in free if name != label]
-    if text is None and len(free) == 1:
+    if flags.get("label_columns") is None:
+        label = label or table.label or _known_label(free, sample)
+        free = [name for name in free if name != label and not _accompanies(name, label)]
+        if text is None and label is None and len(free) == 2 and any(map(_accompanies_a_label, free)):
+            label, text = sorted(free, key=lambda name: not _accompanies_a_label(name))
+            free = []
+    if label is None and text is not None:
+        free = [name for name in free if not is_score(name, sample)] or free
+    if text is None and len(free) == 1 and not _accompanies_a_label(free[0]):
         text, free = free[0], []
-    elif text is None and label is None and len(free) == 2:
+    elif text is None and label is None and len(free) == 2 and not labels:
         label, text = sorted(free, key=lambda name: _mean_length(sample, name))
         if any(row.values.get(label) == label for row in sample):
             raise FinetuneError(
                 f"Expected names of columns in the first line of {where}, but found {label!r}, which is a label of "
                 "other rows too. Add a line with names, such as text and label."
             )
-    elif text is not None and label is None and len(free) == 1:
+    elif text is not None and label is None and len(free) == 1 and flags.get("label_columns") is None:
         label = free[0]
     if text is None:
-        raise FinetuneError(f"Expected to tell the text column of {where} by its name, but found {found}. {FIX}")
-    return Columns(text, label, pair, named["id"], named["group"])
+        raise FinetuneError(
+            f"Expected to tell the text column of {where} by its name, but found {found}{_inside(rows)}. {FIX}"
+        )
+    return Columns(text, label, pair, named["id"], named["group"], labels or None)
+
+
+def _inside(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Tell, for a message, which values lie within columns that hold objects."""
+    inner = list_fields(rows[:10])
+    return f", and inside of them {inner[:10]}" if inner else ""
+
+
+def _parts(name: str) -> list[str]:
+    return re.split(r"[_\s.-]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
+
+
+def _accompanies(name: str, label: str | None) -> bool:
+    """Tell whether a column says its label once more in other words, as label_text beside label."""
+    if label is None:
+        return False
+    whole, own = _parts(name), _parts(label)
+    return len(whole) == len(own) + 1 and whole[:-1] == own and whole[-1] in COMPANIONS
+
+
+def _accompanies_a_label(name: str) -> bool:
+    parts = _parts(name)
+    return len(parts) > 1 and parts[-1] in COMPANIONS and parts[-2] in (*LABEL_NAMES, "intent", "emotion")
+
+
+def is_score(name: str, sample: Sequence[Row]) -> bool:
+    """Tell whether a column holds how sure somebody was of a label: by its name, and by numbers with fractions."""
+    if SCORES.isdisjoint(_parts(name)):
+        return False
+    values = [get_value(row.values, name) for row in sample]
+    try:
+        numbers = [float(str(value).replace(",", ".")) for value in values if value not in (None, "")]
+    except ValueError:
+        return False
+    return any(not number.is_integer() for number in numbers)
+
+
+def _known_label(free: Sequence[str], sample: Sequence[Row]) -> str | None:
+    """Find the label by its name, but no score where another column holds classes."""
+    label = _known(LABEL_NAMES, free)
+    if label is None or not is_score(label, sample):
+        return label
+    classes = [name for name in free if name != label and _holds_classes(name, sample)]
+    if not classes:
+        return label
+    return _known(LABEL_NAMES, classes) or (classes[0] if len(classes) == 1 else None)
+
+
+def _holds_classes(name: str, sample: Sequence[Row]) -> bool:
+    """Tell whether a column has few different values, none of them a number with a fraction, in the sample."""
+    values = [str(get_value(row.values, name)) for row in sample]
+    fractions = any(re.fullmatch(r"-?\d+[.,]\d+", value) for value in values)
+    return not fractions and len(set(values)) > 1 and 2 * len(set(values)) <= len(values)
 
 
 def _refuse_header(sample: Sequence[Row], where: str) -> None:

@@ -24,15 +24,45 @@ WESTERN = ("àâæçéèêëîïôœùûüÿ", "äöüß", "áéíñóúü", "á
 CENTRAL = ("ąćęłńóśźż", "áčďéěíňóřšťúůýž", "áäčďéíĺľňóôŕšťúýž", "áéíóöőúüű", "ăâîşţșț", "čćđšž")
 ALPHABETS = {"cp1252": WESTERN, "cp1250": CENTRAL, "iso8859_2": CENTRAL, "cp1254": ("çğıöşüâîû",), "latin_1": WESTERN}
 
+# Frequent words of the languages whose letters those are, as far as they are ASCII: they tell where few letters do.
+WORDS = {
+    "cp1252": "the and is was of to it for in this that with you not but have le la les et est des une que pas pour "
+    "dans der die das und ist nicht ein eine mit auf den von zu el los las y es un por con para no muy pero il di che "
+    "non per de het een van voor niet zijn maar met som och att det en ett inte med og ikke er til av jeg ja ei se on",
+    "cp1250": "nie jest na do to z w i po co ale jak od za tak a je ne se v s ze si pro jako byl by jsem az egy nem "
+    "volt hogy meg ez is mint csak van de nu este cu la pe din mai sau dar su u da sam bio",
+    "cp1254": "bir ve bu da de ne ile gibi ama daha en var o kadar iki sonra ben sen biz mi mu",
+}
+
 SURE = 0.9  # share of an alphabet
+LEAST_BYTES = 16  # beyond ASCII, to tell scripts other than Latin: of fewer, a guess would be as often wrong
+MIXED = 0.5  # share of the letters beyond ASCII that stand beside one of ASCII: in Latin alphabets most do
+LETTER = r"[^\W\d_]"
 # Letters, control characters, and signs next to a letter, none of them ASCII.
-FOREIGN = re.compile(r"(?![\x00-\x7f])(?:[^\W\d_]|[\x80-\x9f]|(?<=[^\W\d_]).|.(?=[^\W\d_]))")
+FOREIGN = re.compile(rf"(?![\x00-\x7f])(?:{LETTER}|[\x80-\x9f]|(?<={LETTER}).|.(?={LETTER}))")
+# What is in no word, and so tells nothing: a letter next to a digit or by itself, or a capital behind a small letter.
+UNTOLD = re.compile(rf"(?![\x00-\x7f])(?:(?<=\d){LETTER}|{LETTER}(?=\d)|(?<!{LETTER}){LETTER}(?!{LETTER}))")
+# Signs of Western text that another code page has letters for: pounds, yen, fractions, ordinals, powers, questions.
+WESTERN_SIGNS = re.compile(
+    r"[£¥¢]\s?(?=[\d.,]|[A-Za-z]\b)|(?<=[\d.,])\s?[£¥¢]|(?<!\w)[£¥¢](?!\w)|[¼½¾]|°\s?(?=[CFK]\b)|(?<=[\dnN])[ºª°]|(?<=\d)[¹²³]"
+    r"|(?<=m)[²³](?![a-zA-Z])|(?<!\w)[¿¡]|µ(?=[mglsAVF]\b)|[©®](?!\w)|§\s?(?=\d)|[÷×±·•]|(?<![a-zA-Z])[“„‘‚«»–—…]"
+    r"|[”“’»«–—…](?![a-zA-Z])|(?<=[a-zA-Z])[’–—…](?=[a-zA-Z])|€|™|†|‰"
+)
 
 
 def choose_encoding(sample: bytes) -> str | None:
-    """Choose the encoding of a sample of text, none of it UTF-8; None if it looks like text in none that is known."""
+    """Choose the encoding of a sample of text, none of it UTF-8; None if it looks like text in none that is known.
+
+    Without letters that tell, it is Windows-1252: signs of currency and typography are in no alphabet.
+    """
+    if _is_western(sample):
+        return "cp1252"
     shares = {name: _share_of_an_alphabet(sample, name) for name in ALPHABETS}
-    latin = max(shares, key=lambda name: shares[name])
+    latin = _prefer_by_words(shares, sample)
+    if shares[latin] > SURE and _is_mixed(sample, latin):
+        return latin
+    if sum(byte > 0x7F for byte in sample) < LEAST_BYTES:
+        return None
     matches = from_bytes(sample, cp_isolation=ENCODINGS, enable_fallback=False)
     best = matches.best()
     if best is None:  # as of the same few words with accents in every line
@@ -42,11 +72,44 @@ def choose_encoding(sample: bytes) -> str | None:
     return latin if names & ALPHABETS.keys() else min(names, key=ENCODINGS.index)
 
 
-def _share_of_an_alphabet(sample: bytes, encoding: str) -> float:
-    """Tell what share of the signs beyond ASCII that are in words, or of no use, belong to one language's alphabet."""
+def _is_western(sample: bytes) -> bool:
+    """Tell whether all that is not ASCII are signs, standing where Western text has them: no letter tells anything."""
     try:
-        counts = Counter(FOREIGN.findall(sample.decode(encoding).lower()))
+        text = sample.decode("cp1252")
+    except UnicodeDecodeError:
+        return False
+    rest = WESTERN_SIGNS.sub("", text)
+    return rest.isascii() and not text.isascii()
+
+
+def _is_mixed(sample: bytes, encoding: str) -> bool:
+    """Tell whether most letters beyond ASCII stand beside letters of ASCII, as in Latin alphabets alone."""
+    text = sample.decode(encoding)
+    letters = len(re.findall(rf"(?![\x00-\x7f]){LETTER}", text))
+    beside = len(re.findall(rf"(?<=[A-Za-z])(?![\x00-\x7f]){LETTER}|(?![\x00-\x7f]){LETTER}(?=[A-Za-z])", text))
+    return beside >= MIXED * letters > 0
+
+
+def _prefer_by_words(shares: dict[str, float], sample: bytes) -> str:
+    """Choose the code page with the largest share; among nearly equal ones that whose languages' words are there."""
+    largest = max(shares.values())
+    near = [name for name in shares if shares[name] >= largest - 0.02]
+    words = Counter(re.findall(rb"(?<![\x80-\xff\w])[a-z]+(?![\x80-\xff\w])", sample.lower()))
+    known = {name: sum(words[word.encode()] for word in set(line.split())) for name, line in WORDS.items()}
+    known["iso8859_2"], known["latin_1"] = known["cp1250"], known["cp1252"]
+    best = max(shares, key=lambda name: shares[name])
+    clearly = [name for name in near if known[name] > 2 * known[best] and known[name] > 2]
+    return max(clearly, key=lambda name: (known[name], shares[name])) if clearly else best
+
+
+def _share_of_an_alphabet(sample: bytes, encoding: str) -> float:
+    """Compute what share of the signs beyond ASCII that are in words, or of no use, belong to a language's alphabet."""
+    try:
+        text = sample.decode(encoding)
     except UnicodeDecodeError:
         return -1.0
+    told = UNTOLD.sub("", WESTERN_SIGNS.sub("", text) if encoding in ("cp1252", "latin_1") else text)
+    counts = Counter(FOREIGN.findall(told.lower()))
+    odd = sum(letter.isupper() for letter in re.findall(rf"(?<=[a-z])(?![\x00-\x7f]){LETTER}", told))
     most = max(sum(counts[letter] for letter in alphabet) for alphabet in ALPHABETS[encoding])
-    return most / max(1, counts.total())
+    return max(0.0, most - odd) / max(1, counts.total())

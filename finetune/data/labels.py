@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Features, List
 
+from finetune.data.spelling import compare_spelling, find_spellings
+from finetune.data.vectors import find_vector_length, parse_list, parse_vector, vector_names
 from finetune.errors import FinetuneError
 from finetune.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Task
 
@@ -15,9 +17,11 @@ __all__ = [
     "Task",
     "encode_labels",
     "find_task",
+    "find_twins",
     "is_hidden",
     "is_number_name",
     "label_matrix",
+    "name_classes",
     "natural_order",
     "number_labels",
     "task_of",
@@ -54,11 +58,12 @@ def find_task(
 ) -> Task:
     """Tell the task by the training labels.
 
-    Lists, or a delimiter, make it multi-label; numbers with fractions regression; everything else single-label.
+    Lists, vectors of 0 and 1, or a delimiter make it multi-label; numbers with fractions regression; everything else
+    single-label. Spellings of a name that differ in nothing visible are one label, named as most rows have it.
 
     Args:
         values: The labels of train as they were read.
-        class_names: Names of the classes if the source holds them; then `values` are their numbers.
+        class_names: Names of the classes in the source's order, if it holds them; `values` need not be looked at then.
         problem_type: What the user says it is; None if it is to be told.
         delimiter: What separates several labels in one string.
         where: The column and file, for messages.
@@ -67,13 +72,26 @@ def find_task(
         FinetuneError: If labels are missing, of several types, or as many as there are rows; also if some are numbers
             and some words, unless the user says that they are classes.
     """
+    if class_names is not None and problem_type != REGRESSION:
+        several = delimiter is not None or any(isinstance(value, list) for value in values)
+        return Task(problem_type or (MULTI_LABEL if several else SINGLE_LABEL), class_names, is_numbered=True)
     _refuse_missing(values, delimiter, where)
+    length = _find_length(values, delimiter, problem_type, where)
+    if length is not None:
+        return Task(MULTI_LABEL, vector_names(length))
     _refuse_gaps_in_numbers(values, where)
+    if problem_type in (None, REGRESSION):
+        _refuse_thousands(values, where)
+    if delimiter is not None and _are_written_lists(values):
+        raise FinetuneError(
+            f"Expected labels parted by {delimiter!r} in {where}, but found lists written as text, such as "
+            f"{values[0][:80]!r}. Leave --label_delimiter out, or join the labels with it."
+        )
     is_told = problem_type is not None
     if problem_type is None:
-        if delimiter is not None or any(isinstance(value, list) for value in values):
+        if delimiter is not None or any(isinstance(value, list) for value in values) or _are_written_lists(values):
             problem_type = MULTI_LABEL
-        elif class_names is None and _are_numbers(values) and any(not float(value).is_integer() for value in values):
+        elif _are_numbers(values) and any(not _to_float(value).is_integer() for value in values):
             problem_type = REGRESSION
         else:
             problem_type = SINGLE_LABEL
@@ -81,16 +99,17 @@ def find_task(
         task = Task(REGRESSION, ["value"])
         encode_labels(values, task, delimiter, where)
         return task
-    if class_names is not None:
-        return Task(problem_type, class_names)
-    _refuse_written_lists(values, where)
     if problem_type == MULTI_LABEL:
-        _refuse_vectors(values, where)
-        _refuse_mixed([one for value in values if isinstance(value, list) for one in value], where)
-        names = {name for value in values for name in _several(value, delimiter)}
+        lists = [value for value in values if isinstance(value, list)]
+        _refuse_fractions([one for value in lists for one in value], where)
+        _refuse_mixed([one for value in lists for one in value], where)
+        found = [name for value in values for name in _several(value, delimiter)]
     else:
         _refuse_mixed(values, where)
-        names = {_name(value) for value in values}
+        found = [_name(value) for value in values]
+    spellings = find_spellings(found)
+    names = [names[0] for names in spellings.values()]
+    if problem_type == SINGLE_LABEL:
         if 2 * len(names) > len(values) and len(names) > 2:
             raise FinetuneError(
                 f"Expected classes of several rows each in {where}, but found {len(names)} distinct labels in "
@@ -102,6 +121,12 @@ def find_task(
     if not names:
         raise FinetuneError(f"Expected labels in {where}, but found none. Pass the right --label_column.")
     return Task(problem_type, sorted(names, key=natural_order))
+
+
+def find_twins(values: Sequence[Any], delimiter: str | None) -> list[list[str]]:
+    """Return the spellings of each label name that stands there in several which differ in nothing visible."""
+    found = [name for value in values if not _is_missing(value) for name in _several(value, delimiter)]
+    return [names for names in find_spellings(found).values() if len(names) > 1]
 
 
 def encode_labels(values: Sequence[Any], task: Task, delimiter: str | None, where: str) -> list[Any]:
@@ -123,12 +148,22 @@ def encode_labels(values: Sequence[Any], task: Task, delimiter: str | None, wher
     if task.problem_type == REGRESSION:
         return [_number(value, row, where) for row, value in enumerate(values, 1)]
     if task.problem_type == MULTI_LABEL:
+        if task.label_names == vector_names(len(task.label_names)):
+            values = [_name_bits(value, task, row, where) for row, value in enumerate(values, 1)]
         several = [_several(value, delimiter) for value in values]
         numbers = _numbers_of({name for names in several for name in names}, task, where)
         return [sorted({numbers[name] for name in names}) for names in several]
     names = [_name(value) for value in values]
     numbers = _numbers_of(set(names), task, where)
     return [numbers[name] for name in names]
+
+
+def name_classes(value: Any, names: Sequence[str]) -> Any:
+    """Return the name of a class for its number, in lists too; what is no number of a class stays what it is."""
+    if isinstance(value, list):
+        return [name_classes(one, names) for one in value]
+    is_number = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(names)
+    return names[value] if is_number else value
 
 
 def label_matrix(labels: Sequence[Any], task: Task) -> np.ndarray:
@@ -160,28 +195,92 @@ def is_number_name(name: str) -> bool:
     return re.fullmatch(r"-?\d+([.,]\d+)?", name) is not None
 
 
-def number_labels(found: Sequence[str], known: Sequence[str], where: str) -> list[int]:
-    """Give the number in `known` of each label name in `found`; names that are numbers may stand for themselves.
+def number_labels(found: Sequence[str], known: Sequence[str], where: str, is_numbered: bool = False) -> list[int]:
+    """Return the number in `known` of each label name in `found`, joined by name.
+
+    Args:
+        found: Names of labels as they were read.
+        known: Names of the labels in the order of their numbers.
+        where: The column and file, for messages.
+        is_numbered: Whether that order is the source's own, so that numbers may stand for names that are none.
 
     Raises:
         FinetuneError: If `found` has a label that is not known.
     """
     numbers = {name: number for number, name in enumerate(known)}
-    if not numbers.keys() & set(found) and not any(name.isdecimal() for name in known):
-        numbers = {str(number): number for number in range(len(known))}
-    unknown = [name for name in found if name not in numbers]
+    spellings = [compare_spelling(name) for name in known]
+    plain = {key: number for number, key in enumerate(spellings) if spellings.count(key) == 1}
+    joined = [numbers.get(name, plain.get(compare_spelling(name))) for name in found]
+    are_numbers, are_names = _split_by_kind(found), _split_by_kind(known)
+    if is_numbered and are_numbers == "numbers" and are_names == "names":
+        joined = [int(name) if name.isdecimal() and int(name) < len(known) else None for name in found]
+    unknown = [name for name, number in zip(found, joined, strict=True) if number is None]
     if unknown:
         shown = [name[:80] for name in unknown[:20]]
+        if len(unknown) == len(found) and {are_numbers, are_names} == {"numbers", "names"}:
+            raise FinetuneError(
+                f"Expected the labels {list(known)[:20]} in {where}, but found {shown}: numbers can't be joined to "
+                "names by their position. Write the same names into every file."
+            )
         raise FinetuneError(
             f"Expected only the labels {list(known)[:20]} in {where}, but found {shown} too. "
             "Rename or remove them, or pass the right --label_column."
         )
-    return [numbers[name] for name in found]
+    return [number for number in joined if number is not None]
+
+
+def _split_by_kind(names: Sequence[str]) -> str:
+    """Tell whether names are all numbers, all words, or some of both."""
+    count = sum(is_number_name(name) for name in names)
+    return "numbers" if count == len(names) else "names" if count == 0 else "both"
 
 
 def _numbers_of(names: set[str], task: Task, where: str) -> dict[str, int]:
     ordered = sorted(names, key=natural_order)
-    return dict(zip(ordered, number_labels(ordered, task.label_names, where), strict=True))
+    return dict(zip(ordered, number_labels(ordered, task.label_names, where, task.is_numbered), strict=True))
+
+
+def _name_bits(value: Any, task: Task, row: int, where: str) -> Any:
+    """Return the names of the labels that a vector of 0 and 1 says hold; what is none stays what it is."""
+    vector = parse_vector(value)
+    if vector is None:
+        empty = isinstance(value, str) and parse_list(value) == []
+        return [] if empty else value
+    if len(vector) != len(task.label_names):
+        raise FinetuneError(
+            f"Expected vectors of {len(task.label_names)} zeros and ones in {where}, but row {row} has "
+            f"{str(value)[:80]!r}. Write one for each label, in one order."
+        )
+    return [name for name, bit in zip(task.label_names, vector, strict=True) if bit]
+
+
+def _find_length(values: Sequence[Any], delimiter: str | None, problem_type: str | None, where: str) -> int | None:
+    """Find the length of the vectors of 0 and 1 that labels are, or None where they are something else.
+
+    Raises:
+        FinetuneError: If they are of several lengths, or could be numbers with a decimal comma.
+    """
+    if problem_type not in (None, MULTI_LABEL):
+        return None
+    length, lengths = find_vector_length(values)
+    strings = [value for value in values if isinstance(value, str) and value.strip()]
+    if (
+        length == 2
+        and delimiter is None
+        and strings
+        and all(re.fullmatch(r"[01],[01]", one.strip()) for one in strings)
+    ):
+        raise FinetuneError(
+            f"Expected labels that can be read in one way in {where}, but {strings[0]!r} is a number with a decimal "
+            "comma or two labels. Pass --problem_type regression, or --label_delimiter ','."
+        )
+    repeats = any(len(set(vector)) < len(vector) for vector in map(parse_vector, values) if vector is not None)
+    if length is None and len(lengths) > 1 and max(lengths) > 1 and repeats:
+        raise FinetuneError(
+            f"Expected lists of labels in {where}, but found vectors of 0 and 1 of {sorted(lengths)[:5]} places. "
+            "Write one for each label in every row, or the names of the labels that hold."
+        )
+    return length
 
 
 def _name(value: Any) -> str:
@@ -191,6 +290,8 @@ def _name(value: Any) -> str:
 
 
 def _several(value: Any, delimiter: str | None) -> list[str]:
+    written = parse_list(value) if delimiter is None else None
+    value = value if written is None else written
     if isinstance(value, list):
         return [_name(one) for one in value]
     parts = str(value).split(delimiter) if delimiter else [value]
@@ -199,14 +300,21 @@ def _several(value: Any, delimiter: str | None) -> list[str]:
 
 def _are_numbers(values: Sequence[Any]) -> bool:
     try:
-        return all(not isinstance(value, bool | list) and math.isfinite(float(value)) for value in values)
+        return all(not isinstance(value, bool | list) and math.isfinite(_to_float(value)) for value in values)
     except (TypeError, ValueError, OverflowError):
         return False
 
 
+def _to_float(value: Any) -> float:
+    """Read a number, also with a decimal comma: 0,65."""
+    if isinstance(value, str) and re.fullmatch(r"\s*[-+]?\d+,\d+\s*", value):
+        value = value.replace(",", ".")
+    return float(value)
+
+
 def _number(value: Any, row: int, where: str) -> float:
     try:
-        number = float(value)
+        number = _to_float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not abs(number) <= float(np.finfo(np.float32).max):
@@ -252,21 +360,27 @@ def _refuse_gaps_in_numbers(values: Sequence[Any], where: str) -> None:
         )
 
 
-def _refuse_written_lists(values: Sequence[Any], where: str) -> None:
-    if all(isinstance(value, str) and re.fullmatch(r"\[.*\]", value.strip(), re.DOTALL) for value in values):
+def _are_written_lists(values: Sequence[Any]) -> bool:
+    return bool(values) and all(isinstance(value, str) and parse_list(value) is not None for value in values)
+
+
+def _refuse_thousands(values: Sequence[Any], where: str) -> None:
+    """Refuse numbers whose comma may be that of decimals or of thousands."""
+    commas = [value.strip() for value in values if isinstance(value, str) and "," in value]
+    if commas and _are_numbers(values) and all(re.fullmatch(r"[-+]?[1-9]\d{0,2},\d{3}", value) for value in commas):
         raise FinetuneError(
-            f"Expected labels in {where}, but found lists written as text, such as {values[0][:80]!r}. Write them as "
-            "lists in .jsonl, or join the labels and pass --label_delimiter."
+            f"Expected numbers that can be read in one way in {where}, but the comma in {commas[0]!r} may part "
+            "decimals or thousands. Write decimals with a point, and thousands without a sign."
         )
 
 
-def _refuse_vectors(values: Sequence[Any], where: str) -> None:
-    lists = [value for value in values if isinstance(value, list)]
-    numbers = all(one in (0, 1) for value in lists for one in value)
-    if numbers and any(len(set(value)) < len(value) for value in lists):
+def _refuse_fractions(values: Sequence[Any], where: str) -> None:
+    """Refuse lists of shares or scores: a label holds, or it doesn't."""
+    fractions = [value for value in values if isinstance(value, float) and not value.is_integer()]
+    if fractions:
         raise FinetuneError(
-            f"Expected lists of labels in {where}, but found vectors of 0 and 1. Write the names of the labels that "
-            "hold in each row."
+            f"Expected lists of labels in {where}, but found numbers with fractions in them, such as {fractions[0]}. "
+            "Write the names of the labels that hold in each row."
         )
 
 

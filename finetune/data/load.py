@@ -12,7 +12,7 @@ import json
 import os
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,9 @@ from transformers import PreTrainedTokenizerBase
 
 from finetune.data.columns import Columns, choose_columns
 from finetune.data.embedded import load_embedded_reviews
-from finetune.data.labels import Task, encode_labels, find_task, is_hidden
-from finetune.data.read import MAX_CHARACTERS, Row, Table, open_table
+from finetune.data.labels import Task, encode_labels, find_task, find_twins, is_hidden, is_number_name, name_classes
+from finetune.data.nested import get_value
+from finetune.data.read import MAX_CHARACTERS, Row, Table, detect_common_encoding, open_table
 from finetune.data.split import carve_splits, check_classes, drop_duplicates, remove_leakage, sample_stratified
 from finetune.data.stream import Shards, TokenizingRows
 from finetune.data.tokenize import TextConfig
@@ -34,8 +35,19 @@ from finetune.errors import FinetuneError
 from finetune.files import flush
 from finetune.hub import find_commit
 from finetune.settings.parts import DataArguments
+from finetune.tasks import MULTI_LABEL, REGRESSION
 
-__all__ = ["SPLITS", "complete_splits", "load_given_splits", "load_splits", "open_stream", "read_examples"]
+__all__ = [
+    "NO_GROUP",
+    "SPLITS",
+    "GivenSplits",
+    "Reading",
+    "complete_splits",
+    "load_given_splits",
+    "load_splits",
+    "open_stream",
+    "read_examples",
+]
 
 SPLITS = ("train", "validation", "test")
 # Rows carved when a split is missing: those of the embedded reviews leave 20,000 of their 24,904 texts for training.
@@ -44,20 +56,66 @@ CARVED_SHARE = 0.1
 ROWS_AT_ONCE = 1_000
 SAMPLED_ROWS = 10_000  # of a stream
 MAX_LABEL_CHARACTERS = 10_000  # of a string, which may hold several; more is a text
-CACHE_VERSION = 2  # of what `_write_rows` writes
+NO_GROUP = "without a group: "  # before the id of a row that names none
+NO_GROUPS = {"", "nan", "none", "null", "<na>", "na", "n/a"}
+CACHE_VERSION = 3  # of what `_write_rows` writes
+
+
+@dataclass
+class Reading:
+    """How a split was read, for the person whose data it is.
+
+    Attributes:
+        where: The file or data set.
+        columns: Which column is what, in words.
+        layout: How its rows are written, such as "separated by commas".
+        encoding: How its bytes were read as text; None where that does not matter.
+        ignored: What of it is left out.
+        twins: Spellings of label names that differ in nothing visible, and were taken for one.
+        numbered: Numbers that stood for the names of classes, and these.
+    """
+
+    where: str
+    columns: str
+    layout: str = ""
+    encoding: str | None = None
+    ignored: tuple[str, ...] = ()
+    twins: list[list[str]] = field(default_factory=list)
+    numbered: dict[str, str] = field(default_factory=dict)
+
+
+class GivenSplits(DatasetDict):
+    """Splits as they were read, with what was understood of them.
+
+    Attributes:
+        task: What is to be predicted.
+        readings: How each split was read.
+    """
+
+    task: Task
+    readings: dict[str, Reading]
+
+    @property
+    def encoding(self) -> str | None:
+        """What bytes that are no UTF-8 were read as, in all splits alike."""
+        found = {reading.encoding for reading in self.readings.values()} - {None, "utf-8"}
+        return found.pop() if len(found) == 1 else None
 
 
 @dataclass
 class _Source:
-    """A split as it was read: its examples without labels, and these as they stood."""
+    """A split as it was read: its examples without labels, and these as they stood, classes by their names."""
 
     examples: Dataset
     labels: list[Any] | None
-    class_names: list[str] | None
+    label_names: list[str] | None  # in the order of the source's own class names
     where: str
     origin: str
+    reading: Reading
     cache: Path | None = None  # where the examples of a file were written
     other_labels: tuple[Any, ...] = ()  # of rows that are not among the examples
+    is_one_hot: bool = False
+    bits: list[str] = field(default_factory=list)  # columns of 0 and 1, where no label was found
 
 
 @contextlib.contextmanager
@@ -108,7 +166,7 @@ def complete_splits(given: DatasetDict, arguments: DataArguments) -> DatasetDict
     return splits
 
 
-def load_given_splits(arguments: DataArguments) -> DatasetDict:
+def load_given_splits(arguments: DataArguments) -> GivenSplits:
     """Load the splits that a source has, as they are, with their labels as numbers.
 
     Raises:
@@ -120,12 +178,13 @@ def load_given_splits(arguments: DataArguments) -> DatasetDict:
         sources = _load_from_hub(arguments)
     else:
         sources = {}
-    for split in SPLITS:
-        path = getattr(arguments, f"{split}_file")
-        if path is not None and split == "train" and arguments.streaming:
-            sources[split] = _read_sample(Path(path), arguments)
-        elif path is not None:
-            sources[split] = _read_file(Path(path), arguments)
+    paths = {split: Path(path) for split in SPLITS if (path := getattr(arguments, f"{split}_file")) is not None}
+    streamed = ["train"] if arguments.streaming else []
+    fallback = None
+    if len(paths) > 1 and arguments.encoding is None:
+        fallback = detect_common_encoding([path for split, path in paths.items() if split not in streamed])
+    for split, path in paths.items():
+        sources[split] = _read_sample(path, arguments) if split in streamed else _read_file(path, arguments, fallback)
     _refuse_unequal_texts(sources)
     return _number_labels(sources, arguments)
 
@@ -151,13 +210,16 @@ def open_stream(
     return TokenizingRows(shards, used, task, arguments.label_delimiter, tokenizer, config)
 
 
-def read_examples(path: str, arguments: DataArguments | None = None, task: Task | None = None) -> Dataset:
+def read_examples(
+    path: str, arguments: DataArguments | None = None, task: Task | None = None, fallback: str | None = None
+) -> Dataset:
     """Read a local file of labelled texts, every value as it stands ("NA" and "007" stay text).
 
     Args:
         path: See `finetune.data.read.FORMATS`.
         arguments: Names of its columns, its encoding, its task; told from the file where they are None.
         task: The labels to number by, if it is known already.
+        fallback: How to read bytes that are no UTF-8, as a model's training texts were; found out if None.
 
     Returns:
         Columns `id` (the file's name and row), `text` and `label`, whose names are the labels found, in natural order.
@@ -166,21 +228,24 @@ def read_examples(path: str, arguments: DataArguments | None = None, task: Task 
         FinetuneError: If the file can't be read, lacks a column, has no rows, or an empty label.
     """
     arguments = arguments or DataArguments()
-    return _number_labels({"train": _read_file(Path(path), arguments)}, arguments, task)["train"]
+    return _number_labels({"train": _read_file(Path(path), arguments, fallback)}, arguments, task)["train"]
 
 
-def _number_labels(sources: dict[str, _Source], arguments: DataArguments, task: Task | None = None) -> DatasetDict:
+def _number_labels(sources: dict[str, _Source], arguments: DataArguments, task: Task | None = None) -> GivenSplits:
     """Tell the task by the training labels and number those of every split as train does."""
     train = sources["train"]
     with _discarding(train):
         if train.labels is None:
             raise FinetuneError(
-                f"Expected labels in {train.where}, but found no column that holds them. Pass --label_column."
+                f"Expected labels in {train.where}, but found no column that holds them. "
+                f"{_advise_on_labels(train.bits)}"
             )
         delimiter = arguments.label_delimiter
         labels = [*train.labels, *train.other_labels]
-        task = task or find_task(labels, train.class_names, arguments.problem_type, delimiter, train.where)
-    splits = DatasetDict()
+        if task is None and train.is_one_hot:
+            task = Task(MULTI_LABEL, train.label_names or [])
+        task = task or find_task(labels, train.label_names, arguments.problem_type, delimiter, train.where)
+    splits = GivenSplits()
     for name, source in sources.items():
         hidden = source.labels is not None and "-1" not in task.label_names and is_hidden(source.labels)
         withheld = source.labels is None or (name == "test" and hidden)
@@ -191,29 +256,45 @@ def _number_labels(sources: dict[str, _Source], arguments: DataArguments, task: 
             assert source.labels is not None
             with _discarding(source):
                 split = _add_labels(split, _as_numbers(source, task, arguments), task)
+                _note_names(source, task, arguments)
         split.info.description = source.origin + (", labels withheld" if withheld else "")
         splits[name] = split
-    return DatasetDict({name: splits[name] for name in SPLITS if name in splits})
+    given = GivenSplits({name: splits[name] for name in SPLITS if name in splits})
+    given.task, given.readings = task, {name: sources[name].reading for name in given}
+    return given
+
+
+def _advise_on_labels(bits: list[str]) -> str:
+    """Name the flag for labels that were not found, with the columns of 0 and 1 if there are some."""
+    return f"Columns of 0 and 1 are read with --label_columns {','.join(bits)}." if bits else "Pass --label_column."
+
+
+def _note_names(source: _Source, task: Task, arguments: DataArguments) -> None:
+    """Note which spellings of labels were taken for one, and which numbers for names."""
+    if task.problem_type == REGRESSION or source.labels is None:
+        return
+    source.reading.twins = find_twins(source.labels, arguments.label_delimiter)
+    found = {str(value) for value in source.labels if not isinstance(value, list)}
+    if source.label_names is None and task.is_numbered and all(map(is_number_name, found)):
+        known = task.label_names
+        if not any(map(is_number_name, known)):
+            source.reading.numbered = {name: known[int(float(name))] for name in sorted(found, key=float)}
 
 
 def _as_numbers(source: _Source, task: Task, arguments: DataArguments) -> list[Any]:
-    """Number a split's labels; those of a source with its own class names are numbers, but maybe other ones."""
+    """Number a split's labels; of a source with its own class names, those that are no such name are missing."""
     values: Any = source.labels
-    if source.class_names is not None:
-        names = source.class_names
-        numbers = itertools.chain.from_iterable(value if isinstance(value, list) else [value] for value in values)
-        wrong = [number for number in numbers if not _is_number_below(number, len(names))]
+    if source.label_names is not None and not source.is_one_hot:
+        names = set(source.label_names)
+        found = itertools.chain.from_iterable(value if isinstance(value, list) else [value] for value in values)
+        wrong = [value for value in found if not isinstance(value, str) or value not in names]
         if wrong:
             raise FinetuneError(
                 f"Expected a label in every row of {source.where}, but found {wrong[0]!r}, which stands for a missing "
                 "or hidden one. Remove these rows."
             )
-        values = [[names[n] for n in value] if isinstance(value, list) else names[value] for value in values]
-    return encode_labels(values, task, arguments.label_delimiter, source.where)
-
-
-def _is_number_below(value: Any, count: int) -> bool:
-    return isinstance(value, int) and 0 <= value < count
+    delimiter = None if source.is_one_hot else arguments.label_delimiter
+    return encode_labels(values, task, delimiter, source.where)
 
 
 def _add_labels(examples: Dataset, labels: list[Any], task: Task) -> Dataset:
@@ -225,33 +306,61 @@ def _embedded_source() -> _Source:
     reviews = load_embedded_reviews()
     names = reviews.features["label"].names
     examples = reviews.remove_columns("label")
-    return _Source(examples, reviews["label"][:], names, "the embedded reviews", reviews.info.description)
+    labels = [name_classes(number, names) for number in reviews["label"][:]]
+    reading = Reading("the embedded reviews", "text from column 'text', label from column 'label'")
+    return _Source(examples, labels, names, "the embedded reviews", reviews.info.description, reading)
 
 
-def _read_file(path: Path, arguments: DataArguments) -> _Source:
+def _read_file(path: Path, arguments: DataArguments, fallback: str | None = None) -> _Source:
     """Read a file's rows into the cache, unless they are there."""
     where = repr(str(path))
-    table = open_table(path, arguments.encoding)
+    table = open_table(path, arguments.encoding, fallback)
     sample = list(itertools.islice(table.rows, 100))
     if not sample:
         raise FinetuneError(f"Expected rows of examples in {where}, but found none below its header.")
     columns = choose_columns(table, sample, vars(arguments), where)
-    table = Table(table.columns, itertools.chain(sample, table.rows), table.encoding, table.class_names)
+    table = replace(table, rows=itertools.chain(sample, table.rows))
     cache = _write_rows(path, table, columns, where)
     try:
         dataset = Dataset.from_file(str(cache))
     except (pa.ArrowInvalid, OSError):  # broken since it was written
         cache.unlink()
         dataset = Dataset.from_file(str(_write_rows(path, table, columns, where)))
-    labels = None
-    if columns.label is not None:
+    labels, class_names = None, table.class_names.get(columns.label or "")
+    if columns.label is not None or columns.labels:
         labels = [json.loads(value) for value in dataset["label"][:]]
-        where = f"column {columns.label!r} of {where}"
-    else:
-        where = f"columns {table.columns} of {where}"
+        if class_names is not None:
+            labels = [name_classes(value, class_names) for value in labels]
+    where = _name_columns(columns, table.columns, where)
     origin = f"file {_name_of(path)}, {columns}" + (f", read as {table.encoding}" if table.encoding else "")
-    class_names = table.class_names.get(columns.label or "")
-    return _Source(dataset.remove_columns("label"), labels, class_names, where, origin, cache)
+    reading = Reading(f"file {_name_of(path)}", str(columns), table.layout, table.encoding, table.ignored)
+    examples = dataset.remove_columns("label")
+    bits = _find_bits(sample, columns) if labels is None else []
+    names = list(columns.labels or ()) or class_names
+    return _Source(examples, labels, names, where, origin, reading, cache, is_one_hot=bool(columns.labels), bits=bits)
+
+
+def _name_columns(columns: Columns, found: list[str], where: str) -> str:
+    """Say, for messages, where labels stand."""
+    if columns.labels:
+        return f"columns {', '.join(map(repr, columns.labels))} of {where}"
+    return f"columns {found} of {where}" if columns.label is None else f"column {columns.label!r} of {where}"
+
+
+def _find_bits(sample: list[Row], columns: Columns) -> list[str]:
+    """Find the columns that hold nothing but 0 and 1, if there are several."""
+    used = {columns.text, columns.text_pair, columns.id, columns.group}
+    names = [name for name in sample[0].values if name not in used]
+    bits = [name for name in names if all(_to_bit(row.values.get(name)) is not None for row in sample)]
+    return bits if len(bits) > 1 else []
+
+
+def _to_bit(value: Any) -> int | None:
+    """Read what a column of 0 and 1 holds; None for anything else."""
+    word = str(value).strip().lower()
+    if word in ("0", "0.0", "false"):
+        return 0
+    return 1 if word in ("1", "1.0", "true") else None
 
 
 def _open_shards(folder: Path, arguments: DataArguments) -> tuple[Shards, Columns]:
@@ -265,8 +374,11 @@ def _read_sample(folder: Path, arguments: DataArguments) -> _Source:
     """Read rows from all over the shards: to examine them, to tell the task, to build a vocabulary from."""
     shards, columns = _open_shards(folder, arguments)
     where = repr(str(folder))
+    if columns.labels:
+        raise FinetuneError("Expected no --label_columns with --streaming. Write the labels as one column of lists.")
     if columns.label is None:
         raise FinetuneError(f"Expected labels in {where}, but found {shards.column_names}. Pass --label_column.")
+    shards.check_labels(columns.label)
     rows = [
         Row(values, f"sampled row {number}")
         for number, values in enumerate(shards.sample(SAMPLED_ROWS, shards.column_names), 1)
@@ -283,9 +395,9 @@ def _read_sample(folder: Path, arguments: DataArguments) -> _Source:
         f"here a sample"
     )
     where = f"column {columns.label!r} of {where}"
-    return _Source(
-        Dataset.from_list(examples), labels, shards.class_names.get(columns.label), where, origin, other_labels=others
-    )
+    names = shards.class_names.get(columns.label)
+    reading = Reading(f"folder {_name_of(folder)}", str(columns), f"{len(shards.paths)} shards of Parquet")
+    return _Source(Dataset.from_list(examples), labels, names, where, origin, reading, other_labels=others)
 
 
 def _write_rows(path: Path, table: Table, columns: Columns, where: str) -> Path:
@@ -324,19 +436,23 @@ def _examples(table: Table, columns: Columns, name: str, where: str) -> Iterator
         values = row.values
         example: dict[str, Any] = {
             "id": f"{name}-{number}",
-            "text": _text(values.get(columns.text), row, columns.text, where),
+            "text": _text(get_value(values, columns.text), row, columns.text, where),
         }
         if columns.id is not None:
-            example["id"] = str(values.get(columns.id))
+            example["id"] = str(get_value(values, columns.id))
             if example["id"] in seen:
                 raise FinetuneError(f"Expected ids that differ in {where}, but {row.place} repeats {example['id']!r}.")
             seen.add(example["id"])
         if columns.text_pair is not None:
-            example["text_pair"] = _text(values.get(columns.text_pair), row, columns.text_pair, where)
+            example["text_pair"] = _text(get_value(values, columns.text_pair), row, columns.text_pair, where)
         if columns.group is not None:
-            example["group"] = str(values.get(columns.group))
+            group = str(get_value(values, columns.group)).strip()
+            example["group"] = f"{NO_GROUP}{example['id']}" if group.lower() in NO_GROUPS else group
         label = columns.label
-        example["label"] = "null" if label is None else _label(values.get(label), row, label, where)
+        if columns.labels:
+            example["label"] = _one_hot(row, columns.labels, where)
+        else:
+            example["label"] = "null" if label is None else _label(get_value(values, label), row, label, where)
         try:
             "".join(filter(None, example.values())).encode()
         except UnicodeEncodeError as error:
@@ -345,6 +461,21 @@ def _examples(table: Table, columns: Columns, name: str, where: str) -> Iterator
                 "leaves. Remove it."
             ) from error
         yield example
+
+
+def _one_hot(row: Row, names: tuple[str, ...], where: str) -> str:
+    """Give the names of the columns that hold 1, as JSON; null where all are missing or -1, as in a withheld test."""
+    values = [get_value(row.values, name) for name in names]
+    if all(value is None or value != value or str(value).strip() in ("", "-1", "-1.0") for value in values):
+        return "null"
+    bits = [_to_bit(value) for value in values]
+    if None in bits:
+        place = bits.index(None)
+        raise FinetuneError(
+            f"Expected 0 or 1 in each of --label_columns in {where}, but column {names[place]!r} at {row.place} has "
+            f"{str(values[place])[:80]!r}. Name the columns of labels alone, or mend the row."
+        )
+    return json.dumps([name for name, bit in zip(names, bits, strict=True) if bit], ensure_ascii=False)
 
 
 def _label(value: Any, row: Row, column: str, where: str) -> str:
@@ -391,6 +522,8 @@ def _load_from_hub(arguments: DataArguments) -> dict[str, _Source]:
     name = arguments.dataset_name
     assert name is not None
     commit = find_commit(name, arguments.dataset_revision, "dataset") if arguments.is_on_hub else None
+    if Path(name).is_dir():
+        _compare_shards(Path(name), arguments.label_column)
     try:
         loaded: Any = load_dataset(name, arguments.dataset_config_name, revision=commit)
     except (OSError, ValueError, RuntimeError, DatasetGenerationError) as error:
@@ -416,17 +549,44 @@ def _refuse_other_commit(loaded: DatasetDict, name: str, commit: str) -> None:
         )
 
 
+def _compare_shards(folder: Path, column: str | None) -> None:
+    """Refuse shards of a local data set whose classes have other numbers: `datasets` would take the first one's."""
+    by_folder: dict[Path, list[Path]] = {}
+    for path in sorted(folder.rglob("*.parquet")):
+        by_folder.setdefault(path.parent, []).append(path)
+    for paths in by_folder.values():
+        first: tuple[Path, dict[str, list[str]]] | None = None
+        for path in paths:
+            names = open_table(path).class_names
+            first = first or (path, names)
+            differing = [one for one in first[1] if names.get(one, first[1][one]) != first[1][one]]
+            if differing and column in (None, *differing):
+                raise FinetuneError(
+                    f"Expected the class names {first[1][differing[0]][:20]} of column {differing[0]!r} in every file, "
+                    f"as in {first[0].name}, but {path.name} has {names[differing[0]][:20]}. Pass the files by "
+                    "--train_file and --test_file, or write them with the same names."
+                )
+
+
 def _hub_source(dataset: Dataset, name: str, split: str, arguments: DataArguments) -> _Source:
     """Bring a Hub split to the columns of an example."""
     where = f"split {split!r} of {name}"
     sample = [Row(values, "") for values in dataset.select(range(min(100, len(dataset)))).to_list()]
     columns = choose_columns(Table(dataset.column_names, iter(()), None, {}), sample, vars(arguments), where)
     labels, class_names = None, None
-    if columns.label is not None:
+    if columns.labels:
+        rows = dataset.select_columns(list(columns.labels)).to_list()
+        labels = [
+            json.loads(_one_hot(Row(values, f"row {n}"), columns.labels, where)) for n, values in enumerate(rows, 1)
+        ]
+        where = _name_columns(columns, dataset.column_names, where)
+    elif columns.label is not None:
         feature = dataset.features[columns.label]
         inner = feature.feature if isinstance(feature, List) else feature
         labels = dataset[columns.label][:]
         class_names = inner.names if isinstance(inner, ClassLabel) else None
+        if class_names is not None:
+            labels = [name_classes(value, class_names) for value in labels]
         where = f"column {columns.label!r} of {where}"
     parts = {part: getattr(columns, part) for part in ("text", "text_pair", "group", "id")}
     kept = {source: part for part, source in parts.items() if source is not None}
@@ -443,4 +603,15 @@ def _hub_source(dataset: Dataset, name: str, split: str, arguments: DataArgument
     if "id" not in examples.column_names:
         ids = [f"{name}-{split}-{row}" for row in range(len(examples))]
         examples = examples.add_column("id", np.array(ids))  # type: ignore[arg-type]
-    return _Source(examples, labels, class_names, where, f"{name}, split {split}, {columns}")
+    if "group" in examples.column_names:
+        groups = [str(group).strip() for group in examples["group"]]
+        filled = [
+            f"{NO_GROUP}{one}" if group.lower() in NO_GROUPS else group
+            for one, group in zip(examples["id"], groups, strict=True)
+        ]
+        if filled != groups:
+            examples = examples.remove_columns("group").add_column("group", filled)
+    origin = f"{name}, split {split}, {columns}"
+    label_names = list(columns.labels or ()) or class_names
+    reading = Reading(f"{name}, split {split}", str(columns))
+    return _Source(examples, labels, label_names, where, origin, reading, is_one_hot=bool(columns.labels))

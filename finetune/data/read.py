@@ -1,8 +1,8 @@
 """Read a file of rows, whatever its format: one row at a time, so that its size does not matter.
 
-CSV and TSV with a header line; JSON Lines and JSON lists of objects; Parquet; any of them compressed (.gz, .zst); a
-folder of .txt files per class; and, for every other ending, lines that begin with their label, as fastText and the
-sentence benchmarks of Kim 2014 have them. What a row means is decided elsewhere.
+CSV and TSV with a header line, also Orange's three; JSON Lines and JSON of objects; Parquet; each of them compressed
+(.gz, .zst); Excel; a folder with files of texts per class; and, for every other ending, lines of a label and a text.
+What a row means is decided elsewhere.
 """
 
 import codecs
@@ -15,7 +15,7 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -23,11 +23,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from finetune.data.encoding import choose_encoding
+from finetune.data.excel import read_sheet
+from finetune.data.lines import read_labelled_lines
+from finetune.data.signatures import LEAD_BYTES, refuse_other_formats
 from finetune.errors import FinetuneError
 
-__all__ = ["FORMATS", "MAX_CHARACTERS", "Row", "Table", "detect_encoding", "open_table"]
+__all__ = ["FORMATS", "MAX_CHARACTERS", "SEPARATORS", "Row", "Table", "detect_common_encoding",
+           "detect_encoding", "open_table"]  # fmt: skip
 
-FORMATS = ".csv, .tsv, .jsonl, .json, .parquet (also .gz, .zst), lines 'label text', or a folder per class"
+FORMATS = ".csv, .tsv, .jsonl, .json, .parquet (also .gz, .zst), .xlsx, lines 'label text', or a folder per class"
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 MAX_CHARACTERS = 1_000_000  # of one value; more is a file that was not what it seemed
 MAX_NAME_CHARACTERS = 1_000  # of a column's name; survey exports have whole questions
 SAMPLE_BYTES = 2**18
@@ -37,6 +42,24 @@ BYTE_ORDER_MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",  # after UTF-32's, which begins with it
     codecs.BOM_UTF16_BE: "utf-16",
 }
+ORANGE_KINDS = {"d", "c", "s", "t", "discrete", "continuous", "string", "time", "basket"}
+READ_ENDINGS = {
+    ".csv",
+    ".tsv",
+    ".tab",
+    ".jsonl",
+    ".ndjson",
+    ".json",
+    ".parquet",
+    ".xlsx",
+    ".gz",
+    ".zst",
+    ".md",
+    ".arrow",
+}
+NO_CLASSES = {"readme", "license", "about", "urls"}
+# Of one text a line: at most so many files for each class, with so many lines on average.
+MAX_FILES_OF_LINES, MIN_LINES = 3, 5
 UNLABELLED_FOLDER = "unsup"  # the original IMDb archive keeps reviews without a label in it
 
 
@@ -57,20 +80,27 @@ class Table:
         rows: Its rows, to be read once.
         encoding: How its bytes were read as text; None for Parquet.
         class_names: Names of the classes by column, where a Parquet file of `datasets` holds them.
+        layout: How its rows are written, for the person who reads it, such as "separated by commas".
+        label: The column of the label, where the format says so.
+        ignored: What of the file is left out, for the same person.
     """
 
     columns: list[str]
     rows: Iterator[Row]
     encoding: str | None
     class_names: dict[str, list[str]]
+    layout: str = ""
+    label: str | None = None
+    ignored: tuple[str, ...] = ()
 
 
-def open_table(path: Path, encoding: str | None = None) -> Table:
+def open_table(path: Path, encoding: str | None = None, fallback: str | None = None) -> Table:
     """Open a file or folder of rows.
 
     Args:
-        path: The file, or a folder with a folder of `.txt` files for each class.
+        path: The file, or a folder with files of texts for each class.
         encoding: How to read its bytes as text; found out if None.
+        fallback: How to read them where they are no UTF-8; found out if None.
 
     Raises:
         FinetuneError: Here or while its rows are read, if it is not a readable file of its format.
@@ -78,30 +108,42 @@ def open_table(path: Path, encoding: str | None = None) -> Table:
     _check_encoding(encoding)
     with _one_line_errors(path):
         if path.is_dir():
-            return _open_folder(path, encoding)
+            return _open_folder(path, encoding, fallback)
         if not path.is_file():
             raise FinetuneError(f"Expected a file or folder of examples, but found none at {str(path)!r}.")
         if path.stat().st_size == 0:
             raise FinetuneError(f"Expected examples in {str(path)!r}, but the file is empty.")
         ending = (path.with_suffix("") if path.suffix.lower() in (".gz", ".zst") else path).suffix.lower()
+        with _open_bytes(path) as stream:
+            lead = stream.read(LEAD_BYTES)
+        refuse_other_formats(path, ending, lead)
         if ending == ".parquet":
             return _open_parquet(path)
-        encoding = encoding or detect_encoding(path)
+        if ending in (".xlsx", ".xlsm"):
+            return _open_sheet(path)
+        encoding = encoding or detect_encoding(path, fallback=fallback)
         # Other formats end their lines at line feeds alone: sentences hold stray control characters.
-        newline = "" if ending in (".csv", ".tsv") else "\n"
+        newline = "" if ending in (".csv", ".tsv", ".tab") else "\n"
 
         def open_lines() -> Iterator[str]:
             stream = io.TextIOWrapper(_open_bytes(path), encoding=encoding, newline=newline)
             return itertools.chain([next(stream, "").removeprefix("\ufeff")], stream)
 
         match ending:
-            case ".csv" | ".tsv":
-                columns, rows = _read_separated(path, open_lines, tab=ending == ".tsv")
+            case ".csv" | ".tsv" | ".tab":
+                table = _read_separated(path, open_lines, tab=ending != ".csv")
             case ".jsonl" | ".json" | ".ndjson":
-                columns, rows = _read_json(path, open_lines())
+                table = _read_json(path, open_lines())
             case _:
-                columns, rows = _read_label_first(path, open_lines())
-    return Table(columns, _guarded(path, rows), encoding, {})
+                table = _read_lines(path, open_lines)
+    return replace(table, rows=_guarded(path, table.rows), encoding=encoding)
+
+
+def _open_sheet(path: Path) -> Table:
+    columns, numbered = read_sheet(path)
+    _check_columns(path, columns)
+    rows = (Row(values, f"row {number}") for values, number in numbered)
+    return Table(columns, _guarded(path, rows), None, {}, "one sheet")
 
 
 def _check_encoding(encoding: str | None) -> None:
@@ -111,21 +153,70 @@ def _check_encoding(encoding: str | None) -> None:
         raise FinetuneError(f"Expected a known --encoding, but got {encoding!r}. Try utf-8 or latin-1.") from error
 
 
-def detect_encoding(*files: Path) -> str:
+def detect_encoding(*files: Path, fallback: str | None = None) -> str:
     """Find out how the bytes of files are to be read as text: UTF-8 if they are, else what they look most like.
 
     Only lines that are not ASCII tell anything, so these alone are looked at, wherever they stand.
 
+    Args:
+        *files: Files of one source.
+        fallback: What bytes that are no UTF-8 are, if that is known.
+
     Raises:
         FinetuneError: If they look like no text, or lines of several encodings are among them.
     """
+    found, sample, first = _sample_bytes(files)
+    if found is not None:
+        return found
+    encoding = fallback or choose_encoding(sample)
+    if encoding is None:
+        raise FinetuneError(f"Expected text, but {first} is in no encoding that is known here. Pass its --encoding.")
+    return encoding
+
+
+def detect_common_encoding(files: Sequence[Path]) -> str | None:
+    """Choose one encoding for all files whose bytes are no UTF-8, by the lines of all of them; None if there are none.
+
+    Raises:
+        FinetuneError: As `detect_encoding` does.
+    """
+    sample, first = bytearray(), ""
+    for file in files:
+        inside = _text_files(file)[0] if file.is_dir() else [file]
+        found, lines, place = _sample_bytes([one for one in inside if _is_text(one)])
+        if found is None:
+            sample += lines
+            first = first or place
+    if not sample:
+        return None
+    encoding = choose_encoding(bytes(sample))
+    if encoding is None:
+        raise FinetuneError(f"Expected text, but {first} is in no encoding that is known here. Pass its --encoding.")
+    return encoding
+
+
+def _is_text(path: Path) -> bool:
+    """Tell whether a file is one of those whose encoding matters: any but Parquet's, Excel's, and unknown ones."""
+    name = path.name.lower()
+    if not path.is_file() or re.search(r"\.(parquet(\.(gz|zst))?|xls[xm])$", name):
+        return False
+    try:
+        with _open_bytes(path) as stream:
+            refuse_other_formats(path, "", stream.read(LEAD_BYTES))
+    except (OSError, EOFError, ValueError, zlib.error, pa.ArrowException):
+        return False  # what is wrong with it is said when it is read
+    return True
+
+
+def _sample_bytes(files: Sequence[Path]) -> tuple[str | None, bytes, str]:
+    """Return an encoding that needs no guess, or lines in another one and where the first of them stands."""
     sample = bytearray()
     others, utf8, first = 0, 0, ""
     for file in files:
         with _one_line_errors(file), _open_bytes(file) as stream:
             for number, line in enumerate(stream, 1):
                 if number == 1 and line.startswith(tuple(BYTE_ORDER_MARKS)):
-                    return next(name for mark, name in BYTE_ORDER_MARKS.items() if line.startswith(mark))
+                    return next(name for mark, name in BYTE_ORDER_MARKS.items() if line.startswith(mark)), b"", ""
                 if b"\0" in line:
                     raise FinetuneError(
                         f"Expected text in {str(file)!r}, but line {number} holds zero bytes, as binary files do and "
@@ -142,17 +233,14 @@ def detect_encoding(*files: Path) -> str:
                     if len(sample) < SAMPLE_BYTES:
                         sample += line
     if not others:
-        return "utf-8"
+        return "utf-8", b"", ""
     # Longer lines in another encoding are never UTF-8 by chance. Read as anything else, UTF-8 would come out garbled.
     if utf8 > others / 10:
         raise FinetuneError(
             f"Expected one encoding, but found {utf8:,} lines in UTF-8 and {others:,} that are not, the first of them "
             f"{first}. Mend or remove these, or pass the --encoding of all."
         )
-    encoding = choose_encoding(bytes(sample))
-    if encoding is None:
-        raise FinetuneError(f"Expected text, but {first} is in no encoding that is known here. Pass its --encoding.")
-    return encoding
+    return None, bytes(sample), first
 
 
 def _open_bytes(path: Path) -> IO[bytes]:
@@ -200,8 +288,8 @@ def _check_columns(path: Path, columns: Sequence[str]) -> None:
         )
 
 
-def _read_separated(path: Path, open_lines: Callable[[], Iterator[str]], tab: bool) -> tuple[list[str], Iterator[Row]]:
-    """Read separated values with a header: tabs, or commas, or semicolons where the header has more of these."""
+def _read_separated(path: Path, open_lines: Callable[[], Iterator[str]], tab: bool) -> Table:
+    """Read separated values with a header: by what the header has most of, or tabs in a file that is named for them."""
     csv.field_size_limit(2**31 - 1)
     first = next((line for line in open_lines() if line.strip("\r\n")), "")
     if first.startswith(("{", "[")):
@@ -210,10 +298,20 @@ def _read_separated(path: Path, open_lines: Callable[[], Iterator[str]], tab: bo
             "to .jsonl if it holds JSON."
         )
     declared = first.startswith("sep=")  # a line that Excel writes above the header
-    separator = first[4] if declared and first[4:].strip() else "\t" if tab else max(",;\t", key=first.count)
+    names = re.sub(r'"[^"\r\n]*"', "", first)
+    separator = "\t" if tab and "\t" in names else max(SEPARATORS, key=names.count)
+    if tab and not names.count(separator):
+        separator = "\t"
+    separator = first[4] if declared and first[4:].strip() else separator
     quoted = declared or separator != "\t" or _has_quoted_texts(path, open_lines)
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
     reader = csv.reader(open_lines(), delimiter=separator, quoting=quoting, strict=True)
+
+    def lines_again() -> Iterator[list[str]]:
+        """Read the rows below the header once more, by themselves."""
+        with contextlib.suppress(csv.Error):  # said when they are read
+            again = (row for row in csv.reader(open_lines(), delimiter=separator, quoting=quoting) if row)
+            yield from itertools.islice(again, 2 if declared else 1, None)
 
     def lines() -> Iterator[tuple[list[str], int]]:
         """Give the fields of each row with the number of its first line."""
@@ -229,12 +327,21 @@ def _read_separated(path: Path, open_lines: Callable[[], Iterator[str]], tab: bo
                 "each quote that opens a text, and double those within it."
             ) from error
 
-    found = lines()
+    found: Iterator[tuple[list[str], int]] = lines()
     if declared:
         next(found)
     header, _ = next(found, ([], 0))
     columns = [name.strip() for name in header]
-    _check_columns(path, columns)
+    second, third = next(found, None), next(found, None)
+    kinds = _read_orange_header(columns, second, third)
+    if kinds is None:
+        found = itertools.chain([row for row in (second, third) if row is not None], found)
+    columns, label = kinds or (columns, None)
+    _refuse_other_separator(path, columns)
+    unnamed = [place for place, name in enumerate(columns) if not name] if columns.count("") > 1 else []
+    ignored = _describe_unnamed(lines_again(), unnamed) if unnamed else ()
+    named = [name for name in columns if name] if unnamed else columns
+    _check_columns(path, named)
 
     def rows() -> Iterator[Row]:
         for fields, number in found:
@@ -247,9 +354,47 @@ def _read_separated(path: Path, open_lines: Callable[[], Iterator[str]], tab: bo
                 raise FinetuneError(
                     f"Expected one header in {str(path)!r}, but line {number} is its header once more. Remove the line."
                 )
-            yield Row(dict(zip(columns, fields, strict=True)), f"line {number}")
+            values = dict(zip(columns, fields, strict=True))
+            if unnamed:
+                del values[""]
+            yield Row(values, f"line {number}")
 
-    return columns, rows()
+    layout = f"separated by {SEPARATORS.get(separator, repr(separator))}"
+    return Table(
+        named, rows(), None, {}, layout + (", with Orange's three lines of header" if kinds else ""), label, ignored
+    )
+
+
+def _describe_unnamed(rows: Iterator[list[str]], unnamed: Sequence[int]) -> tuple[str, ...]:
+    """Tell that columns without names are left out, and of how many rows that leaves values out."""
+    filled = sum(any(place < len(row) and row[place].strip() for place in unnamed) for row in rows)
+    what = f"{len(unnamed)} columns without a name, "
+    return (what + (f"which hold values in {filled:,} rows" if filled else "which are empty"),)
+
+
+def _refuse_other_separator(path: Path, columns: Sequence[str]) -> None:
+    """Refuse a single column whose name looks like several, parted by a sign that is none of ours."""
+    parted = re.fullmatch(r"\w+(?:([^\w\s'\"().-]+|\x1f|\x01)\w+)(?:\1\w+)*", columns[0]) if len(columns) == 1 else None
+    if parted:
+        raise FinetuneError(
+            f"Expected columns separated by {', '.join(SEPARATORS.values())} in {str(path)!r}, but its header is "
+            f"{columns[0][:80]!r}. Save it with one of these instead of {parted[1]!r}."
+        )
+
+
+def _read_orange_header(
+    names: Sequence[str], second: tuple[list[str], int] | None, third: tuple[list[str], int] | None
+) -> tuple[list[str], str | None] | None:
+    """Read the three lines of header of Orange's tables: names, kinds, and roles. None if there are no such lines."""
+    if second is None or third is None or not len(names) == len(second[0]) == len(third[0]):
+        return None
+    kinds, roles = ([value.strip().lower() for value in row[0]] for row in (second, third))
+    if not all(role == "" or re.fullmatch(r"(class|meta|ignore|weight|[cmiw])?(\s*\w+=\S*)*", role) for role in roles):
+        return None
+    if not any(roles) or sum(kind in ORANGE_KINDS for kind in kinds) < max(1, sum(map(bool, kinds)) - 1):
+        return None
+    labels = [name for name, role in zip(names, roles, strict=True) if re.match(r"(class|c)\b", role)]
+    return list(names), labels[0] if len(labels) == 1 else None
 
 
 def _has_quoted_texts(path: Path, open_lines: Callable[[], Iterator[str]]) -> bool:
@@ -279,17 +424,28 @@ def _has_quoted_texts(path: Path, open_lines: Callable[[], Iterator[str]]) -> bo
     return True
 
 
-def _read_json(path: Path, lines: Iterator[str]) -> tuple[list[str], Iterator[Row]]:
-    """Read an object a line, or one list of objects."""
+def _read_json(path: Path, lines: Iterator[str]) -> Table:
+    """Read an object a line, one list of objects, an object that holds such a list, or one of columns."""
     numbered = ((line, number) for number, line in enumerate(lines, 1) if line.strip())
-    first = next(numbered, ("", 1))
+    first, second = next(numbered, ("", 1)), next(numbered, None)
+    rest: Iterator[tuple[str, int]] = itertools.chain([] if second is None else [second], numbered)
+    layout = "an object a line"
+    whole: Any = None
+    if first[0].lstrip().startswith("["):
+        layout, whole = "a list of objects", _parse_json("".join([first[0], *(line for line, _ in rest)]), path, "it")
+    elif first[0].lstrip().startswith("{") and (second is None or not _is_json(first[0])):
+        held = list(rest)
+        text = "".join([first[0], *(line for line, _ in held)])
+        rest = iter(held)
+        found = _find_objects(json.loads(text)) if _is_json(text) else None
+        if found is not None:
+            layout, whole = found
 
     def objects() -> Iterator[tuple[Any, str]]:
-        if first[0].lstrip().startswith("["):
-            values = _parse_json("".join([first[0], *(line for line, _ in numbered)]), path, "it")
-            yield from ((value, f"object {number}") for number, value in enumerate(values, 1))
+        if whole is not None:
+            yield from ((value, f"object {number}") for number, value in enumerate(whole, 1))
         else:
-            for line, number in itertools.chain([first], numbered):
+            for line, number in itertools.chain([first], rest):
                 yield _parse_json(line, path, f"line {number}"), f"line {number}"
 
     def rows() -> Iterator[Row]:
@@ -302,11 +458,45 @@ def _read_json(path: Path, lines: Iterator[str]) -> tuple[list[str], Iterator[Ro
             yield Row(value, place)
 
     # The columns of a file whose objects need not have the same keys are those of its first hundred.
-    found = rows()
-    head = list(itertools.islice(found, 100))
+    made = rows()
+    head = list(itertools.islice(made, 100))
     columns = list(dict.fromkeys(name for row in head for name in row.values))
     _check_columns(path, columns)
-    return columns, itertools.chain(head, found)
+    return Table(columns, itertools.chain(head, made), None, {}, layout)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _find_objects(value: dict[str, Any]) -> tuple[str, list[Any]] | None:
+    """Find the rows that one object holds: a list of objects under some name, or columns, as pandas writes them."""
+    names = value.get("columns")
+    if isinstance(names, list) and isinstance(value.get("data"), list):
+        rows = value["data"]
+        if all(isinstance(row, list) and len(row) == len(names) for row in rows):
+            return "columns and data", [dict(zip(map(str, names), row, strict=True)) for row in rows]
+    lists = {
+        name: one
+        for name, one in value.items()
+        if isinstance(one, list) and one and all(isinstance(row, dict) for row in one)
+    }
+    if len(lists) == 1:
+        (name, rows), *_ = lists.items()
+        return f"a list of objects under {name!r}", rows
+    columns = list(value.values())
+    if len(columns) > 1 and all(isinstance(column, dict) for column in columns):
+        keys = list(columns[0])
+        plain = all(not isinstance(one, dict) for column in columns for one in column.values())
+        if plain and len(keys) > 0 and all(list(column) == keys for column in columns):
+            return "columns", [{name: column[key] for name, column in value.items()} for key in keys]
+    if len(columns) > 1 and all(isinstance(column, list) and len(column) == len(columns[0]) > 1 for column in columns):
+        return "columns", [dict(zip(value, row, strict=True)) for row in zip(*columns, strict=True)]
+    return None
 
 
 def _parse_json(text: str, path: Path, place: str) -> Any:
@@ -318,42 +508,11 @@ def _parse_json(text: str, path: Path, place: str) -> Any:
         ) from error
 
 
-def _read_label_first(path: Path, lines: Iterator[str]) -> tuple[list[str], Iterator[Row]]:
-    """Read lines 'label text'; fastText's prefix `__label__` is dropped, and several of them make a list."""
-
-    def rows() -> Iterator[Row]:
-        prefixed = None
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            if prefixed is None and line.startswith(('{"', "[{")):
-                raise FinetuneError(
-                    f"Expected lines 'label text' in {str(path)!r}, whose ending names no other format, but found "
-                    "JSON. Rename it to .jsonl."
-                )
-            labels, text = [], line.strip()
-            while text.startswith("__label__"):
-                label, text = _part(text)
-                labels.append(label.removeprefix("__label__"))
-            if prefixed is None:
-                prefixed = bool(labels)
-            if prefixed != bool(labels):
-                raise FinetuneError(
-                    f"Expected labels in every line of {str(path)!r} to be written alike, but line {number} begins "
-                    f"{'without' if prefixed else 'with'} __label__. Write it in each line, or in none."
-                )
-            if not labels:
-                label, text = _part(text)
-                labels = [label]
-            yield Row({"label": labels if len(labels) > 1 else labels[0], "text": text}, f"line {number}")
-
-    return ["label", "text"], rows()
-
-
-def _part(line: str) -> tuple[str, str]:
-    """Part a line at its first run of spaces or tabs."""
-    label, *text = re.split(r"[ \t]+", line, maxsplit=1)
-    return label, "".join(text)
+def _read_lines(path: Path, open_lines: Callable[[], Iterator[str]]) -> Table:
+    """Read lines of a label and a text."""
+    layout, lines = read_labelled_lines(path, open_lines)
+    rows = (Row({"label": label, "text": text}, f"line {number}") for label, text, number in lines)
+    return Table(["label", "text"], rows, None, {}, layout)
 
 
 def _open_parquet(path: Path) -> Table:
@@ -389,7 +548,38 @@ def _read_class_names(path: Path, schema: pa.Schema) -> dict[str, list[str]]:
     return {name: feature.names for name, feature in inner.items() if isinstance(feature, ClassLabel)}
 
 
-def _open_folder(path: Path, encoding: str | None) -> Table:
+def _open_folder(path: Path, encoding: str | None, fallback: str | None) -> Table:
+    files, is_a_line = _text_files(path)
+    if not files:
+        raise FinetuneError(
+            f"Expected a folder of .txt files for each class in {str(path)!r}, but found "
+            f"{[entry.name for entry in sorted(path.iterdir())][:5]}. Pass the folder that holds the classes"
+            f"{_advise_on_folder(path)}."
+        )
+    encoding = encoding or detect_encoding(*files, fallback=fallback)
+
+    def rows() -> Iterator[Row]:
+        for file in files:
+            label = _class_of(file, path)
+            with _one_line_errors(file), file.open(encoding=encoding, newline="\n" if is_a_line else "") as stream:
+                if is_a_line:
+                    for number, line in enumerate(stream, 1):
+                        text = line.removeprefix("\ufeff").rstrip("\r\n")
+                        if text.strip():
+                            yield Row({"label": label, "text": text}, f"line {number} of {file.relative_to(path)}")
+                else:
+                    text = stream.read().removeprefix("\ufeff")
+                    yield Row({"label": label, "text": text}, str(file.relative_to(path)))
+
+    layout = "a text a line" if is_a_line else "a text a file"
+    return Table(["label", "text"], rows(), encoding, {}, layout)
+
+
+def _text_files(path: Path) -> tuple[list[Path], bool]:
+    """Find the files of texts in a folder, and tell whether each of their lines is a text.
+
+    A folder of files for each class; or a file for each class, pos.txt and neg.txt, or reviews.pos and reviews.neg.
+    """
     folders = sorted(folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))
     for folder in folders:
         inner = [one.name for one in sorted(folder.iterdir()) if one.is_dir() and any(one.glob("*.txt"))]
@@ -404,17 +594,33 @@ def _open_folder(path: Path, encoding: str | None) -> Table:
         for file in sorted(folder.glob("*.txt"))
         if folder.name != UNLABELLED_FOLDER and not file.name.startswith(".")
     ]
-    if not files:
-        raise FinetuneError(
-            f"Expected a folder of .txt files for each class in {str(path)!r}, but found "
-            f"{[entry.name for entry in sorted(path.iterdir())][:5]}. Pass the folder that holds the classes."
-        )
-    encoding = encoding or detect_encoding(*files)
+    if files:
+        return files, _hold_a_text_a_line(files)
+    own = [file for file in sorted(path.iterdir()) if file.is_file() and not file.name.startswith(".")]
+    texts = [file for file in own if file.suffix.lower() == ".txt" and file.stem.lower() not in NO_CLASSES]
+    if len(texts) < 2:
+        stems = {file.stem for file in own if file.suffix}
+        texts = own if len(own) > 1 and len(stems) == 1 and not {file.suffix for file in own} & READ_ENDINGS else []
+    return texts, True
 
-    def rows() -> Iterator[Row]:
-        for file in files:
-            with _one_line_errors(file), file.open(encoding=encoding, newline="") as stream:
-                text = stream.read().removeprefix("\ufeff")
-            yield Row({"label": file.parent.name, "text": text}, str(file.relative_to(path)))
 
-    return Table(["label", "text"], rows(), encoding, {})
+def _class_of(file: Path, folder: Path) -> str:
+    if file.parent != folder:
+        return file.parent.name
+    return file.stem if file.suffix.lower() == ".txt" else file.suffix.removeprefix(".")
+
+
+def _hold_a_text_a_line(files: Sequence[Path]) -> bool:
+    """Tell whether files hold many texts, one a line: a few for each class, with many lines."""
+    classes = {file.parent for file in files}
+    if len(files) > MAX_FILES_OF_LINES * len(classes):
+        return False
+    lines = sum(sum(1 for line in file.open("rb") if line.strip()) for file in files)
+    return lines >= MIN_LINES * len(files)
+
+
+def _advise_on_folder(path: Path) -> str:
+    if (path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists():
+        return ", or save each split of this data set with to_parquet()"
+    endings = sorted({file.suffix for file in path.iterdir() if file.suffix in READ_ENDINGS})
+    return f", or one of its {endings[0]} files" if endings else ""

@@ -6,6 +6,7 @@ memory are. The order is a function of seed and epoch alone: there is no buffer 
 reads past the rows that it has seen, and each process reads all rows but tokenizes only its own.
 """
 
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -18,7 +19,7 @@ from datasets import ClassLabel, Features, List
 from transformers import PreTrainedTokenizerBase
 
 from finetune.data.batch import StepSampler
-from finetune.data.labels import Task, encode_labels, label_matrix
+from finetune.data.labels import Task, encode_labels, label_matrix, name_classes
 from finetune.data.tokenize import TextConfig, encode_texts
 from finetune.errors import FinetuneError
 
@@ -49,6 +50,7 @@ class Shards:
         self.groups: list[tuple[Path, int]] = []
         self.sizes: list[int] = []
         schemas = []
+        self.shard_names: dict[Path, dict[str, list[str]]] = {}
         for path in self.paths:
             try:
                 with pq.ParquetFile(path) as file:
@@ -60,14 +62,34 @@ class Shards:
                 raise FinetuneError(
                     f"Expected the columns {schemas[0].names} in every shard, but {path.name} has {schemas[-1].names}."
                 )
+            self.shard_names[path] = _read_class_names(schemas[-1])
             self.groups += [(path, number) for number, size in enumerate(groups) if size]
             self.sizes += [size for size in groups if size]
         self.column_names: list[str] = schemas[0].names
         self.num_rows = sum(self.sizes)
-        noted = b"huggingface" in (schemas[0].metadata or {})
-        features: Any = Features.from_arrow_schema(schemas[0]) if noted else {}
-        inner = {name: feature.feature if isinstance(feature, List) else feature for name, feature in features.items()}
-        self.class_names = {name: feature.names for name, feature in inner.items() if isinstance(feature, ClassLabel)}
+        self.class_names = self.shard_names[self.paths[0]]
+        self.types = {path: schema.types for path, schema in zip(self.paths, schemas, strict=True)}
+
+    def check_labels(self, column: str) -> None:
+        """Refuse shards whose labels can't be joined: other class names, none at all, or another type.
+
+        Raises:
+            FinetuneError: Naming the shard.
+        """
+        place, first = self.column_names.index(column), self.paths[0]
+        names = self.class_names.get(column)
+        for path in self.paths:
+            found = self.shard_names[path].get(column)
+            if (found is None) != (names is None) or sorted(found or []) != sorted(names or []):
+                raise FinetuneError(
+                    f"Expected the class names {(names or [])[:20]} of column {column!r} in every shard, as in "
+                    f"{first.name}, but {path.name} has {(found or [])[:20]}. Write all shards with the same names."
+                )
+            if names is None and _kind(self.types[path][place]) != _kind(self.types[first][place]):
+                raise FinetuneError(
+                    f"Expected labels of one type in every shard, {self.types[first][place]} as in {first.name}, but "
+                    f"{path.name} has {self.types[path][place]}. Write all shards alike."
+                )
 
     def warn_of_large_groups(self) -> None:
         """Warn if a row group holds so many of the rows that they are hardly mixed with others."""
@@ -104,10 +126,18 @@ class Shards:
                 files[group] = pq.ParquetFile(path, memory_map=True)
                 batches = files[group].iter_batches(CHUNK, row_groups=[number], columns=list(columns))
                 readers[group] = islice(batches, start // CHUNK, None)
-            yield next(readers[group]).to_pylist()
+            yield self._name_classes(self.groups[group][0], next(readers[group]).to_pylist())
             if stop == self.sizes[group]:
                 del readers[group]
                 files.pop(group).close()
+
+    def _name_classes(self, path: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Put the names of classes in the place of their numbers, which are a shard's own."""
+        for column, names in self.shard_names[path].items():
+            for row in rows:
+                if column in row:
+                    row[column] = name_classes(row[column], names)
+        return rows
 
     def sample(self, size: int, columns: Sequence[str]) -> list[dict[str, Any]]:
         """Read about `size` rows, chunks evenly spread over all shards, in the order in which they lie."""
@@ -132,8 +162,24 @@ class Shards:
                     values = batch.column(0)
                     if "list" in str(values.type):
                         values = values.flatten()
-                    found.update(dict.fromkeys(values.unique().to_pylist()))
+                    names = self.shard_names[path].get(column)
+                    distinct = values.unique().to_pylist()
+                    found.update(dict.fromkeys(distinct if names is None else name_classes(distinct, names)))
         return list(found)
+
+
+def _read_class_names(schema: Any) -> dict[str, list[str]]:
+    """Read the names of classes by column, as `datasets` has noted them in a shard."""
+    if b"huggingface" not in (schema.metadata or {}):
+        return {}
+    features = Features.from_arrow_schema(schema)
+    inner = {name: feature.feature if isinstance(feature, List) else feature for name, feature in features.items()}
+    return {name: feature.names for name, feature in inner.items() if isinstance(feature, ClassLabel)}
+
+
+def _kind(kind: Any) -> str:
+    """Name a type without its width: labels of int32 and int64, or string and large_string, are the same."""
+    return re.sub(r"large_|_view|\d+", "", str(kind)).replace("uint", "int").replace("double", "float")
 
 
 class TokenizingRows:

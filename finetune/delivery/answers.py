@@ -57,12 +57,19 @@ class TextClassifier:
         thresholds: With several labels a text, the probability from which on each is predicted.
         text_config: How long texts are cut; None for TF-IDF.
         is_paired: Whether it takes pairs of texts; None if the model does not say.
+        encoding: What bytes of files that are no UTF-8 are read as, as of the training texts; None if not known.
     """
 
     task: Task
     thresholds: Any
     text_config: Any = None
     is_paired: bool | None = None
+    encoding: str | None = None
+
+    def take_reading(self, encoding: str | None, is_numbered: bool | None) -> None:
+        """Read files as the training texts were read: their bytes, and numbers in the place of labels."""
+        self.encoding = encoding
+        self.task = Task(self.task.problem_type, self.task.label_names, bool(is_numbered))
 
     @property
     def label_names(self) -> list[str]:

@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from finetune.data.columns import Columns, choose_columns
+from finetune.data.nested import get_value
 from finetune.data.read import Row, Table, open_table
 from finetune.delivery.answers import TextClassifier
 from finetune.delivery.exported import is_exported, load_exported
@@ -39,7 +40,6 @@ __all__ = ["predict_file"]
 FORMATS = (".csv", ".tsv", ".jsonl", ".parquet")
 COMPRESSIONS = (".gz", ".zst")
 ROWS_AT_ONCE = 4_096  # sorted by length among themselves, and what is lost when a run is cut off
-LABEL_SEPARATOR = ";"
 SILENCE = timedelta(minutes=2)  # after which another process counts as gone
 
 
@@ -49,8 +49,8 @@ def predict_file(
     """Label the texts of a file.
 
     The output has the columns of the input, then `predicted_label` (for several labels a text `predicted_labels`, a
-    list, or joined by ";" in CSV; for a number `predicted_value`), and `probability_<label>` for each label. A text
-    that is missing is labelled as an empty one.
+    list, in CSV written in JSON; for a number `predicted_value`), and `probability_<label>` for each label. A text that
+    is missing is labelled as an empty one.
 
     Args:
         path: What `load_predictor` takes. An export is run without torch.
@@ -73,7 +73,7 @@ def predict_file(
         is_main = _join_processes()
         predictor, model = _load(path, num_threads)
         asked = {"input": _hash(input_file), "model": model, **columns}
-        table = open_table(input_file, columns.get("encoding"))
+        table = open_table(input_file, columns.get("encoding"), predictor.encoding)
         sample = list(itertools.islice(table.rows, 100))
         chosen = choose_columns(table, sample, columns, repr(str(input_file)))
         added = _added_columns(predictor)
@@ -85,7 +85,9 @@ def predict_file(
         rows = itertools.chain(sample, table.rows)
         if is_main:
             pair = "" if chosen.text_pair is None else f" and {chosen.text_pair!r}"
-            print(f"texts from column {chosen.text!r}{pair}", flush=True)
+            how = "".join(f", {one}" for one in (table.layout, *(f"without {what}" for what in table.ignored)) if one)
+            how += f", read as {table.encoding}" if table.encoding not in (None, "utf-8") else ""
+            print(f"texts from column {chosen.text!r}{pair}{how}", flush=True)
             schema = _schema(input_file, table, added)
             return _write(output_file, ending, schema, asked, rows, chosen, predictor, added)
         done = _agree(0)
@@ -306,7 +308,7 @@ def _label(rows: list[Row], columns: Columns, predictor: TextClassifier, added: 
 
 
 def _to_text(row: Row, column: str) -> str:
-    value = row.values.get(column)
+    value = get_value(row.values, column)
     if value is None or value != value:  # NaN is what pandas has for what is missing
         return ""
     if isinstance(value, dict | list | bytes):
@@ -345,7 +347,7 @@ def _write_lines(sink: IO[bytes], ending: str, lines: Sequence[Sequence[Any]]) -
 def _cell(value: Any) -> Any:
     if isinstance(value, float):
         return f"{value:.6g}"
-    return LABEL_SEPARATOR.join(value) if isinstance(value, list) else value
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value
 
 
 def _to_json(row: dict[str, Any], added: Sequence[str]) -> bytes:

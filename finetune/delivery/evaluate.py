@@ -204,7 +204,7 @@ def evaluate_file(path: str | Path, test_file: str, columns: Mapping[str, Any]) 
         FinetuneError: If the file has a label that the model does not know.
     """
     predictor = load_predictor(path)
-    examples = read_examples(test_file, DataArguments(**columns), predictor.task)
+    examples = read_examples(test_file, DataArguments(**columns), predictor.task, predictor.encoding)
     with progress_bar(len(examples), "Evaluating") as advance:
         logits, _ = predictor.compute_logits(*_texts(examples), advance)
     metrics = measure(logits, examples, predictor.task)

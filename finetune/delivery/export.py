@@ -14,7 +14,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +124,10 @@ def export(
         model = merge_adapter(model)
     config = read_finetune_config(folder)
     reference = Predictor(model, tokenizer, config.text, torch.float32, config.thresholds, config.is_paired)
-    examples = _sample(_read_examples(path, reference.task, validation_file, columns or {}), max_samples)
+    reference.take_reading(config.encoding, config.is_numbered)
+    examples = _sample(
+        _read_examples(path, reference.task, validation_file, columns or {}, config.encoding), max_samples
+    )
 
     aside = output.with_name(output.name + ".partial")
     shutil.rmtree(aside, ignore_errors=True)
@@ -132,9 +135,7 @@ def export(
         aside.mkdir(parents=True)
         plain = load(folder)[0]  # the predictor has changed how the first one computes
         plain = merge_adapter(plain) if isinstance(plain, PeftModel) else plain
-        told = FinetuneConfig(
-            reference.task.problem_type, reference.text_config, config.thresholds, is_paired=config.is_paired
-        )
+        told = replace(config, problem_type=reference.task.problem_type, text=reference.text_config, four_bit=False)
         write_onnx(aside, plain, tokenizer, told, int8)
         del plain
         exported = ExportedPredictor(aside, torch.get_num_threads())
@@ -204,12 +205,7 @@ def write_onnx(folder: Path, model: PreTrainedModel, tokenizer: Any, config: Fin
             f"Expected a model that can be written as ONNX, but {type(model).__name__} can't: {reason}"
         ) from error
     tokenizer.save_pretrained(str(folder))
-    content: dict[str, Any] = {"problem_type": config.problem_type, "text": config.text and config.text.to_dict()}
-    if config.thresholds is not None:
-        content["thresholds"] = config.thresholds
-    if config.is_paired is not None:
-        content["is_paired"] = config.is_paired
-    write_json(folder / FINETUNE_CONFIG_FILE, content)
+    write_json(folder / FINETUNE_CONFIG_FILE, config.to_dict())
 
 
 @contextlib.contextmanager
@@ -246,9 +242,11 @@ def read_validation(path: str | Path, task: Task) -> Examples | None:
     return Examples(texts, pairs, label_matrix(columns["label"], task), f"the validation split of {Path(path).name}")
 
 
-def _read_examples(path: str | Path, task: Task, file: str | None, columns: dict[str, Any]) -> Examples:
+def _read_examples(
+    path: str | Path, task: Task, file: str | None, columns: dict[str, Any], encoding: str | None
+) -> Examples:
     if file is not None:
-        rows = read_examples(file, DataArguments(**columns), task)
+        rows = read_examples(file, DataArguments(**columns), task, encoding)
         pairs = [text or "" for text in rows["text_pair"]] if "text_pair" in rows.column_names else None
         texts = [text or "" for text in rows["text"]]
         return Examples(texts, pairs, label_matrix(rows["label"], task), Path(file).name)

@@ -80,6 +80,7 @@ class ExportedPredictor(TextClassifier):
         self.thresholds = 0.5 if config.thresholds is None else np.asarray(config.thresholds)
         self.text_config: TextConfig = config.text or TextConfig(512)
         self.is_paired = config.is_paired
+        self.take_reading(config.encoding, config.is_numbered)
         self.tokenizer = _TextTokenizer(folder)
         self.folder, self.num_threads = folder, num_threads
         self.session = _open_session(folder, num_threads)

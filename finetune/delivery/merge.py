@@ -68,5 +68,6 @@ def merge_folder(path: str | Path, output: str | Path) -> Path:
     model, tokenizer = load(folder)
     output.parent.mkdir(parents=True, exist_ok=True)
     config = read_finetune_config(folder)
-    write_model(output, merge_adapter(model), tokenizer, config.text, config.thresholds, is_paired=config.is_paired)
+    told = {name: getattr(config, name) for name in ("is_paired", "encoding", "is_numbered")}
+    write_model(output, merge_adapter(model), tokenizer, config.text, config.thresholds, **told)
     return output

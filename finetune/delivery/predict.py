@@ -140,6 +140,7 @@ def load_predictor(
         model, tokenizer = load(folder, trust_remote_code)
         config = read_finetune_config(folder)
         predictor = Predictor(model, tokenizer, config.text, dtype, config.thresholds, config.is_paired, accelerated)
+        predictor.take_reading(config.encoding, config.is_numbered)
         predictor.compute_in(predictor.dtype)
     count = len(predictor.task.label_names)
     if np.size(predictor.thresholds) not in (1, count):

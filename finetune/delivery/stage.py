@@ -92,7 +92,8 @@ def stage(
     if adapter:
         _name_base(model, base)
     shipping = merge_adapter(model) if is_adapter and not adapter else model
-    write_model(folder, shipping, tokenizer, config.text, config.thresholds, is_paired=config.is_paired)
+    told = {name: getattr(config, name) for name in ("is_paired", "encoding", "is_numbered")}
+    write_model(folder, shipping, tokenizer, config.text, config.thresholds, **told)
     shipped = Shipped(
         name, revision, _kind_of(shipping), predictor.task.label_names, config, base, is_adapter and not adapter
     )

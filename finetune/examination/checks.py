@@ -1,12 +1,13 @@
 """The checks: each looks at the facts of the splits for one kind of trouble and gives findings."""
 
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from finetune.data.labels import Task, is_number_name
+from finetune.data.load import NO_GROUP, Reading
+from finetune.data.spelling import looks_like
 from finetune.examination.facts import SHINGLE, Facts
 from finetune.examination.findings import Finding
 from finetune.examination.near_duplicates import SIMILAR, find_near_duplicates
@@ -20,8 +21,10 @@ __all__ = [
     "check_label_names",
     "check_labels_of_splits",
     "check_lengths",
+    "check_missing_groups",
     "check_near_duplicates",
     "check_order",
+    "check_readings",
     "check_texts",
     "show_rows",
 ]
@@ -122,7 +125,7 @@ def check_label_names(splits: Sequence[Facts], task: Task) -> Iterator[Finding]:
 
     alike: dict[str, list[str]] = {}
     for name in task.label_names:
-        alike.setdefault(re.sub(r"[\s_-]+", "", name.casefold()), []).append(name)
+        alike.setdefault(looks_like(name), []).append(name)
     if similar := [names for names in alike.values() if len(names) > 1 and not all(map(is_number_name, names))]:
         shown = ", ".join(" and ".join(map(repr, names)) for names in similar[:5])
         yield found(
@@ -322,6 +325,49 @@ def check_groups(splits: Sequence[Facts], task: Task) -> Iterator[Finding]:
                 )  # fmt: skip
 
 
+def check_missing_groups(splits: Sequence[Facts], task: Task) -> Iterator[Finding]:
+    """Find rows that name no group, each of which is taken for a group of its own."""
+    for facts in splits:
+        if "group" not in facts.dataset.column_names:
+            continue
+        rows = [row for row, group in enumerate(facts.dataset["group"]) if group.startswith(NO_GROUP)]
+        if rows:
+            yield Finding(
+                "rows_without_group", "warning", (facts.name,), len(rows),
+                f"{len(rows):,} of {len(facts.keys):,} rows of {facts.name} name no group, and are groups of their own",
+                "If some of them belong together, a carved split may divide them: complete the column.",
+                show_rows(facts, rows, task),
+            )  # fmt: skip
+
+
+def check_readings(readings: Mapping[str, Reading], splits: Sequence[Facts]) -> Iterator[Finding]:
+    """Find splits that were read in different encodings, values left out, and spellings that were taken for one."""
+    sizes = {facts.name: len(facts.keys) for facts in splits}
+    encodings = {name: reading.encoding for name, reading in readings.items() if reading.encoding is not None}
+    if len(set(encodings.values())) > 1:
+        yield Finding(
+            "encodings_differ", "warning", tuple(encodings), sum(sizes[name] for name in encodings),
+            "splits were read in different encodings: "
+            + ", ".join(f"{name} as {encoding}" for name, encoding in encodings.items()),
+            "Look at their signs beyond ASCII, such as £ or é; if one is wrong, pass --encoding, or save all as UTF-8.",
+        )  # fmt: skip
+    for name, reading in readings.items():
+        if reading.twins:
+            shown = ", ".join(" and ".join(map(ascii, names)) for names in reading.twins[:5])
+            yield Finding(
+                "label_spellings", "warning", (name,), sizes[name],
+                f"{len(reading.twins):,} labels of {name} are written in ways that look the same, and each is taken "
+                f"for one: {shown}",
+                "Write each in one way: composed (NFC), without zero-width signs and variation selectors.",
+            )  # fmt: skip
+        for what in reading.ignored:
+            if "hold values" in what:
+                yield Finding(
+                    "unnamed_columns", "warning", (name,), sizes[name], f"{name} was read without {what}",
+                    "Texts with the separator in them may have been cut: put them in quotes, or name the columns.",
+                )  # fmt: skip
+
+
 def check_lengths(splits: Sequence[Facts], max_length: int) -> Iterator[Finding]:
     """Describe the lengths in words, and how many texts have more of them than `max_length` tokens can hold."""
     for facts in splits:
@@ -337,5 +383,5 @@ def check_lengths(splits: Sequence[Facts], max_length: int) -> Iterator[Finding]
 
 CHECKS: tuple[Callable[[Sequence[Facts], Task], Iterator[Finding]], ...] = (
     check_labels_of_splits, check_label_names, check_order, check_duplicates, check_near_duplicates, check_texts,
-    check_label_leaks, check_groups,
+    check_label_leaks, check_groups, check_missing_groups,
 )  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 from transformers import HfArgumentParser
 
 from finetune.data.load import load_given_splits
+from finetune.data.understood import describe_understanding
 from finetune.errors import FinetuneError
 from finetune.examination.doctor import examine
 from finetune.examination.findings import describe_findings, has_errors, to_json
@@ -84,8 +85,7 @@ def main(argv: Sequence[str]) -> int:
     splits = load_given_splits(data)
     tokenizer = load_pretrained_tokenizer(doctor.model_name_or_path) if doctor.model_name_or_path else None
     findings = examine(splits, tokenizer, data.max_length, doctor.check_labels)
-    for split in splits.values():
-        print(f"{len(split):,} rows: {split.info.description}")
+    print("\n".join(describe_understanding(splits)))
     print(describe_findings(findings))
     if output:
         write_json(output, to_json(findings))

@@ -11,8 +11,9 @@ from datasets import DatasetDict
 from transformers import PreTrainedTokenizerBase
 
 from finetune.data.labels import task_of
+from finetune.data.load import GivenSplits
 from finetune.data.tokenize import TextConfig, encode_texts
-from finetune.examination.checks import CHECKS, check_lengths
+from finetune.examination.checks import CHECKS, check_lengths, check_readings
 from finetune.examination.doubtful_labels import find_doubtful_labels
 from finetune.examination.facts import Facts, collect_facts
 from finetune.examination.findings import Finding, from_json, to_json
@@ -43,6 +44,8 @@ def examine(
     digest = hashlib.sha256(repr(settings).encode())
     for source in sorted(Path(__file__).parent.glob("*.py")):  # other checks find other things
         digest.update(source.read_bytes())
+    readings = splits.readings if isinstance(splits, GivenSplits) else {}
+    digest.update(repr(readings).encode())
     for name, split in splits.items():
         digest.update(f"{name} {split.features}".encode())
         for batch in split.with_format("arrow").iter(batch_size=1_000):
@@ -54,6 +57,7 @@ def examine(
     task = task_of(splits["train"].features)
     facts = [collect_facts(name, split, task) for name, split in splits.items()]
     findings = [finding for check in CHECKS for finding in check(facts, task)]
+    findings += check_readings(readings, facts)
     findings += check_lengths(facts, max_length)
     if tokenizer is not None:
         findings += [_cut_share(one, tokenizer, max_length) for one in facts]

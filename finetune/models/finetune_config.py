@@ -1,5 +1,6 @@
 """What a saved model's own files don't say; cheap to import, since a model without torch needs it too."""
 
+import codecs
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from finetune.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 __all__ = ["FINETUNE_CONFIG_FILE", "FinetuneConfig", "read_finetune_config"]
 
 FINETUNE_CONFIG_FILE = "finetune_config.json"
+OPTIONAL = ("thresholds", "four_bit", "is_paired", "encoding", "is_numbered")
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,9 @@ class FinetuneConfig:
         thresholds: For several labels a text: the probability, in (0, 1), from which on each label is predicted.
         four_bit: Whether the adapter's base is held in four bits.
         is_paired: Whether it was trained on pairs of texts; None for models that don't say.
+        encoding: What bytes of its training texts that are no UTF-8 were read as; None if there were none.
+        is_numbered: Whether the order of its labels is that of the class names of their source, so that numbers may
+            stand for them.
     """
 
     problem_type: str = SINGLE_LABEL
@@ -31,6 +36,15 @@ class FinetuneConfig:
     thresholds: list[float] | None = None
     four_bit: bool = False
     is_paired: bool | None = None
+    encoding: str | None = None
+    is_numbered: bool | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `finetune_config.json` holds: the task and how texts are cut, and what else is known."""
+        known = {name: value for name, value in vars(self).items() if value is not None and name != "text"}
+        if not self.four_bit:
+            del known["four_bit"]
+        return {"problem_type": self.problem_type, "text": self.text and self.text.to_dict(), **known}
 
 
 def read_finetune_config(folder: Path) -> FinetuneConfig:
@@ -45,7 +59,7 @@ def read_finetune_config(folder: Path) -> FinetuneConfig:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         text = content.get("text") and TextConfig(**content["text"])
-        found = {name: content[name] for name in ("thresholds", "four_bit", "is_paired") if name in content}
+        found = {name: content[name] for name in OPTIONAL if name in content}
         config = FinetuneConfig(content["problem_type"] or SINGLE_LABEL, text, **found)
         reason = _find_fault(config)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -66,8 +80,19 @@ def _find_fault(config: FinetuneConfig) -> str | None:
         return f"text {text.to_dict()}"
     if thresholds is not None and not all(isinstance(value, float | int) and 0 <= value <= 1 for value in thresholds):
         return f"thresholds {thresholds}"
-    wrong = [name for name in ("four_bit", "is_paired") if not isinstance(getattr(config, name), bool | None)]
+    wrong = [
+        name for name in ("four_bit", "is_paired", "is_numbered") if not isinstance(getattr(config, name), bool | None)
+    ]
+    if config.encoding is not None and not _is_encoding(config.encoding):
+        return f"encoding {config.encoding!r}"
     return f"{wrong[0]} {getattr(config, wrong[0])!r}" if wrong else None
+
+
+def _is_encoding(name: Any) -> bool:
+    try:
+        return isinstance(name, str) and bool(codecs.lookup(name))
+    except (LookupError, ValueError):
+        return False
 
 
 def _is_count(value: Any, least: int) -> bool:

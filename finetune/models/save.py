@@ -34,12 +34,14 @@ def write_model(
     thresholds: Sequence[float] | None = None,
     weights: dict[str, Any] | None = None,
     is_paired: bool | None = None,
+    encoding: str | None = None,
+    is_numbered: bool | None = None,
 ) -> None:
     """Write a model, its tokenizer and its label names aside and rename the folder, so that it is always whole.
 
     `finetune_config.json` beside them holds what transformers' own files don't: how texts are cut, whether they come in
-    pairs, and for adapters and TF-IDF the kind of task. `weights` are the whole ones of a model that is divided over
-    processes.
+    pairs, how their bytes were read, and for adapters and TF-IDF the kind of task. `weights` are the whole ones of a
+    model that is divided over processes.
 
     Raises:
         FinetuneError: If the disk is full.
@@ -48,7 +50,8 @@ def write_model(
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir()
-        _write_files(aside, model, tokenizer, text_config, thresholds, weights, is_paired)
+        told = {"is_paired": is_paired, "encoding": encoding, "is_numbered": is_numbered}
+        _write_files(aside, model, tokenizer, text_config, thresholds, weights, told)
         replace_folder(folder, aside)
     except Exception as error:
         shutil.rmtree(aside, ignore_errors=True)
@@ -68,7 +71,7 @@ def _write_files(
     text_config: TextConfig | None,
     thresholds: Sequence[float] | None,
     weights: dict[str, Any] | None,
-    is_paired: bool | None,
+    told: dict[str, Any],
 ) -> None:
     if weights is None or isinstance(model, TfidfClassifier):
         model.save_pretrained(str(aside))
@@ -83,15 +86,10 @@ def _write_files(
         write_json(aside / LABEL_NAMES_FILE, [labels[number] for number in range(len(labels))])
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     problem_type = base.problem_type if isinstance(base, TfidfClassifier) else base.config.problem_type
-    text = None if text_config is None else text_config.to_dict()
-    content: dict[str, Any] = {"problem_type": problem_type, "text": text}
-    if thresholds is not None:
-        content["thresholds"] = list(thresholds)
-    if is_paired is not None:
-        content["is_paired"] = is_paired
-    if isinstance(base, PreTrainedModel) and is_four_bit(base):
-        content["four_bit"] = True
-    write_json(aside / FINETUNE_CONFIG_FILE, content)
+    four_bit = isinstance(base, PreTrainedModel) and is_four_bit(base)
+    found = None if thresholds is None else list(thresholds)
+    config = FinetuneConfig(problem_type, text_config, found, four_bit, **told)
+    write_json(aside / FINETUNE_CONFIG_FILE, config.to_dict())
 
 
 def _sort_names(file: Path) -> None:

@@ -8,8 +8,10 @@ half a second here.)
 import json
 import re
 import unicodedata
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -21,7 +23,7 @@ from finetune.data.labels import label_matrix, task_of
 from finetune.data.split import iterate_texts
 from finetune.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
-__all__ = ["LABEL_NAMES_FILE", "TERMS_FILE", "WEIGHTS_FILE", "TfidfClassifier", "fit_floor", "fit_tfidf"]
+__all__ = ["LABEL_NAMES_FILE", "TERMS_FILE", "WEIGHTS_FILE", "TfidfClassifier", "compose", "fit_floor", "fit_tfidf"]
 
 TERMS_FILE = "tfidf_terms.json"
 WEIGHTS_FILE = "tfidf.safetensors"
@@ -31,8 +33,22 @@ UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u0e00-\u0eff\u1
 # Vowel signs and accents that are characters of their own, as in Hindi: they belong to the letter before them.
 MARKS = "".join(sign for sign in map(chr, range(0x300, 0x10000)) if unicodedata.category(sign).startswith("M"))
 # Words and pairs of neighbours (Wang and Manning 2012 found pairs to help sentiment), also one-letter words.
-WORD = rf"(?u)[{UNSPACED}]|[^\W{UNSPACED}]+(?:[{MARKS}]+[^\W{UNSPACED}]*)*"
-ANALYSIS = {"ngram_range": (1, 2), "sublinear_tf": True, "token_pattern": WORD}
+# Emoji, each a word with its skin tone, and those that are joined to one; flags are two signs.
+PICTURE = "[\u2600-\u27bf\u2b50\u2b55\U0001f300-\U0001f5ff\U0001f600-\U0001faff]"
+EMOJI = rf"{PICTURE}[\ufe0f\U0001f3fb-\U0001f3ff]*(?:\u200d{PICTURE}[\ufe0f\U0001f3fb-\U0001f3ff]*)*"
+FLAG = "[\U0001f1e6-\U0001f1ff]{2}"
+WORD = rf"(?u){EMOJI}|{FLAG}|[{UNSPACED}]|[^\W{UNSPACED}]+(?:[{MARKS}]+[^\W{UNSPACED}]*)*"
+UNREAD = 0.02  # share of the training texts without a word from which on that is worth a warning
+
+
+def compose(text: str) -> str:
+    """Return a text in lower case, its letters composed (NFC), so that an accent is one sign however it was typed."""
+    return unicodedata.normalize("NFC", text).lower()
+
+
+ANALYSIS: dict[str, Any] = {
+    "ngram_range": (1, 2), "sublinear_tf": True, "token_pattern": WORD, "preprocessor": compose
+}  # fmt: skip
 NO_TERMS = ["no word"]  # that no analysed text holds: a vectorizer must have a column
 CERTAIN = 10.0  # log-odds of a label that all or no training texts have
 
@@ -161,6 +177,13 @@ def fit_floor(train: Dataset, seed: int) -> TfidfClassifier:
     """Fit the floor on a training split; the texts of a pair count as one."""
     task = task_of(train.features)
     texts = [(text or "").replace("\0", " ") for text in iterate_texts(train)]
+    unread = sum(re.search(WORD, text) is None for text in texts)
+    if unread > UNREAD * len(texts):
+        warnings.warn(
+            f"TF-IDF reads nothing of {unread:,} of the {len(texts):,} training texts, which hold no letter, digit or "
+            "emoji: of those it knows the most frequent answer alone",
+            stacklevel=2,
+        )
     return fit_tfidf(texts, label_matrix(train["label"], task), task.label_names, seed, task.problem_type)
 
 

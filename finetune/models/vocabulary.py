@@ -57,9 +57,9 @@ def train_word_tokenizer(texts: Iterable[str], vocabulary_size: int, max_length:
         A tokenizer that `AutoTokenizer` reloads; it adds no special tokens.
     """
     tokenizer = Tokenizer(WordLevel(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(
-        clean_text=True, handle_chinese_chars=True, strip_accents=False, lowercase=True
-    )
+    # Composed first: an accent is one sign however it was typed.
+    bert = normalizers.BertNormalizer(clean_text=True, handle_chinese_chars=True, strip_accents=False, lowercase=True)
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), bert])
     signs = pre_tokenizers.Split(Regex(f"[{UNSPACED}]"), behavior="isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), signs])
     trainer = WordLevelTrainer(

@@ -2,6 +2,7 @@
 
 import sys
 import uuid
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -50,11 +51,14 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def describe_data(task: Task, splits: DatasetDict, commit: str | None = None) -> DataRecord:
+def describe_data(
+    task: Task, splits: DatasetDict, commit: str | None = None, understood: Sequence[str] = ()
+) -> DataRecord:
     """Return the task, the origin, size and content hash of each split, and the commit of a data set on the Hub."""
     return DataRecord.model_validate(
         {
             "problem_type": task.problem_type,
+            "understood": list(understood),
             **({} if commit is None else {"commit": commit}),
             "label_names": task.label_names,
             "splits": {name: describe_split(split) for name, split in splits.items()},

@@ -131,6 +131,10 @@ class DataRecord(Part):
     label_names: Annotated[list[str], Field(min_length=1), AfterValidator(_check_distinct)] = Field(
         description="names of the labels in the order of their numbers; of a number to predict that of its column"
     )
+    understood: list[str] = Field(
+        default_factory=list,
+        description="lines: the task with its classes and counts, how each split was read; absent in the first runs",
+    )
     splits: Splits = Field(description="size, origin and content of each split")
 
 

@@ -24,9 +24,10 @@ from transformers import (
 )
 
 from finetune.data.labels import Task, task_of
-from finetune.data.load import open_stream
+from finetune.data.load import GivenSplits, open_stream
 from finetune.data.stream import TokenizingRows
 from finetune.data.tokenize import TextConfig
+from finetune.data.understood import describe_understanding
 from finetune.errors import FinetuneError
 from finetune.examination.doctor import examine
 from finetune.examination.findings import describe_findings, to_json
@@ -83,6 +84,9 @@ class Run:
         self.checkpoint: Path | None = None
         self.weights: dict[str, Any] | None = None
         self.is_paired: bool | None = None
+        self.encoding: str | None = None
+        self.is_numbered: bool | None = None
+        self.understood: list[str] = []
         self.is_changed = False
         self.has_begun = False
         self.name_rows: RowNames | None = None
@@ -173,6 +177,10 @@ class Run:
         """
         if not self.is_main:
             return
+        if isinstance(given, GivenSplits):
+            self.encoding, self.is_numbered = given.encoding, given.task.is_numbered or None
+            self.understood = describe_understanding(given)
+            print("\n".join(self.understood), file=sys.stderr)
         findings = examine(given, max_length=self.arguments.data.max_length)
         errors = [finding for finding in findings if finding.severity == "error"]
         if errors:
@@ -198,7 +206,7 @@ class Run:
         self.arguments.settle(task.problem_type, self.is_paired, num_rows)
         self.record.arguments = Settings(**self.arguments.to_dict())
         commit = self.arguments.data.dataset_revision if self.arguments.data.is_on_hub else None
-        self.record.data = data = describe_data(task, splits, commit)
+        self.record.data = data = describe_data(task, splits, commit, self.understood)
         self.processes.compare("data", {name: split.sha256 for name, split in data.splits})
         if self.is_main and "model_name_or_path" not in self.arguments.unused():
             model = self.arguments.model
@@ -298,7 +306,14 @@ class Run:
         if self.is_main:
             text_config = None if tokenizer is None else self.text_config
             write_model(
-                self.model_directory, model, tokenizer, text_config, weights=self.weights, is_paired=self.is_paired
+                self.model_directory,
+                model,
+                tokenizer,
+                text_config,
+                weights=self.weights,
+                is_paired=self.is_paired,
+                encoding=self.encoding,
+                is_numbered=self.is_numbered,
             )
             starts_from = "model_name_or_path" not in self.arguments.unused()
             name = self.arguments.model.model_name_or_path if starts_from else None

@@ -112,6 +112,9 @@ class DataArguments:
     label_delimiter: Annotated[str | None, ROWS] = setting(
         None, "What separates several labels of a text in one column."
     )
+    label_columns: Annotated[str | None, ROWS] = setting(
+        None, "Columns of 0 and 1, one for each label, with commas between their names."
+    )
     streaming: Annotated[bool, ROWS] = setting(
         False,
         "Read the training texts from disk while training: --train_file is a folder of Parquet files. For "

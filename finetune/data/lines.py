@@ -1,0 +1,102 @@
+"""Lines of a label and a text, in either order; fastText's `__label__` before, behind or within a text.
+
+Which it is, the lines of the whole file decide: labels are few and short, texts many and long.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from finetune.errors import FinetuneError
+
+__all__ = ["read_labelled_lines"]
+
+PREFIX = "__label__"
+SAMPLED_LINES = 20_000
+MAX_LABEL = 60  # characters of a label that stands behind its text
+
+
+def read_labelled_lines(
+    path: Path, open_lines: Callable[[], Iterator[str]]
+) -> tuple[str, Iterator[tuple[str | list[str], str, int]]]:
+    """Read the label or labels, the text and the number of each line that is not blank.
+
+    Returns:
+        How lines were understood, for the person who reads it; and label, text and number of each.
+
+    Raises:
+        FinetuneError: While they are read, if a line has no `__label__` and others have, or the lines are JSON.
+    """
+    sample = [line.strip() for line, _ in zip(_filled(open_lines()), range(SAMPLED_LINES), strict=False)]
+    if sample and sample[0].startswith(('{"', "[{")):
+        raise FinetuneError(
+            f"Expected lines 'label text' in {str(path)!r}, whose ending names no other format, but found "
+            "JSON. Rename it to .jsonl."
+        )
+    if any(re.search(rf"(?:^|[\s,;|]){PREFIX}\S", line) for line in sample):
+        ends_at_comma = _labels_end_at_commas(sample)
+        return f"lines with {PREFIX}", (
+            (*_take_prefixed(path, line, number, ends_at_comma), number) for line, number in _numbered(open_lines())
+        )
+    if all(line.count("\t") == 1 for line in sample) and sample:
+        pairs = [tuple(line.split("\t")) for line in sample]
+        first, second = [_Shape([pair[side] for pair in pairs]) for side in (0, 1)]
+        if second.is_label and (not first.is_label or first.mean_length > 2 * second.mean_length):
+            return "lines of a text, a tab and a label", (
+                (text.rpartition("\t")[2].strip(), text.rpartition("\t")[0], number)
+                for text, number in _numbered(open_lines())
+            )
+        if first.is_label and any(" " in pair[0] for pair in pairs):
+            return "lines of a label, a tab and a text", (
+                (text.partition("\t")[0].strip(), text.partition("\t")[2].strip(" \t"), number)
+                for text, number in _numbered(open_lines())
+            )
+    return "lines 'label text'", ((*_part(line), number) for line, number in _numbered(open_lines()))
+
+
+class _Shape:
+    """What tells labels from texts: how many different ones there are, and how long they are."""
+
+    def __init__(self, values: list[str]):
+        distinct = {value.strip() for value in values}
+        self.mean_length = sum(map(len, values)) / len(values)
+        few = len(distinct) <= 2 or 2 * len(distinct) <= len(values)
+        self.is_label = few and "" not in distinct and max(map(len, distinct)) <= MAX_LABEL
+
+
+def _filled(lines: Iterator[str]) -> Iterator[str]:
+    return (line for line in lines if line.strip())
+
+
+def _numbered(lines: Iterator[str]) -> Iterator[tuple[str, int]]:
+    return ((line.strip(), number) for number, line in enumerate(lines, 1) if line.strip())
+
+
+def _part(line: str) -> tuple[str, str]:
+    """Part a line at its first run of spaces or tabs."""
+    label, *text = re.split(r"[ \t]+", line, maxsplit=1)
+    return label, "".join(text)
+
+
+def _labels_end_at_commas(lines: list[str]) -> bool:
+    """Tell whether a comma ends a label, as in `__label__x,text`: else there would be nearly as many as lines."""
+    whole = {word for line in lines for word in line.split() if word.startswith(PREFIX)}
+    cut = {re.split(r"[,;|]", word)[0] for word in whole}
+    return any(word[-1] in ",;|" for word in whole) or (len(cut) < len(whole) and 2 * len(whole) > len(lines))
+
+
+def _take_prefixed(path: Path, line: str, number: int, ends_at_comma: bool) -> tuple[str | list[str], str]:
+    end = r"[^\s,;|]+" if ends_at_comma else rf"(?:(?!,{PREFIX})\S)+"
+    pattern = rf"(?:(?<=^)|(?<=[\s,;|])){PREFIX}({end})"
+    labels = re.findall(pattern, line)
+    if not labels:
+        raise FinetuneError(
+            f"Expected labels in every line of {str(path)!r} to be written alike, but line {number} is without "
+            f"{PREFIX}. Write it in each line, or in none."
+        )
+    before = re.match(rf"(?:[\s,;|]*{PREFIX}{end})*[,;|]?[ \t]*", line)
+    behind = re.search(rf"[ \t]*[,;|]?[ \t]*(?:(?<=[\s,;|]){PREFIX}{end}[\s,;|]*)+$", line)
+    start = before.end() if before else 0
+    stop = behind.start() if behind and behind.start() >= start else len(line)
+    text = re.sub(rf"[ \t]*{pattern}", "", line[start:stop])
+    return (labels if len(labels) > 1 else labels[0]), text

@@ -1,0 +1,80 @@
+"""Several labels of a text as a vector of 0 and 1, or as a list, in whatever way a table program or Python wrote it."""
+
+import ast
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+__all__ = ["find_vector_length", "parse_list", "parse_vector", "vector_names"]
+
+BIT = r"(?:[01](?:\.0*)?|true|false)"
+# [0, 1], (0, 1), [0 1], array([0, 1]), tensor([0., 1.]), 0,1 0;1 0|1 0 1
+VECTOR = re.compile(
+    rf"(?:\w+\()?\s*(?P<open>[\[(])?\s*{BIT}(?:(?:\s*[,;|]\s*|\s+){BIT})*\s*,?\s*[\])]?"
+    r"(?:,\s*(?:dtype|device)=[^)]*)*\)?",
+    re.IGNORECASE,
+)
+EMPTY = re.compile(r"\s*(?:[\[(]\s*[\])])?\s*")
+
+
+def vector_names(length: int) -> list[str]:
+    """Name the labels of a vector, which has no names, by their place in it."""
+    return [f"label_{place}" for place in range(length)]
+
+
+def parse_vector(value: Any) -> list[int] | None:
+    """Return the zeros and ones of a vector in any spelling; None for what is none, such as a single digit."""
+    if isinstance(value, list | tuple):
+        if not value or not all(isinstance(one, bool | int | float) and one in (0, 1) for one in value):
+            return _parse_all(value)
+        return [int(one) for one in value]
+    if not isinstance(value, str) or not VECTOR.fullmatch(value.strip()):
+        return None
+    found = re.findall(rf"(?<![\w.]){BIT}(?![\w])", re.sub(r"(?:dtype|device)=.*", "", value), re.IGNORECASE)
+    bits = [int(one.lower() == "true" or one.startswith("1")) for one in found]
+    return bits if len(bits) > 1 or re.search(r"[\[(]", value) else None
+
+
+def _parse_all(values: Sequence[Any]) -> list[int] | None:
+    """Return the vector of a list of the words "0" and "1", which JSON made of a table may hold."""
+    if values and all(isinstance(one, str) and re.fullmatch(BIT, one.strip(), re.IGNORECASE) for one in values):
+        return [int(one.strip().lower() == "true" or one.strip().startswith("1")) for one in values]
+    return None
+
+
+def find_vector_length(values: Sequence[Any]) -> tuple[int | None, set[int]]:
+    """Find out whether labels are vectors of 0 and 1.
+
+    Returns:
+        The length of all of them; None if some value is none, or they differ. Then all lengths that were found, which
+        are no vectors' if they are empty or hold 1 alone. Rows without a label, or an empty list, are of any length.
+    """
+    lengths = set()
+    for value in values:
+        if value is None or (isinstance(value, str | list) and not value) or _is_empty(value):
+            continue
+        vector = parse_vector(value)
+        if vector is None:
+            return None, set()
+        lengths.add(len(vector))
+    (length,) = lengths if len(lengths) == 1 else (None,)
+    return (length if length is not None and length > 1 else None), lengths
+
+
+def _is_empty(value: Any) -> bool:
+    return isinstance(value, str) and EMPTY.fullmatch(value) is not None
+
+
+def parse_list(value: Any) -> list[Any] | None:
+    """Return the labels of a list that was written as text, in JSON or as Python writes it; None for other text."""
+    if not isinstance(value, str) or not re.fullmatch(r"\[.*\]|\(.*\)", value.strip(), re.DOTALL):
+        return None
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            found = parse(value.strip())
+        except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+            continue
+        if isinstance(found, list | tuple) and all(isinstance(one, str | int | float | bool) for one in found):
+            return list(found)
+    return None
