@@ -74,6 +74,7 @@ from finetune.training.loop import EpochEnd, LoopState
 from finetune.training.loss import ExampleLoss
 from finetune.training.progress import CostMeter
 from finetune.training.sharding import name_layers_for_fsdp
+from finetune.training.upstream import warn_if_changed
 from finetune.training.watch import Watch, warn_if_collapsed
 
 __all__ = ["FineTuningTrainer"]
@@ -121,6 +122,8 @@ class FineTuningTrainer(Trainer):
         tuning: TuningArguments | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ):
+        if args.process_index == 0:
+            warn_if_changed()
         refuse_too_long(model, processing_class.model_max_length)
         args._n_gpu = min(args.n_gpu, 1)  # several GPUs take several processes, never nn.DataParallel
         name_layers_for_fsdp(model)
@@ -672,6 +675,8 @@ class FineTuningTrainer(Trainer):
         """Take an epoch's steps, if any are to be taken."""
         self._catch_up(kwargs["model"], kwargs["trial"], kwargs["start_time"])
         if not self.control.should_training_stop:
+            # Which transformers before 5.17 forgets where batches are skipped.
+            kwargs["train_dataloader"].set_epoch(kwargs["epoch"])
             super()._run_epoch(*args, **kwargs)
 
     def _finalize_training(self, trial: Any, num_train_samples: Any, start_time: float) -> Any:
