@@ -44,6 +44,7 @@ from finetune.training.loss import ExampleLoss
 from finetune.training.optimization import TunedTrainer
 from finetune.training.progress import CostMeter
 from finetune.training.sharding import name_layers_for_fsdp
+from finetune.training.signatures import warn_if_changed
 from finetune.training.standard import standardised
 from finetune.training.trial import Behaviour, try_model
 from finetune.training.watch import Watch, warn_if_collapsed
@@ -239,6 +240,8 @@ class FineTuningTrainer(Trainer):
         tuning: TuningArguments | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ):
+        if args.process_index == 0:
+            warn_if_changed()
         refuse_too_long(model, processing_class.model_max_length)
         args._n_gpu = min(args.n_gpu, 1)  # several GPUs take several processes, never nn.DataParallel
         name_layers_for_fsdp(model)

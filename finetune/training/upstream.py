@@ -81,6 +81,8 @@ class UpstreamTrainer(ResumingTrainer):
         """Do first what was due when the checkpoint was written: upstream leaves it out."""
         self.catch_up(kwargs["model"], kwargs["trial"], kwargs["start_time"])
         if not self.control.should_training_stop:
+            if hasattr(kwargs["train_dataloader"], "set_epoch"):  # which transformers before 5.17 forgets in a resume
+                kwargs["train_dataloader"].set_epoch(kwargs["epoch"])
             super()._run_epoch(*args, **kwargs)
 
     def _finalize_training(self, trial: Any, num_train_samples: Any, start_time: float) -> Any:
