@@ -33,6 +33,21 @@ def test_what_is_public_is_named_and_documented():
         assert name == "__version__" or getattr(finetune, name).__doc__
 
 
+def test_the_page_of_the_api_says_what_is_so(tiny_bert, tmp_path, monkeypatch):
+    """Its example runs as it is printed, but for a smaller model and fewer passes."""
+    import re
+
+    text = (ROOT / "docs/api.md").read_text()
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+    names = ", ".join(f'"{name}": {value!r}' for name, value in {**SETTINGS, "model_name_or_path": tiny_bert}.items())
+    code = re.sub(r'output_dir="([^"]*)"\)', rf'output_dir="\1", **{{{names}}})', code)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, "docs/api.md", "exec"), {"frame": frame()})
+    assert (tmp_path / "report.html").is_file()
+    for name in set(finetune.__all__) - {"__version__"}:
+        assert f"{name}" in text
+
+
 def test_importing_is_cheap():
     """Neither torch nor transformers, pandas or scikit-learn comes along."""
     code = "import finetune, sys; print(*(name.partition('.')[0] for name in sys.modules))"
