@@ -18,13 +18,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import numpy as np
 import pyarrow.parquet as pq
 from turns import build_parser, write_results
 
 from finetune.delivery.predict import load_predictor
 from finetune.hardware import use_processor
+from finetune.hub import CLIENT
 from finetune.quiet import quiet_program
 
 TIE = 0.02
@@ -39,7 +39,7 @@ BAD: list[tuple[bytes, int]] = [
 
 
 async def send(
-    client: httpx2.AsyncClient, number: int, texts: list[str], expected: np.ndarray, until: float, found: dict[str, Any]
+    client: CLIENT.AsyncClient, number: int, texts: list[str], expected: np.ndarray, until: float, found: dict[str, Any]
 ) -> None:
     """Send requests until the time is up, and note what came back."""
     rng = np.random.default_rng(number)
@@ -76,9 +76,9 @@ async def load_service(url: str, texts: list[str], expected: np.ndarray, options
     """Let all clients send for the given time."""
     found: dict[str, Any] = {"status": Counter(), "seconds": [], "difference": 0.0}
     found |= dict.fromkeys(("wrong status", "wrong answers", "ties", "texts"), 0)
-    limits = httpx2.Limits(max_connections=options.clients)
+    limits = CLIENT.Limits(max_connections=options.clients)
     until = time.monotonic() + options.seconds
-    async with httpx2.AsyncClient(base_url=url, limits=limits, timeout=60) as client:
+    async with CLIENT.AsyncClient(base_url=url, limits=limits, timeout=60) as client:
         await asyncio.gather(*(send(client, at, texts, expected, until, found) for at in range(options.clients)))
     return found
 

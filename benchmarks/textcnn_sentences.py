@@ -27,6 +27,7 @@ from scipy.stats import t as student_t
 from sklearn.model_selection import StratifiedKFold
 from transformers import TrainingArguments
 
+from finetune import __version__
 from finetune.arguments import ModelArguments
 from finetune.data.labels import task_of
 from finetune.data.split import carve_splits
@@ -54,7 +55,7 @@ PUBLISHED = {  # accuracy of CNN-rand in per cent
     "rt-polarity.all": {"Kim 2014": 76.1, "harvardnlp/sent-conv-torch": 75.9},
     "TREC.train.all": {"Kim 2014": 91.2, "harvardnlp/sent-conv-torch": 88.2},
 }
-PACKAGES = ("finetune", "torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy")
+PACKAGES = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy")
 
 
 def parse_flags(argv: list[str]) -> argparse.Namespace:
@@ -184,7 +185,7 @@ def main(argv: list[str]) -> None:
             "evaluation": "test file" if flags.test_file else f"{flags.folds}-fold cross-validation",
             "development_share": flags.development_share,
             "machine": describe_hardware(),
-            "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
+            "versions": {"finetune": __version__, **{name: importlib.metadata.version(name) for name in PACKAGES}},
             "settings": settings,
             "runs": runs,
             "mean_accuracy": mean,

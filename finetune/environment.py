@@ -6,18 +6,19 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from finetune import __version__
 from finetune.hardware import describe_hardware
 
 __all__ = ["describe_environment"]
 
-PACKAGES = ("finetune", "torch", "transformers", "peft", "accelerate", "datasets", "evaluate", "scikit-learn", "numpy")
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "evaluate", "scikit-learn", "numpy")
 
 
 def describe_environment() -> dict[str, Any]:
     """Describe the Python, the packages, the commit that this package runs from, and the hardware."""
     return {
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {"finetune": __version__, **{name: _version(name) for name in PACKAGES}},
         "git_commit": _git_commit(),
         **describe_hardware(),
     }

@@ -5,6 +5,7 @@ that is asked once, answered within seconds, and then believed.
 """
 
 import functools
+import importlib
 import random
 import re
 import sys
@@ -13,7 +14,6 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import datasets
-import httpx2
 from huggingface_hub import HfApi, constants, get_session
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -30,14 +30,16 @@ from huggingface_hub.utils import validate_repo_id
 
 from finetune.errors import FinetuneError
 
-__all__ = ["HUB_ERRORS", "check_login", "explain", "parse_hub_id", "reach_hub", "retry"]
+__all__ = ["CLIENT", "HUB_ERRORS", "check_login", "explain", "parse_hub_id", "reach_hub", "retry"]
 
+# The HTTP client of huggingface_hub, whose errors pass through it: httpx before its version 2, httpx2 since.
+CLIENT = importlib.import_module(type(get_session()).__module__.split(".")[0])
 TIMEOUT_SECONDS = 3.0
 # Of a single request: the client itself would wait for ever. A commit of many files takes the Hub a while.
-REQUEST_TIMEOUT = httpx2.Timeout(120.0, connect=15.0)
+REQUEST_TIMEOUT = CLIENT.Timeout(120.0, connect=15.0)
 NUM_ATTEMPTS = 5
 HUB_ID = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
-HUB_ERRORS = (HfHubHTTPError, httpx2.HTTPError, OfflineModeIsEnabled, LocalTokenNotFoundError, LocalEntryNotFoundError)
+HUB_ERRORS = (HfHubHTTPError, CLIENT.HTTPError, OfflineModeIsEnabled, LocalTokenNotFoundError, LocalEntryNotFoundError)
 Result = TypeVar("Result")
 
 
@@ -50,8 +52,8 @@ def reach_hub() -> bool:
     if constants.is_offline_mode():
         return False
     try:
-        httpx2.head(constants.ENDPOINT, timeout=TIMEOUT_SECONDS)
-    except httpx2.HTTPError:
+        CLIENT.head(constants.ENDPOINT, timeout=TIMEOUT_SECONDS)
+    except CLIENT.HTTPError:
         constants.HF_HUB_OFFLINE = True
         datasets.config.HF_HUB_OFFLINE = True
         return False
@@ -110,7 +112,7 @@ def retry(ask: Callable[[], Result]) -> Result:
         try:
             get_session().timeout = REQUEST_TIMEOUT
             return ask()
-        except (HfHubHTTPError, httpx2.TransportError) as error:
+        except (HfHubHTTPError, CLIENT.TransportError) as error:
             if attempt == NUM_ATTEMPTS - 1 or not _may_pass(error):
                 raise
             seconds = 2**attempt * (0.5 + random.random())

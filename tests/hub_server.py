@@ -282,7 +282,7 @@ class Handler(BaseHTTPRequestHandler):
         with self.server.lock:
             if name in self.server.repositories:
                 raise RefusalError(409, "You already created this model repo", url=f"{self.server.url}/{name}")
-            private = asked.get("visibility") == "private"
+            private = asked.get("visibility") == "private" or asked.get("private", False)  # the latter up to 1.x
             self.server.repositories[name] = {"private": private, "branches": {}, "commits": {}}
             content = "".join(f"*{ending} filter=lfs diff=lfs merge=lfs -text\n" for ending in LARGE).encode()
             self.server.commit(name, "main", {".gitattributes": self.server.store(content, "")}, "initial commit")

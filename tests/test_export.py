@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_reviews, write_csv
+from conftest import make_reviews, needs_exporters, write_csv
 from transformers import AutoTokenizer
 
 from finetune.cli import main as finetune_command
@@ -132,6 +133,7 @@ def test_evaluate_and_files_take_an_export(runs, exports, reviews, tmp_path, cap
     assert len(target.read_text().splitlines()) == 31
 
 
+@needs_exporters
 def test_several_labels_in_windows_and_numbers_of_pairs(classify, tiny_bert, tmp_path):
     texts = [text for text, _ in make_reviews(90)]
     several = [[text * 2, "pos;any" if number % 2 else "any"] for number, text in enumerate(texts)]
@@ -160,6 +162,7 @@ def test_several_labels_in_windows_and_numbers_of_pairs(classify, tiny_bert, tmp
         assert (measured["score"]["original"][0] < 0) == (name == "number")
 
 
+@needs_exporters
 def test_too_much_lost_leaves_nothing(runs, tmp_path, monkeypatch, capsys):
     class Wrong(ExportedPredictor):
         def compute_logits(self, *arguments, **named):
@@ -182,6 +185,16 @@ def test_too_much_lost_leaves_nothing(runs, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "out/export.json").is_file()
 
 
+def test_an_older_transformers_is_said_in_one_line(runs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers.exporters", None)
+    with pytest.raises(SystemExit) as caught:
+        finetune_command(["export", str(runs / "full"), str(tmp_path / "out"), "--format", "onnx"])
+    assert caught.value.code == 2
+    assert re.fullmatch(r"error: Expected transformers 5\.20 or newer .*\n", capsys.readouterr().err)
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs_exporters
 @pytest.mark.parametrize(
     ("source", "extra", "message"),
     [

@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer, EarlyStoppingCallback, TrainingArguments
+from transformers import AutoTokenizer, EarlyStoppingCallback, Trainer, TrainingArguments
 
 from finetune.arguments import MethodArguments, ModelArguments
 from finetune.data.labels import Task
@@ -15,6 +15,7 @@ from finetune.errors import FinetuneError
 from finetune.methods import apply_method, count_parameters
 from finetune.metrics import SINGLE_LABEL, compute_metrics
 from finetune.models.load import load_model
+from finetune.training import upstream
 from finetune.training.trainer import FineTuningTrainer
 
 
@@ -228,3 +229,9 @@ def test_compiled_steps_are_the_plain_ones(tmp_path, tiny_bert, tokenizer, token
         for compiled in (False, True)
     ]
     np.testing.assert_allclose(results[1], results[0], atol=1e-5, rtol=0)
+
+
+def test_a_training_warns_of_a_changed_trainer(tmp_path, tiny_bert, tokenizer, tokenized, monkeypatch):
+    monkeypatch.setitem(upstream.SIGNATURES[Trainer], "_save_checkpoint", "model trial metrics")
+    with pytest.warns(UserWarning, match=r"Trainer\._save_checkpoint takes \(model, trial\)"):
+        make_trainer(tmp_path, make_model(tiny_bert, tokenizer), tokenizer, tokenized)

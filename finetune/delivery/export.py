@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+import transformers
 from peft import PeftModel
 from transformers import PreTrainedModel
 
@@ -164,6 +165,13 @@ def _check_packages() -> None:
             f"Expected {', '.join(PACKAGES)} to export, but {', '.join(missing)} is not installed. "
             "Install them: pip install -c constraints.txt -e '.[onnx]'"
         )
+    try:
+        from transformers.exporters import OnnxRuntimeQuantizer  # noqa: F401
+    except ImportError:
+        raise FinetuneError(
+            f"Expected transformers 5.20 or newer to export, but {transformers.__version__} is installed. "
+            "Install it: pip install 'transformers>=5.20,<6'"
+        ) from None
 
 
 def write_onnx(folder: Path, model: PreTrainedModel, tokenizer: Any, config: FinetuneConfig, int8: bool) -> None:

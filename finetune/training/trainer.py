@@ -46,6 +46,7 @@ from finetune.training.progress import CostMeter
 from finetune.training.sharding import name_layers_for_fsdp
 from finetune.training.standard import standardised
 from finetune.training.trial import Behaviour, try_model
+from finetune.training.upstream import warn_if_changed
 from finetune.training.watch import Watch, warn_if_collapsed
 
 __all__ = ["FineTuningTrainer", "Trainer"]
@@ -110,6 +111,8 @@ class Trainer(TunedTrainer):
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
+        if self.args.process_index == 0:
+            warn_if_changed()
         trained: Any = self.model
         base = trained.get_base_model() if isinstance(trained, PeftModel) else trained
         if (CLASSIFIER in type(base).__name__ and not hasattr(base, "accepts_loss_kwargs")) or example_loss is not None:
