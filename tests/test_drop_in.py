@@ -28,7 +28,8 @@ from transformers import (
 
 from finetune.data.batch import cut_batch
 from finetune.data.lengths import find_lengths
-from finetune.training.trainer import Trainer
+from finetune.training import upstream
+from finetune.training.trainer import FineTuningTrainer, Trainer
 from finetune.training.trial import try_model
 
 UPSTREAM = transformers.Trainer
@@ -605,3 +606,13 @@ def test_a_model_is_tried_without_a_trace(tiny_bert, tokenizer, rows):
     assert model.training
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(before[name], p) and p.grad is None for name, p in model.named_parameters())
+
+
+def test_private_methods_of_upstream_are_overridden_in_one_module_and_all_are_declared():
+    own = [cls for cls in FineTuningTrainer.__mro__ if cls.__module__.startswith("finetune")]
+    overridden = {cls: {name for name in vars(cls) if hasattr(UPSTREAM, name)} - set(vars(object)) for cls in own}
+    overridden = {cls: {name for name in names if not name.startswith("__")} for cls, names in overridden.items()}
+    private = {cls for cls, names in overridden.items() if any(name.startswith("_") for name in names)}
+    assert private == {upstream.UpstreamTrainer}
+    assert set().union(*overridden.values()) <= upstream.SIGNATURES[UPSTREAM].keys()
+    assert upstream.find_changes() == []

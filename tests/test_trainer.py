@@ -16,7 +16,7 @@ from finetune.methods import apply_method, count_parameters
 from finetune.metrics import SINGLE_LABEL, compute_metrics
 from finetune.models.load import load_model
 from finetune.settings.parts import MethodArguments, ModelArguments
-from finetune.training import signatures
+from finetune.training import upstream
 from finetune.training.trainer import FineTuningTrainer
 
 
@@ -233,7 +233,7 @@ def test_compiled_steps_are_the_plain_ones(tmp_path, tiny_bert, tokenizer, token
 
 
 def test_a_training_warns_of_a_changed_trainer(tmp_path, tiny_bert, tokenizer, tokenized, monkeypatch):
-    monkeypatch.setitem(signatures.SIGNATURES[Trainer], "_save_checkpoint", "model trial metrics")
+    monkeypatch.setitem(upstream.SIGNATURES[Trainer], "_save_checkpoint", "model trial metrics")
     with pytest.warns(UserWarning, match=r"Trainer\._save_checkpoint takes \(model, trial\)"):
         make_trainer(tmp_path, make_model(tiny_bert, tokenizer), tokenizer, tokenized)
 
@@ -241,5 +241,5 @@ def test_a_training_warns_of_a_changed_trainer(tmp_path, tiny_bert, tokenizer, t
 def test_every_method_of_transformers_that_is_overridden_is_compared():
     ours = [one for one in FineTuningTrainer.__mro__ if one.__module__.startswith("finetune.")]
     overridden = {name for one in ours for name in vars(one) if name in dir(Trainer) and not name.startswith("__")}
-    assert overridden <= signatures.SIGNATURES[Trainer].keys()
-    assert signatures.find_changes() == []
+    assert overridden <= upstream.SIGNATURES[Trainer].keys()
+    assert upstream.find_changes() == []

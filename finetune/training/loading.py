@@ -71,7 +71,7 @@ class LoadingTrainer(EvaluatingTrainer):
             pin_memory=args.dataloader_pin_memory and not args.use_cpu,
             persistent_workers=args.dataloader_persistent_workers,
             prefetch_factor=args.dataloader_prefetch_factor,
-            multiprocessing_context=args.dataloader_multiprocessing_context,
+            multiprocessing_context=getattr(args, "dataloader_multiprocessing_context", None),  # older ones have none
             worker_init_fn=partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
         )
 

@@ -44,9 +44,9 @@ from finetune.training.loss import ExampleLoss
 from finetune.training.optimization import TunedTrainer
 from finetune.training.progress import CostMeter
 from finetune.training.sharding import name_layers_for_fsdp
-from finetune.training.signatures import warn_if_changed
 from finetune.training.standard import standardised
 from finetune.training.trial import Behaviour, try_model
+from finetune.training.upstream import warn_if_changed
 from finetune.training.watch import Watch, warn_if_collapsed
 
 __all__ = ["FineTuningTrainer", "Trainer"]
@@ -111,6 +111,8 @@ class Trainer(TunedTrainer):
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
+        if self.args.process_index == 0:
+            warn_if_changed()
         trained: Any = self.model
         base = trained.get_base_model() if isinstance(trained, PeftModel) else trained
         if (CLASSIFIER in type(base).__name__ and not hasattr(base, "accepts_loss_kwargs")) or example_loss is not None:
@@ -240,8 +242,6 @@ class FineTuningTrainer(Trainer):
         tuning: TuningArguments | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ):
-        if args.process_index == 0:
-            warn_if_changed()
         refuse_too_long(model, processing_class.model_max_length)
         args._n_gpu = min(args.n_gpu, 1)  # several GPUs take several processes, never nn.DataParallel
         name_layers_for_fsdp(model)

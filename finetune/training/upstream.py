@@ -1,13 +1,20 @@
-"""Every private method of transformers' `Trainer` that is overridden, and why. What they call stands elsewhere.
+"""Every private method of transformers' `Trainer` that is overridden, and why; and what was tested of it.
 
-Private methods change without notice: a release of transformers is taken up when these are compared with it.
+What the methods call stands elsewhere. They may change in any release, and a change rarely fails where it matters: a
+renamed method is simply not called any more, and checkpoints, say, would be written in place again. So a training
+compares the signatures first. What the methods do is not compared.
 """
 
+import inspect
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
+from accelerate.state import GradientState
+from transformers import PreTrainedModel, Trainer
 from transformers.trainer_callback import ExportableState
 
 from finetune.errors import FinetuneError, Interrupted
@@ -15,10 +22,54 @@ from finetune.training.adalora import has_adalora, has_adalora_state, load_adalo
 from finetune.training.checkpoints import WRITING, is_sealed
 from finetune.training.resume import EvaluationCutShort, ResumingTrainer
 
-__all__ = ["AGAIN", "UpstreamTrainer"]
+__all__ = ["AGAIN", "UpstreamTrainer", "find_changes", "warn_if_changed"]
 
 AGAIN = "start the same command again to go on."
 RESTORED = ("optimizer.pt", "scheduler.pt")
+TESTED = "5.10.1", "5.23.0"  # the oldest transformers and the newest
+# Methods that are overridden, or private and called, and their parameters after `self`.
+SIGNATURES: dict[type, dict[str, str]] = {
+    Trainer: {
+        "_get_collator_with_removed_columns": "data_collator description",
+        "_evaluate": "trial ignore_keys_for_eval skip_scheduler",
+        "_finalize_training": "trial num_train_samples start_time",
+        "_get_grad_norm": "model grad_norm",
+        "_get_num_items_in_batch": "batch_samples device",
+        "_get_output_dir": "trial",
+        "_init_training_state": "max_steps num_update_steps_per_epoch num_train_epochs resume_from_checkpoint trial",
+        "_load_best_model": "",
+        "_load_from_checkpoint": "resume_from_checkpoint model",
+        "_load_optimizer_and_scheduler": "checkpoint",
+        "_load_rng_state": "checkpoint",
+        "_maybe_log_save_evaluate": "tr_loss grad_norm model trial epoch ignore_keys_for_eval start_time learning_rate",
+        "_prepare_inputs": "inputs",
+        "_push_from_checkpoint": "checkpoint_folder",
+        "_remove_unused_columns": "dataset description",
+        "_run_epoch": "model epoch train_dataloader steps_in_epoch num_update_steps_per_epoch trial "
+        "ignore_keys_for_eval start_time resume_from_checkpoint epochs_trained steps_trained_in_current_epoch",
+        "_save_checkpoint": "model trial",
+        "_track_num_input_tokens": "inputs",
+        "compute_loss": "model inputs return_outputs num_items_in_batch",
+        "create_optimizer": "model",
+        "create_scheduler": "num_training_steps optimizer",
+        "evaluation_loop": "dataloader description prediction_loss_only ignore_keys metric_key_prefix",
+        "floating_point_ops": "inputs",
+        "get_batch_samples": "epoch_iterator num_batches device",
+        "get_eval_dataloader": "eval_dataset",
+        "get_test_dataloader": "test_dataset",
+        "get_train_dataloader": "",
+        "train": "resume_from_checkpoint trial ignore_keys_for_eval",
+        "training_step": "model inputs num_items_in_batch",
+    },
+    PreTrainedModel: {"_init_weights": "module"},
+    GradientState: {"_set_sync_gradients": "sync_gradients"},
+}
+# Attributes that are set from outside of the `Trainer`, whose methods then have to read them. Not among them:
+# `_initial_global_step`, which older ones don't have and don't need.
+ATTRIBUTES = (
+    "_created_lr_scheduler", "_globalstep_last_logged", "_total_loss_scalar", "_tr_loss",
+    "model_accepts_loss_kwargs", "optimizer_cls_and_kwargs",
+)  # fmt: skip
 
 
 class UpstreamTrainer(ResumingTrainer):
@@ -81,7 +132,7 @@ class UpstreamTrainer(ResumingTrainer):
         """Do first what was due when the checkpoint was written: upstream leaves it out."""
         self.catch_up(kwargs["model"], kwargs["trial"], kwargs["start_time"])
         if not self.control.should_training_stop:
-            if hasattr(kwargs["train_dataloader"], "set_epoch"):  # which transformers before 5.17 forgets in a resume
+            if hasattr(kwargs["train_dataloader"], "set_epoch"):  # 5.16 and before forget it where batches are skipped
                 kwargs["train_dataloader"].set_epoch(kwargs["epoch"])
             super()._run_epoch(*args, **kwargs)
 
@@ -174,3 +225,38 @@ class UpstreamTrainer(ResumingTrainer):
                 "Expected settings that fit the optimizer's state in the checkpoint, but the changed ones group the "
                 f"parameters otherwise: {error}. Restore those that were or are 0, or pass --restart."
             ) from error
+
+
+def find_changes() -> list[str]:
+    """Compare the installed libraries with those that were tested; a phrase for each difference."""
+    changes = []
+    for owner, methods in SIGNATURES.items():
+        for name, tested in methods.items():
+            method = getattr(owner, name, None)
+            if method is None:
+                changes.append(f"{owner.__name__}.{name} is gone")
+            elif (found := _parameters(method)) != tested.split():
+                changes.append(f"{owner.__name__}.{name} takes ({', '.join(found)})")
+    read = {name for code in map(_code_of, vars(Trainer).values()) if code for name in code.co_names}
+    changes += [f"Trainer.{name} is not read" for name in ATTRIBUTES if name not in read]
+    return changes
+
+
+def warn_if_changed() -> None:
+    """Warn, in one line, if something that is overridden is not what was tested."""
+    changes = find_changes()
+    if changes:
+        warnings.warn(
+            f"transformers {transformers.__version__} differs from the versions that were tested, {TESTED[0]} to "
+            f"{TESTED[1]}, where finetune overrides it: {'; '.join(changes)}. The training may go wrong: install one "
+            "of those",
+            stacklevel=2,
+        )
+
+
+def _parameters(method: Callable[..., Any]) -> list[str]:
+    return list(inspect.signature(method).parameters)[1:]
+
+
+def _code_of(attribute: Any) -> Any:
+    return getattr(inspect.unwrap(attribute) if callable(attribute) else attribute, "__code__", None)
