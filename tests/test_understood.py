@@ -255,8 +255,15 @@ def test_vectors_are_lists_of_json_too(tmp_path, make):
     )
 
 
+def test_digits_that_may_be_a_vector_or_a_name_are_refused(tmp_path):
+    path = table(tmp_path / "a.csv", ["0101", "1010", "0011"] * 5)
+    assert "'0101' is a name or a vector of 0 and 1. Put spaces between" in refusal(given, path)
+    names = given(path, problem_type="single_label_classification")["train"].features["label"].names
+    assert names == ["0011", "0101", "1010"]
+
+
 def test_lists_written_as_text_are_lists(tmp_path):
-    labels = ['["R;D"]', "['R', 'D']", "[]", '["D"]'] * 5
+    labels = ['["R;D"]', "['R', 'D']", "[]", "{'D'}"] * 5
     assert [one for _, one in rows_of(read_examples(table(tmp_path / "a.csv", labels)))[:4]] == [
         ["R;D"], ["D", "R"], [], ["D"]]  # fmt: skip
 
@@ -384,6 +391,12 @@ LINES = {
     "fastText, comma": lambda text, label: f"__label__{label},{text}",
     "fastText, tab": lambda text, label: f"__label__{label}\t{text}",
     "fastText, behind a comma": lambda text, label: f"{text},__label__{label}",
+    "text, bar": lambda text, label: f"{text}|{label}",
+    "text, semicolon": lambda text, label: f"{text};{label}",
+    "text, comma": lambda text, label: f"{text}, {label}",
+    "text, spaces": lambda text, label: f"{text}   {label}",
+    "label, comma": lambda text, label: f"{label},{text}",
+    "label, bar": lambda text, label: f"{label}|{text}",
     "label of two words": lambda text, label: f"so {label}\t{text}",
 }
 
@@ -393,6 +406,13 @@ def test_lines_of_labels_and_texts_are_read_in_either_order(tmp_path, layout):
     path = write(tmp_path / "a.txt", "".join(LINES[layout](*row) + "\n" for row in zip(TEXTS, LABELS, strict=True)))
     prefix = "so " if layout == "label of two words" else ""
     assert rows_of(read_examples(path)) == [(text, prefix + label) for text, label in zip(TEXTS, LABELS, strict=True)]
+
+
+def test_first_and_last_words_that_could_be_labels_are_refused(tmp_path):
+    first = ["The", "A", "One", "Some"]
+    lines = [f"{first[row % 4]} {text} {row % 2}\n" for row, text in enumerate(TEXTS)]
+    path = write(tmp_path / "a.txt", "".join(lines))
+    assert "both the first and the last words of its lines could be labels" in refusal(given, path)
 
 
 @pytest.mark.parametrize(

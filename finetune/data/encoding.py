@@ -109,7 +109,8 @@ def _share_of_an_alphabet(sample: bytes, encoding: str) -> float:
     except UnicodeDecodeError:
         return -1.0
     told = UNTOLD.sub("", WESTERN_SIGNS.sub("", text) if encoding in ("cp1252", "latin_1") else text)
-    counts = Counter(FOREIGN.findall(told.lower()))
+    counts = Counter(FOREIGN.findall(told.replace("İ", "ı").lower()))  # Python makes two signs of the former
     odd = sum(letter.isupper() for letter in re.findall(rf"(?<=[a-z])(?![\x00-\x7f]){LETTER}", told))
+    odd += sum(letter.islower() for letter in re.findall(rf"(?<!{LETTER})(?![\x00-\x7f]){LETTER}(?=[A-Z])", told))
     most = max(sum(counts[letter] for letter in alphabet) for alphabet in ALPHABETS[encoding])
     return max(0.0, most - odd) / max(1, counts.total())

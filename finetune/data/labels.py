@@ -274,6 +274,15 @@ def _find_length(values: Sequence[Any], delimiter: str | None, problem_type: str
             f"Expected labels that can be read in one way in {where}, but {strings[0]!r} is a number with a decimal "
             "comma or two labels. Pass --problem_type regression, or --label_delimiter ','."
         )
+    digits = {value.strip() for value in strings}
+    if (
+        problem_type is None and len(strings) == len(values) and len(set(map(len, digits))) == 1 and len(digits) > 1
+        and all(re.fullmatch(r"[01]{3,}", value) for value in digits) and any(value[0] == "0" for value in digits)
+    ):  # fmt: skip
+        raise FinetuneError(
+            f"Expected labels that can be read in one way in {where}, but {strings[0]!r} is a name or a vector of 0 "
+            f"and 1. Put spaces between its digits, or pass --problem_type {SINGLE_LABEL} if each is a class."
+        )
     repeats = any(len(set(vector)) < len(vector) for vector in map(parse_vector, values) if vector is not None)
     if length is None and len(lengths) > 1 and max(lengths) > 1 and repeats:
         raise FinetuneError(

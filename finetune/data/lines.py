@@ -51,7 +51,47 @@ def read_labelled_lines(
                 (text.partition("\t")[0].strip(), text.partition("\t")[2].strip(" \t"), number)
                 for text, number in _numbered(open_lines())
             )
+    sign, is_first = _find_sign(path, sample)
+    if sign is not None:
+        layout = f"lines of a label, {sign!r} and a text" if is_first else f"lines of a text, {sign!r} and a label"
+        return layout, ((*_cut(line, sign, is_first), number) for line, number in _numbered(open_lines()))
     return "lines 'label text'", ((*_part(line), number) for line, number in _numbered(open_lines()))
+
+
+def _cut(line: str, sign: str, is_first: bool) -> tuple[str, str]:
+    before, _, behind = line.partition(sign) if is_first else line.rpartition(sign)
+    return (before.strip(), behind.strip()) if is_first else (behind.strip(), before.strip())
+
+
+def _find_sign(path: Path, lines: list[str]) -> tuple[str | None, bool]:
+    """Find what parts labels from texts if that is no space behind the first word, and whether the label is first.
+
+    Raises:
+        FinetuneError: If the first words of the lines could be their labels, and the last ones as well.
+    """
+    words = _Shape([_part(line)[0] for line in lines] or [""])
+    for sign in ("|", ";", ","):
+        if all(sign in _part(line)[0] for line in lines) and lines:
+            starts = _Shape([line.partition(sign)[0] for line in lines])
+            if starts.is_label and 1 < starts.num_distinct < words.num_distinct:
+                return sign, True
+    for sign in ("\t", "|", ";", ",", "  ", " "):
+        ends = [line.rpartition(sign)[2].strip() for line in lines if sign in line]
+        if len(ends) < max(4, len(lines)) or not all(re.search(r"\w", end) for end in ends):
+            continue
+        shape = _Shape(ends)
+        if (
+            shape.is_label
+            and 1 < shape.num_distinct <= max(2, len(ends) // 4)
+            and (words.num_distinct == 1 or shape.num_distinct < words.num_distinct)
+        ):
+            if sign == " " and words.is_label and words.num_distinct > 1:
+                raise FinetuneError(
+                    f"Expected lines 'label text' in {str(path)!r}, but both the first and the last words of its lines "
+                    f"could be labels: {words.shown} or {shape.shown}. Put a tab between label and text."
+                )
+            return sign, False
+    return None, True
 
 
 class _Shape:
@@ -59,6 +99,7 @@ class _Shape:
 
     def __init__(self, values: list[str]):
         distinct = {value.strip() for value in values}
+        self.num_distinct, self.shown = len(distinct), sorted(distinct)[:3]
         self.mean_length = sum(map(len, values)) / len(values)
         few = len(distinct) <= 2 or 2 * len(distinct) <= len(values)
         self.is_label = few and "" not in distinct and max(map(len, distinct)) <= MAX_LABEL

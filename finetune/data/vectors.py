@@ -68,13 +68,13 @@ def _is_empty(value: Any) -> bool:
 
 def parse_list(value: Any) -> list[Any] | None:
     """Return the labels of a list that was written as text, in JSON or as Python writes it; None for other text."""
-    if not isinstance(value, str) or not re.fullmatch(r"\[.*\]|\(.*\)", value.strip(), re.DOTALL):
+    if not isinstance(value, str) or not re.fullmatch(r"\[.*\]|\(.*\)|\{.*\}", value.strip(), re.DOTALL):
         return None
     for parse in (json.loads, ast.literal_eval):
         try:
             found = parse(value.strip())
         except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
             continue
-        if isinstance(found, list | tuple) and all(isinstance(one, str | int | float | bool) for one in found):
-            return list(found)
+        if isinstance(found, list | tuple | set) and all(isinstance(one, str | int | float | bool) for one in found):
+            return sorted(found, key=str) if isinstance(found, set) else list(found)
     return None
