@@ -42,9 +42,9 @@ from finetune.settings.parts import ModelArguments
 
 # Read or called, so that a missing one raises wherever it is used; every training, prediction or `--help` does.
 READ = {
-    "_actions", "_attn_implementation", "_forward_hooks", "_is_amx_tile_supported", "_is_avx512_bf16_supported",
-    "_linear_pointwise", "_load_rng_state", "_no_split_modules", "_prepare_inputs", "_set_sync_gradients",
-    "_softmax_backward_data", "_tr_loss",
+    "_actions", "_attn_implementation", "_forward_hooks", "_get_collator_with_removed_columns", "_linear_pointwise",
+    "_load_rng_state", "_no_split_modules", "_prepare_inputs", "_remove_unused_columns", "_set_sync_gradients",
+    "_softmax_backward_data", "_tr_loss", "_train_batch_size",
 }  # fmt: skip
 # Written: the attribute, and whose code must go on to read it.
 WRITTEN = {
@@ -56,7 +56,7 @@ WRITTEN = {
     "_total_loss_scalar": Trainer,
 }
 # Of named tuples, where the underscore only keeps clear of the fields.
-PUBLIC = {"_asdict"}
+PUBLIC = {"_asdict", "_replace"}
 
 
 def private_attributes():

@@ -67,7 +67,7 @@ SIGNATURES: dict[type, dict[str, str]] = {
 # Attributes that are set from outside of the `Trainer`, whose methods then have to read them. Not among them:
 # `_initial_global_step`, which older ones don't have and don't need.
 ATTRIBUTES = (
-    "_created_lr_scheduler", "_globalstep_last_logged", "_total_loss_scalar", "_tr_loss",
+    "_created_lr_scheduler", "_globalstep_last_logged", "_total_loss_scalar", "_tr_loss", "_train_batch_size",
     "model_accepts_loss_kwargs", "optimizer_cls_and_kwargs",
 )  # fmt: skip
 
