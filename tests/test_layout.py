@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 
 import pytest
 from conftest import ROOT
@@ -50,3 +51,19 @@ def test_all_is_what_is_defined_in_public(path):
     }
     assert defined <= set(module.__all__)
     assert all(hasattr(module, name) for name in module.__all__)
+
+
+def test_the_architecture_page_names_what_is_there():
+    text = (ROOT / "docs/architecture.md").read_text()
+    answers = text.split("## Where is")[1]
+    named = re.findall(r"`(\w+)` in `(finetune/[\w/]+\.py)`", answers)
+    assert len(named) > 8
+    for name, path in named:
+        assert re.search(rf"^\s*(def|class) {name}\b", (ROOT / path).read_text(), re.MULTILINE), (name, path)
+    for path in re.findall(r"`((?:finetune|tests)/[\w/]+\.py)`", answers):
+        assert (ROOT / path).is_file(), path
+    assert set(re.findall(r"`(\w+)`", text.split("| room |")[1].split("## Where")[0])) >= set(rooms_on_disk())
+
+
+def rooms_on_disk():
+    return [path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"]
