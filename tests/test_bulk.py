@@ -267,7 +267,7 @@ def test_tuned_thresholds_travel_with_the_model_and_decide(classify, tmp_path, c
     capsys.readouterr()
     predict(run, path, tmp_path / "out.csv", "--text_column", "text")
     found = read(tmp_path / "out.csv")
-    assert {row["predicted_labels"] for row in found} <= {"any", "any;pos", "pos", ""}
+    assert {row["predicted_labels"] for row in found} <= {'["any"]', '["any", "pos"]', '["pos"]', "[]"}
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path):

@@ -36,6 +36,7 @@ WORDS = {
 
 SURE = 0.9  # share of an alphabet
 LEAST_BYTES = 16  # beyond ASCII, to tell scripts other than Latin: of fewer, a guess would be as often wrong
+KANA = 0.3  # share of the signs beyond ASCII in Japanese, and more
 MIXED = 0.5  # share of the letters beyond ASCII that stand beside one of ASCII: in Latin alphabets most do
 LETTER = r"[^\W\d_]"
 # Letters, control characters, and signs next to a letter, none of them ASCII.
@@ -69,7 +70,16 @@ def choose_encoding(sample: bytes) -> str | None:
         return latin if shares[latin] > SURE else None
     equal = [match for match in matches if (match.chaos, match.coherence) == (best.chaos, best.coherence)]
     names = {name for match in equal for name in match.could_be_from_charset}
-    return latin if names & ALPHABETS.keys() else min(names, key=ENCODINGS.index)
+    if names & ALPHABETS.keys():
+        return latin
+    chosen = min(names, key=ENCODINGS.index)
+    # Japanese in GB18030 is taken for anything: kana are where EUC-JP has them, and the other signs are not.
+    return None if _share_of_kana(sample, "gb18030") > KANA > _share_of_kana(sample, chosen) else chosen
+
+
+def _share_of_kana(sample: bytes, encoding: str) -> float:
+    signs = re.findall(r"[^\x00-\x7f]", sample.decode(encoding, "replace"))
+    return sum("\u3041" <= sign <= "\u30ff" for sign in signs) / max(1, len(signs))
 
 
 def _is_western(sample: bytes) -> bool:

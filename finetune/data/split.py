@@ -196,6 +196,11 @@ def _whole_groups(strata: np.ndarray, groups: np.ndarray, size: int, seed: int) 
             f"Expected at least {parts} groups to carve a split of whole groups from, but found "
             f"{len(np.unique(groups))}. Pass --validation_file and --test_file, or leave --group_column out."
         )
+    if np.unique(strata, return_counts=True)[1].max() < parts:
+        raise FinetuneError(
+            f"Expected a class with at least {parts} rows to carve a split of whole groups from, but the largest has "
+            f"{np.unique(strata, return_counts=True)[1].max()}. Pass --validation_file and --test_file, or more rows."
+        )
     folds = StratifiedGroupKFold(parts, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of classes with fewer rows than folds
