@@ -20,8 +20,8 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 METHODS = ("full", "lora", "head", "textcnn", "tfidf")
 BROWSER, DRIVER = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
 ROOT = Path(__file__).parent.parent
-CAN_EXPORT = Version(transformers.__version__) >= Version("5.20")
-needs_exporters = pytest.mark.skipif(not CAN_EXPORT, reason="an export needs transformers 5.20")
+CAN_EXPORT = Version(transformers.__version__) >= Version("5.23")
+needs_exporters = pytest.mark.skipif(not CAN_EXPORT, reason="an export needs transformers 5.23")
 GOOD = ["good", "great", "fine", "lovely", "superb"]
 BAD = ["bad", "awful", "dull", "poor", "boring"]
 OTHER = ["the", "a", "film", "plot", "actor", "was", "is", "very", "and", "of", "!", ".", "story", "scene", "this"]
@@ -125,7 +125,7 @@ def runs(imdb, flags, tmp_path_factory):
 def exports(runs, tmp_path_factory):
     """Runs as ONNX: an encoder, an adapter that is merged, a TextCNN, and the encoder in 8 bits."""
     if not CAN_EXPORT:
-        pytest.skip("an export needs transformers 5.20")
+        pytest.skip("an export needs transformers 5.23")
     from finetune.cli import main
 
     folder = tmp_path_factory.mktemp("exports")

@@ -190,7 +190,7 @@ def test_an_older_transformers_is_said_in_one_line(runs, tmp_path, capsys, monke
     with pytest.raises(SystemExit) as caught:
         finetune_command(["export", str(runs / "full"), str(tmp_path / "out"), "--format", "onnx"])
     assert caught.value.code == 2
-    assert re.fullmatch(r"error: Expected transformers 5\.20 or newer .*\n", capsys.readouterr().err)
+    assert re.fullmatch(r"error: Expected transformers 5\.23 or newer .*\n", capsys.readouterr().err)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -166,11 +166,11 @@ def _check_packages() -> None:
             "Install them: pip install -c constraints.txt -e '.[onnx]'"
         )
     try:
-        from transformers.exporters import OnnxRuntimeQuantizer  # noqa: F401
+        from transformers.exporters import ExportedModel  # noqa: F401
     except ImportError:
         raise FinetuneError(
-            f"Expected transformers 5.20 or newer to export, but {transformers.__version__} is installed. "
-            "Install it: pip install 'transformers>=5.20,<6'"
+            f"Expected transformers 5.23 or newer to export, but {transformers.__version__} is installed. "
+            "Install it: pip install 'transformers>=5.23,<6'"
         ) from None
 
 
