@@ -398,7 +398,7 @@ def _read_orange_header(
 
 
 def _has_quoted_texts(path: Path, open_lines: Callable[[], Iterator[str]]) -> bool:
-    """Return whether quotes in tab-separated values enclose texts, as in CSV, or are mere characters, as in GLUE's files.
+    """Return whether quotes in tab-separated values enclose texts, as in CSV, or are mere signs, as in GLUE's files.
 
     They are mere characters where every line is a row of its own, but would not be one if quotes enclosed texts.
     """
