@@ -113,7 +113,7 @@ def choose_columns(table: Table, sample: Sequence[Row], flags: Mapping[str, Any]
 
 
 def _inside(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Tell, for a message, which values lie within columns that hold objects."""
+    """Return, for a message, which values lie within columns that hold objects."""
     inner = list_fields(rows[:10])
     return f", and inside of them {inner[:10]}" if inner else ""
 
@@ -123,7 +123,7 @@ def _parts(name: str) -> list[str]:
 
 
 def _accompanies(name: str, label: str | None) -> bool:
-    """Tell whether a column says its label once more in other words, as label_text beside label."""
+    """Return whether a column says its label once more in other words, as label_text beside label."""
     if label is None:
         return False
     whole, own = _parts(name), _parts(label)
@@ -136,7 +136,7 @@ def _accompanies_a_label(name: str) -> bool:
 
 
 def is_score(name: str, sample: Sequence[Row]) -> bool:
-    """Tell whether a column holds how sure somebody was of a label: by its name, and by numbers with fractions."""
+    """Return whether a column holds how sure somebody was of a label: by its name, and by numbers with fractions."""
     if SCORES.isdisjoint(_parts(name)):
         return False
     values = [get_value(row.values, name) for row in sample]
@@ -159,7 +159,7 @@ def _known_label(free: Sequence[str], sample: Sequence[Row]) -> str | None:
 
 
 def _holds_classes(name: str, sample: Sequence[Row]) -> bool:
-    """Tell whether a column has few different values, none of them a number with a fraction, in the sample."""
+    """Return whether a column has few different values, none of them a number with a fraction, in the sample."""
     values = [str(get_value(row.values, name)) for row in sample]
     fractions = any(re.fullmatch(r"-?\d+[.,]\d+", value) for value in values)
     return not fractions and len(set(values)) > 1 and 2 * len(set(values)) <= len(values)

@@ -83,7 +83,7 @@ def _share_of_kana(sample: bytes, encoding: str) -> float:
 
 
 def _is_western(sample: bytes) -> bool:
-    """Tell whether all that is not ASCII are signs, standing where Western text has them: no letter tells anything."""
+    """Return whether all that is not ASCII are signs, standing where Western text has them: no letter tells."""
     try:
         text = sample.decode("cp1252")
     except UnicodeDecodeError:
@@ -93,7 +93,7 @@ def _is_western(sample: bytes) -> bool:
 
 
 def _is_mixed(sample: bytes, encoding: str) -> bool:
-    """Tell whether most letters beyond ASCII stand beside letters of ASCII, as in Latin alphabets alone."""
+    """Return whether most letters beyond ASCII stand beside ASCII letters, as in Latin alphabets alone."""
     text = sample.decode(encoding)
     letters = len(re.findall(rf"(?![\x00-\x7f]){LETTER}", text))
     beside = len(re.findall(rf"(?<=[A-Za-z])(?![\x00-\x7f]){LETTER}|(?![\x00-\x7f]){LETTER}(?=[A-Za-z])", text))

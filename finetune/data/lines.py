@@ -120,7 +120,7 @@ def _part(line: str) -> tuple[str, str]:
 
 
 def _labels_end_at_commas(lines: list[str]) -> bool:
-    """Tell whether a comma ends a label, as in `__label__x,text`: else there would be nearly as many as lines."""
+    """Return whether a comma ends a label, as in `__label__x,text`: else there would be nearly as many as lines."""
     whole = {word for line in lines for word in line.split() if word.startswith(PREFIX)}
     cut = {re.split(r"[,;|]", word)[0] for word in whole}
     return any(word[-1] in ",;|" for word in whole) or (len(cut) < len(whole) and 2 * len(whole) > len(lines))

@@ -341,7 +341,7 @@ def _read_file(path: Path, arguments: DataArguments, fallback: str | None = None
 
 
 def _name_columns(columns: Columns, found: list[str], where: str) -> str:
-    """Say, for messages, where labels stand."""
+    """Return, for messages, where labels stand."""
     if columns.labels:
         return f"columns {', '.join(map(repr, columns.labels))} of {where}"
     return f"columns {found} of {where}" if columns.label is None else f"column {columns.label!r} of {where}"
@@ -464,7 +464,7 @@ def _examples(table: Table, columns: Columns, name: str, where: str) -> Iterator
 
 
 def _one_hot(row: Row, names: tuple[str, ...], where: str) -> str:
-    """Give the names of the columns that hold 1, as JSON; null where all are missing or -1, as in a withheld test."""
+    """Return the names of the columns that hold 1, as JSON; null where all are missing or -1, as in a withheld test."""
     values = [get_value(row.values, name) for name in names]
     if all(value is None or value != value or str(value).strip() in ("", "-1", "-1.0") for value in values):
         return "null"

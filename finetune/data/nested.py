@@ -27,7 +27,7 @@ def get_value(values: Mapping[str, Any], name: str) -> Any:
 
 
 def has_field(rows: Sequence[Mapping[str, Any]], name: str) -> bool:
-    """Tell whether any row has a value along the parts of a name."""
+    """Return whether any row has a value along the parts of a name."""
     return any(get_value(values, name) is not None for values in rows)
 
 

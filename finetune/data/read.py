@@ -196,7 +196,7 @@ def detect_common_encoding(files: Sequence[Path]) -> str | None:
 
 
 def _is_text(path: Path) -> bool:
-    """Tell whether a file is one of those whose encoding matters: any but Parquet's, Excel's, and unknown ones."""
+    """Return whether a file is one of those whose encoding matters: any but Parquet's, Excel's, and unknown ones."""
     name = path.name.lower()
     if not path.is_file() or re.search(r"\.(parquet(\.(gz|zst))?|xls[xm])$", name):
         return False
@@ -366,7 +366,7 @@ def _read_separated(path: Path, open_lines: Callable[[], Iterator[str]], tab: bo
 
 
 def _describe_unnamed(rows: Iterator[list[str]], unnamed: Sequence[int]) -> tuple[str, ...]:
-    """Tell that columns without names are left out, and of how many rows that leaves values out."""
+    """Describe that columns without names are left out, and of how many rows that leaves values out."""
     filled = sum(any(place < len(row) and row[place].strip() for place in unnamed) for row in rows)
     what = f"{len(unnamed)} columns without a name, "
     return (what + (f"which hold values in {filled:,} rows" if filled else "which are empty"),)
@@ -398,7 +398,7 @@ def _read_orange_header(
 
 
 def _has_quoted_texts(path: Path, open_lines: Callable[[], Iterator[str]]) -> bool:
-    """Tell whether quotes in tab-separated values enclose texts, as in CSV, or are mere characters, as in GLUE's files.
+    """Return whether quotes in tab-separated values enclose texts, as in CSV, or are mere signs, as in GLUE's files.
 
     They are mere characters where every line is a row of its own, but would not be one if quotes enclosed texts.
     """
@@ -611,7 +611,7 @@ def _class_of(file: Path, folder: Path) -> str:
 
 
 def _hold_a_text_a_line(files: Sequence[Path]) -> bool:
-    """Tell whether files hold many texts, one a line: a few for each class, with many lines."""
+    """Return whether files hold many texts, one a line: a few for each class, with many lines."""
     classes = {file.parent for file in files}
     if len(files) > MAX_FILES_OF_LINES * len(classes):
         return False

@@ -80,7 +80,7 @@ def _find_format(path: Path, ending: str, lead: bytes) -> tuple[str, str] | None
 
 
 def _find_archive(path: Path) -> tuple[str, str]:
-    """Tell what a zip archive is: office programs and torch write them too."""
+    """Return what a zip archive is: office programs and torch write them too."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
