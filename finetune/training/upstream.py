@@ -212,7 +212,8 @@ class UpstreamTrainer(ResumingTrainer):
                     stacklevel=2,
                 )
 
-        if self.args.device.type == "cpu":  # cpu:0 with several processes: before 5.18 upstream tells torch to load to it
+        # With several processes it is "cpu:0", to which upstream loads before 5.18 and torch can't.
+        if self.args.device.type == "cpu":
             self.args._setup_devices = torch.device("cpu")
 
         def load() -> None:
