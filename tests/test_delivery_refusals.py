@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from conftest import needs_exporters
 
 from finetune.cli import main as finetune_command
 from finetune.delivery.bulk import predict_file
@@ -40,10 +41,15 @@ def test_a_run_whose_record_is_spoilt_is_not_pushed(spoilt, tmp_path, content):
         stage(spoilt, tmp_path / "staged", "me/x", None)
 
 
-def test_predictions_that_are_spoilt_are_neither_pushed_nor_measured_on(spoilt, runs, tmp_path, capsys):
+def test_predictions_that_are_spoilt_are_not_pushed(spoilt, tmp_path):
     (spoilt / "predictions/validation.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(FinetuneError, match="reading them gave"):
         stage(spoilt, tmp_path / "staged", "me/x", None)
+
+
+@needs_exporters
+def test_predictions_that_are_spoilt_are_not_exported_on(spoilt, runs, tmp_path, capsys):
+    (spoilt / "predictions/validation.parquet").write_bytes(b"PAR1 and no more")
     shutil.copytree(runs / "textcnn/model", spoilt / "model", dirs_exist_ok=True)
     (spoilt / "model/tfidf.safetensors").unlink()
     assert "as the run wrote it" in refusal(["export", spoilt, tmp_path / "out", "--format", "onnx"], capsys)
@@ -71,10 +77,13 @@ def test_these_are_no_branches(runs, capsys, branch):
     ("words", "message"),
     [
         (["merge", "RUNS/lora", "FILE/merged"], "File exists"),
-        (["export", "RUNS/textcnn", "FILE/exported", "--format", "onnx"], "Not a directory"),
-        (
+        pytest.param(
+            ["export", "RUNS/textcnn", "FILE/exported", "--format", "onnx"], "Not a directory", marks=needs_exporters
+        ),
+        pytest.param(
             ["export", "RUNS/textcnn", "/proc/nowhere/exported", "--format", "onnx"],
             "No such file or directory: /proc/nowhere",
+            marks=needs_exporters,
         ),
         (["merge", "RUNS/lora", "/proc/nowhere/merged"], "No such file or directory: /proc/nowhere"),
         (["export", "RUNS/textcnn", "NEW", "--format", "onnx", "--max_samples", "0"], "at least 1, but got '0'"),

@@ -53,6 +53,7 @@ WRITTEN = {
     "_initial_global_step": Trainer,
     "_last_lr": LRScheduler,
     "_n_gpu": TrainingArguments,
+    "_setup_devices": TrainingArguments,
     "_total_loss_scalar": Trainer,
 }
 # Of named tuples, where the underscore only keeps clear of the fields.
