@@ -199,7 +199,10 @@ def compare(one, several, num_processes):
             assert metrics[1][name] == metrics[0][name], name
         tables = [pq.read_table(run / f"predictions/{split}.parquet").to_pydict() for run in (one, several)]
         assert tables[1]["id"] == tables[0]["id"]
-        np.testing.assert_allclose(tables[1]["logits"], tables[0]["logits"], atol=1e-4)
+        # Weights that differ in their last bits can round a logit in bfloat16 to the number beside it.
+        precision = records[0]["environment"]["prediction_precision"]
+        rtol = 2**-7 if precision == "bf16" else 1e-7
+        np.testing.assert_allclose(tables[1]["logits"], tables[0]["logits"], atol=1e-4, rtol=rtol)
 
 
 def test_unfrozen_layers_moved(by_two):

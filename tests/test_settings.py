@@ -50,6 +50,7 @@ FLIPS: dict[str, tuple[str, list[str]]] = {
     "encoding": ("cp437", FRENCH),
     "problem_type": ("regression", NUMBERS),
     "label_delimiter": ("e", []),
+    "label_columns": ("label,other", COLUMNS),
     "streaming": ("true", []),
     "remove_leakage": ("true", LEAKING),
     "max_length": ("6", []),

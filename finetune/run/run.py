@@ -130,7 +130,7 @@ class Run:
         commits = {}
         if data.is_on_hub:
             commits["dataset"] = find_commit(str(data.dataset_name), data.dataset_revision, "dataset")
-        if "model_name_or_path" not in self.arguments.unused():
+        if "model_name_or_path" not in self.arguments.unused() and model.model_name_or_path != "embedded":
             commit = resolve_model(model.model_name_or_path, model.model_revision)[1]
             if commit is not None:
                 commits["model"] = commit
