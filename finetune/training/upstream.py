@@ -212,7 +212,9 @@ class UpstreamTrainer(ResumingTrainer):
                     stacklevel=2,
                 )
 
-        if self.args.device.type == "cpu":  # cpu:0 with several processes: before 5.18 upstream tells torch to load to it
+        if (
+            self.args.device.type == "cpu"
+        ):  # cpu:0 with several processes: before 5.18 upstream tells torch to load to it
             self.args._setup_devices = torch.device("cpu")
 
         def load() -> None:
