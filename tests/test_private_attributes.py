@@ -9,7 +9,9 @@ import inspect
 
 import pytest
 import torch
+import transformers
 from conftest import ROOT, make_reviews
+from packaging.version import Version
 from peft import LoraConfig, TaskType, get_peft_model
 from peft.helpers import disable_input_dtype_casting
 from torch.optim.lr_scheduler import LRScheduler
@@ -84,6 +86,8 @@ def test_every_private_attribute_of_a_dependency_is_known_here():
 
 @pytest.mark.parametrize("name", WRITTEN)
 def test_what_is_written_is_still_read(name):
+    if name == "_initial_global_step" and Version(transformers.__version__) < Version("5.19"):
+        pytest.skip("transformers before 5.19 divides by all steps anyway")
     reads = [
         node
         for node in ast.walk(ast.parse(inspect.getsource(WRITTEN[name])))

@@ -212,8 +212,9 @@ class UpstreamTrainer(ResumingTrainer):
                     stacklevel=2,
                 )
 
-        # With several processes it is "cpu:0", to which upstream loads before 5.18 and torch can't.
-        if self.args.device.type == "cpu":
+        if (
+            self.args.device.type == "cpu"
+        ):  # cpu:0 with several processes: before 5.18 upstream tells torch to load to it
             self.args._setup_devices = torch.device("cpu")
 
         def load() -> None:
