@@ -14,9 +14,15 @@ __all__ = ["quiet_loading", "quiet_program", "quiet_restored"]
 @contextlib.contextmanager
 def quiet_loading() -> Iterator[None]:
     """Load a model without transformers' bar and its report of the head's new weights, which every fine-tuning has."""
+    with _transformers_restored():
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        yield
+
+
+@contextlib.contextmanager
+def _transformers_restored() -> Iterator[None]:
     verbosity, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     try:
         yield
     finally:
@@ -38,17 +44,12 @@ def quiet_program() -> None:
 @contextlib.contextmanager
 def quiet_restored() -> Iterator[None]:
     """Undo in the end what `quiet_program` did on the way, for callers that go on: a notebook, a script."""
-    verbosity, has_bars, shows_data_bars = (
-        logging.get_verbosity(), logging.is_progress_bar_enabled(), not datasets.are_progress_bars_disabled()
-    )  # fmt: skip
-    with warnings.catch_warnings():
+    has_bars = not datasets.are_progress_bars_disabled()
+    with warnings.catch_warnings(), _transformers_restored():
         try:
             yield
         finally:
-            logging.set_verbosity(verbosity)
             if has_bars:
-                logging.enable_progress_bar()
-            if shows_data_bars:
                 datasets.enable_progress_bars()
 
 

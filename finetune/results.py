@@ -75,13 +75,12 @@ class TrainedRun:
         return summarize(self.record, self.directory)
 
     def _repr_html_(self) -> str:
-        rows = [line.split(maxsplit=1) if line[:1].strip() else ["", line.strip()] for line in repr(self).splitlines()]
         cells = "".join(
             f"<tr><th style='text-align:left'>{html.escape(line[:17].strip())}</th>"
             f"<td style='text-align:left'>{html.escape(line[17:])}</td></tr>"
             for line in repr(self).splitlines()
         )
-        return f"<table>{cells}</table>" if rows else ""
+        return f"<table>{cells}</table>"
 
 
 class Comparison:
