@@ -10,6 +10,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
+import finetune.engine
 from finetune.accelerated import enable, fused
 from finetune.accelerated.dropout import FastDropout
 from finetune.accelerated.lora import _FusedLinear as FusedLora
@@ -100,7 +101,8 @@ def test_weights_are_cast_for_prediction_alone(tiny_bert, dtype):
 @pytest.mark.parametrize("accelerated", [True, False])
 def test_a_run_is_accelerated_unless_the_flag_says_no(flags, tmp_path, monkeypatch, recipe, method, accelerated):
     module, seen = load_recipe(recipe), {}
-    init, evaluate_run = FineTuningTrainer.__init__, module.evaluate_run
+    story = finetune.engine if recipe == "classify" else module  # which has the steps that the recipe takes
+    init, evaluate_run = FineTuningTrainer.__init__, story.evaluate_run
 
     def note_trainer(self, model, *args, **kwargs):
         seen["begin"] = own_pieces(model)
@@ -117,7 +119,7 @@ def test_a_run_is_accelerated_unless_the_flag_says_no(flags, tmp_path, monkeypat
         return predictor
 
     monkeypatch.setattr(FineTuningTrainer, "__init__", note_trainer)
-    monkeypatch.setattr(module, "evaluate_run", note_end)
+    monkeypatch.setattr(story, "evaluate_run", note_end)
     monkeypatch.setattr("finetune.delivery.evaluate.load_predictor", note_predictor)
     words = [*flags, "--method", method, "--no_floor", "--output_dir", str(tmp_path / "run")]
     module.main(words if accelerated else [*words, "--accelerated", "false"])
