@@ -244,6 +244,7 @@ def test_thresholds_are_the_best_cuts_worked_by_hand():
     probabilities = np.array([0.6, 0.2, 0.9, 0.4])
     labels = np.array([[0, 1, 1], [0, 1, 0], [1, 1, 1], [1, 1, 0]])
     logits = np.log(probabilities / (1 - probabilities))
+    logits, labels = np.repeat(logits, 10), np.repeat(labels, 10, axis=0)  # fewer than ten would say too little
     found = tune_thresholds(np.stack([logits, logits, logits], axis=1), labels)
     assert found == pytest.approx([0.3, 0.5, 0.5])  # all have the second label; the third is parted between 0.6 and 0.4
 

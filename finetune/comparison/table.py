@@ -7,8 +7,8 @@ import numpy as np
 
 from finetune.comparison.groups import Group, describe_settings
 from finetune.comparison.runs import StoredRun
-from finetune.comparison.statistics import INFLUENCE_METRICS, Interval, mean_interval, metric_influence
-from finetune.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL, predict_labels
+from finetune.comparison.statistics import INFLUENCE_METRICS, Interval, find_support, mean_interval, metric_influence
+from finetune.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 __all__ = [
     "COSTS",
@@ -90,8 +90,11 @@ def build_rows(groups: Sequence[Group], metrics: Sequence[str]) -> list[Row]:
 
 
 def _summarize(group: Group, name: str) -> Interval:
-    if name in QUALITY_METRICS[group.runs[0].problem_type] and len(group.runs[0].test.labels) > 1:
-        return mean_interval(compute_scores(group, name))
+    labels = group.runs[0].test.labels
+    if name in QUALITY_METRICS[group.runs[0].problem_type] and len(labels) > 1:
+        support = find_support(name, labels)
+        if support is None or support.is_enough:
+            return mean_interval(compute_scores(group, name), support=support)
     return Interval(float(np.mean([run.metrics[name] for run in group.runs])), float("nan"), float("nan"))
 
 
@@ -112,7 +115,7 @@ def _compute_run_scores(run: StoredRun, name: str) -> np.ndarray:
     if run.problem_type == REGRESSION:
         errors = logits[:, 0].astype(np.float64) - labels
         return np.abs(errors) if name == "mae" else errors**2
-    predictions = predict_labels(logits, run.problem_type)
+    predictions = run.decide()
     if name == "accuracy":
         right = labels == predictions
         return (right.all(axis=1) if right.ndim == 2 else right).astype(np.float64)

@@ -1,7 +1,7 @@
 """Measure the saved model, reloaded: the one place where the test split is used."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,6 @@ import pyarrow.parquet as pq
 import torch
 from accelerate.utils import extract_model_from_parallel
 from datasets import Dataset, DatasetDict
-from scipy.special import expit
-from sklearn.metrics import f1_score
 from transformers import PreTrainedTokenizerBase
 
 from finetune.accelerated.precision import DTYPES
@@ -93,15 +91,13 @@ def evaluate_run(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase | None
         with progress_bar(len(split), f"Evaluating on {name}") as advance:
             logits, num_tokens = predictor.compute_logits(*_texts(split), advance)
         throughput = len(split) / (time.perf_counter() - start)
-        metrics[name] = Metrics(**measure(logits, split, predictor.task))
         if predictor.task.problem_type == MULTI_LABEL and "label" in split.column_names:
             labels = label_matrix(split["label"], predictor.task)
             if name == "validation":
-                values = tune_thresholds(logits, labels)
-                predictor.thresholds = np.asarray(values)
-                thresholds = Thresholds(values=values, validation=_measure_decisions(predictor, logits, labels))
+                thresholds = Thresholds(values=tune_thresholds(logits, labels))
             elif thresholds is not None:
-                thresholds.test = _measure_decisions(predictor, logits, labels)
+                thresholds.at_half = _decide_at_half(logits, labels)
+        metrics[name] = Metrics(**measure(logits, split, predictor.task, thresholds and thresholds.values))
         if run.is_main:
             write_predictions(run, name, split, logits, num_tokens)
     single = splits["test"].select(range(min(NUM_LATENCY_TEXTS, len(splits["test"]))))
@@ -122,14 +118,10 @@ def evaluate_run(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase | None
     run.wait()
 
 
-def _measure_decisions(predictor: TextClassifier, logits: np.ndarray, labels: np.ndarray) -> Decisions:
-    """Measure the labels that are predicted by the tuned thresholds."""
-    chosen = predictor.decide(expit(logits))
-    return Decisions(
-        micro_f1=float(f1_score(labels, chosen, average="micro", zero_division=0)),
-        macro_f1=float(f1_score(labels, chosen, average="macro", zero_division=0)),
-        accuracy=float((chosen == labels).all(axis=1).mean()),
-    )
+def _decide_at_half(logits: np.ndarray, labels: np.ndarray) -> Decisions:
+    """Measure the labels that are predicted from a probability of one half on."""
+    found = compute_metrics(logits, labels, MULTI_LABEL)
+    return Decisions(micro_f1=found["micro_f1"], macro_f1=found["macro_f1"], accuracy=found["accuracy"])
 
 
 def _texts(split: Dataset) -> tuple[Any, Any]:
@@ -137,17 +129,19 @@ def _texts(split: Dataset) -> tuple[Any, Any]:
     return split["text"][:], split["text_pair"][:] if "text_pair" in split.column_names else None
 
 
-def measure(logits: np.ndarray, split: Dataset, task: Task) -> dict[str, Any]:
+def measure(
+    logits: np.ndarray, split: Dataset, task: Task, thresholds: Sequence[float] | None = None
+) -> dict[str, Any]:
     """Compute all metrics, 95 % intervals, and each class's own figures; only the count where labels are withheld."""
     if "label" not in split.column_names:
         return {"num_examples": len(split), "labels_withheld": True}
     labels = label_matrix(split["label"], task)
-    metrics: dict[str, Any] = compute_metrics(logits, labels, task.problem_type)
+    metrics: dict[str, Any] = compute_metrics(logits, labels, task.problem_type, thresholds)
     if task.problem_type == REGRESSION:
         metrics["mae_interval"] = mean_interval(np.abs(logits[:, 0] - labels))
     else:
         metrics["accuracy_interval"] = accuracy_interval(metrics["accuracy"], len(labels))
-        metrics["per_class"] = compute_per_class(logits, labels, task.label_names, task.problem_type)
+        metrics["per_class"] = compute_per_class(logits, labels, task.label_names, task.problem_type, thresholds)
     return {**metrics, "num_examples": len(labels)}
 
 
@@ -163,13 +157,20 @@ def measure_latency(predictor: TextClassifier, split: Dataset) -> float:
 
 
 def measure_floor(splits: DatasetDict, seed: int) -> Floor:
-    """Fit TF-IDF and its linear model on the run's training rows and measure it on its test rows."""
-    test = splits["test"]
+    """Fit TF-IDF and its linear model on the run's training rows and measure it on its test rows.
+
+    Of several labels it decides by thresholds that are chosen on validation, as every other method does.
+    """
+    validation, test = splits["validation"], splits["test"]
     start = time.perf_counter()
     predictor = Predictor(fit_floor(splits["train"], seed), None)
     seconds = time.perf_counter() - start
+    thresholds = None
+    if predictor.task.problem_type == MULTI_LABEL:
+        logits = predictor.compute_logits(*_texts(validation))[0]
+        thresholds = tune_thresholds(logits, label_matrix(validation["label"], predictor.task))
     logits = predictor.compute_logits(*_texts(test))[0]
-    return Floor(test=Metrics(**measure(logits, test, predictor.task)), train_seconds=seconds)
+    return Floor(test=Metrics(**measure(logits, test, predictor.task, thresholds)), train_seconds=seconds)
 
 
 def write_predictions(run: Run, name: str, split: Dataset, logits: np.ndarray, num_tokens: np.ndarray) -> None:
@@ -207,13 +208,11 @@ def evaluate_file(path: str | Path, test_file: str, columns: Mapping[str, Any]) 
     examples = read_examples(test_file, DataArguments(**columns), predictor.task, predictor.encoding)
     with progress_bar(len(examples), "Evaluating") as advance:
         logits, _ = predictor.compute_logits(*_texts(examples), advance)
-    metrics = measure(logits, examples, predictor.task)
-    if predictor.task.problem_type == MULTI_LABEL and "label" in examples.column_names:
-        decided = _measure_decisions(predictor, logits, label_matrix(examples["label"], predictor.task))
-        metrics |= {f"tuned_{name}": value for name, value in decided}
-    if predictor.task.problem_type == REGRESSION:
+    task, thresholds = predictor.task, None
+    if task.problem_type == MULTI_LABEL:
+        thresholds = np.broadcast_to(predictor.thresholds, len(task.label_names)).tolist()
+    metrics = measure(logits, examples, task, thresholds)
+    if task.problem_type == REGRESSION:
         return metrics, ""
-    labels = label_matrix(examples["label"], predictor.task)
-    return metrics, compute_classification_report(
-        logits, labels, predictor.task.label_names, predictor.task.problem_type
-    )
+    labels = label_matrix(examples["label"], task)
+    return metrics, compute_classification_report(logits, labels, task.label_names, task.problem_type, thresholds)
