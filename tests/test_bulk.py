@@ -18,9 +18,10 @@ from conftest import make_reviews, write_csv
 from finetune.cli import main as finetune_command
 from finetune.data.labels import Task
 from finetune.delivery import bulk
-from finetune.delivery.predict import Predictor, load_predictor
+from finetune.delivery.predict import load_predictor
 from finetune.families.tfidf.classifier import fit_tfidf
 from finetune.metrics import MULTI_LABEL, tune_thresholds
+from finetune.models.predictor import Predictor
 
 COUNT = 50
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from finetune import __version__
-from finetune.catalogue import find_method
+from finetune.catalogue import FLOOR, family_of
 from finetune.comparison.calibration import (
     ReliabilityBins,
     compute_probabilities,
@@ -183,7 +183,7 @@ def build_report(
             margin=margin,
             greater_is_better=GREATER_IS_BETTER[metric],
             metric=METRIC_NAMES[metric],
-            deterministic={group.name for group in groups if find_method(group.method).is_deterministic},
+            deterministic={group.name for group in groups if family_of(group.method).is_deterministic},
         )
     floor = build_floor_row(groups, metrics)
     calibration = None if problem_type == REGRESSION else {group.name: _calibrate(group) for group in groups}
@@ -218,9 +218,9 @@ def _warn(groups: Sequence[Group], floor: Row | None) -> list[str]:
         found = sorted({str(run.record.environment.packages.get(package)) for run in runs})
         if len(found) > 1:
             lines.append(f"The runs were made with different versions of {package}: {', '.join(found)}.")
-    if floor is None and not any(find_method(group.method).is_deterministic for group in groups):
+    if floor is None and not any(group.method == FLOOR for group in groups):
         lines.append(
-            "No run measured a floor: run the recipe with --method tfidf to see what the simplest method gives."
+            f"No run measured a floor: run the recipe with --method {FLOOR} to see what the simplest method gives."
         )
     return lines
 

@@ -1,18 +1,22 @@
-"""The declarations of all settings by name: ours by part, and transformers' own. Cheap to import."""
+"""The declarations of all settings by name: ours by part, those of each family, transformers' own. Cheap to import."""
 
 import dataclasses
 from typing import Any
 
-from finetune.settings.declaration import Setting, read_declarations, trains_network
+from finetune.catalogue import FAMILIES, import_family
+from finetune.errors import FinetuneError
+from finetune.settings.declaration import Condition, Setting, belongs_to, read_declarations, trains_network
 from finetune.settings.parts import PARTS
 from finetune.settings.training import TRAINING
 
-__all__ = ["default_values", "facts_of"]
+__all__ = ["declare", "default_values", "facts_of", "own_settings"]
 
 DECLARED: dict[str, Setting] = {
     **TRAINING,
     **{name: facts for part, used_when in PARTS.values() for name, facts in read_declarations(part, used_when).items()},
 }
+# The settings of families of their own, in the order in which they were declared.
+OWN: list[type] = []
 OF_THE_TRAINER = Setting()  # a field of `TrainingArguments` of which nothing is declared
 
 
@@ -23,5 +27,41 @@ def facts_of(name: str) -> Setting:
 
 
 def default_values() -> dict[str, Any]:
-    """Return the defaults of our own settings by name."""
-    return {field.name: field.default for part, _ in PARTS.values() for field in dataclasses.fields(part)}
+    """Return the defaults of our own settings by name, those of families included."""
+    parts = [*(part for part, _ in PARTS.values()), *OWN]
+    return {field.name: field.default for part in parts for field in dataclasses.fields(part)}
+
+
+def own_settings() -> list[type]:
+    """Return the dataclasses of the settings that families have of their own."""
+    return list(OWN)
+
+
+def declare(part: type) -> None:
+    """Make the settings known that a family has of its own. They have a use for its methods alone.
+
+    Raises:
+        FinetuneError: If a name is taken.
+    """
+    if part in OWN:
+        return
+    names = {field.name for field in dataclasses.fields(part)}
+    taken = names & set(DECLARED)
+    if taken:
+        raise FinetuneError(
+            f"Expected settings with names of their own in {part.__name__}, but {sorted(taken)[0]!r} is taken. Put the "
+            "family's name before it."
+        )
+    is_own = belongs_to(part)
+    for name, facts in read_declarations(part, is_own).items():
+        DECLARED[name] = dataclasses.replace(facts, used_when=_both(is_own, facts.used_when))
+    OWN.append(part)
+
+
+def _both(first: Condition, second: Condition | None) -> Condition:
+    return first if second is None else lambda settings: first(settings) and second(settings)
+
+
+for _listed in FAMILIES:
+    if (_part := import_family(_listed).settings) is not None:
+        declare(_part)
