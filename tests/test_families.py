@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -280,6 +280,17 @@ def test_its_settings_are_checked_and_have_no_use_for_others(tmp_path, capsys):
     others = {"lstm_size": 8, "textcnn_dropout": 0.1}
     finetune.train(frame(), method="tfidf", output_dir=tmp_path / "b", num_threads=1, **others, **data())
     assert "--method tfidf has no use for: lstm_size, textcnn_dropout" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("taken", ["max_length", "textcnn_dropout", "adam_beta1", "optim"])
+def test_a_setting_whose_name_is_taken_is_refused(tmp_path, monkeypatch, taken):
+    part = make_dataclass("Taking", [(taken, float, setting(0.5, "What it does."))])
+    family = type("TakingFamily", (LSTMFamily,), {"settings": part, "__module__": "test_families"})
+    monkeypatch.setitem(globals(), "TakingFamily", family)
+    monkeypatch.setitem(globals(), "TAKING", Method("", "", family="test_families:TakingFamily"))
+    with pytest.raises(FinetuneError, match=f"Expected settings with names of their own.*{taken}") as caught:
+        finetune.train(frame(), method="test_families:TAKING", output_dir=tmp_path / "run", **data())
+    assert "\n" not in str(caught.value)
 
 
 def test_a_method_of_ones_own_can_be_of_a_family_that_is_there(tmp_path, tiny_bert, monkeypatch):

@@ -1,6 +1,7 @@
 """The declarations of all settings by name: ours by part, those of each family, transformers' own. Cheap to import."""
 
 import dataclasses
+from collections.abc import Collection
 from typing import Any
 
 from finetune.catalogue import FAMILIES, import_family
@@ -15,8 +16,8 @@ DECLARED: dict[str, Setting] = {
     **TRAINING,
     **{name: facts for part, used_when in PARTS.values() for name, facts in read_declarations(part, used_when).items()},
 }
-# The settings of families of their own, in the order in which they were declared.
-OWN: list[type] = []
+# The settings that families have of their own, by where they are from, in the order in which they were declared.
+OWN: dict[str, type] = {}
 OF_THE_TRAINER = Setting()  # a field of `TrainingArguments` of which nothing is declared
 
 
@@ -27,35 +28,46 @@ def facts_of(name: str) -> Setting:
 
 
 def default_values() -> dict[str, Any]:
-    """Return the defaults of our own settings by name, those of families included."""
-    parts = [*(part for part, _ in PARTS.values()), *OWN]
-    return {field.name: field.default for part in parts for field in dataclasses.fields(part)}
+    """Return the defaults of our own settings by name, and None for the fields of `TrainingArguments`.
+
+    The declarations may ask for a field that the installed transformers doesn't have.
+    """
+    parts = [*(part for part, _ in PARTS.values()), *OWN.values()]
+    own = {field.name: field.default for part in parts for field in dataclasses.fields(part)}
+    return {**dict.fromkeys(TRAINING), **own}
 
 
 def own_settings() -> list[type]:
     """Return the dataclasses of the settings that families have of their own."""
-    return list(OWN)
+    return list(OWN.values())
 
 
-def declare(part: type) -> None:
+def declare(part: type, upstream: Collection[str] = ()) -> None:
     """Make the settings known that a family has of its own. They have a use for its methods alone.
+
+    Args:
+        part: A dataclass.
+        upstream: The fields of `TrainingArguments`.
 
     Raises:
         FinetuneError: If a name is taken.
     """
-    if part in OWN:
+    path = f"{part.__module__}:{part.__qualname__}"
+    before = OWN.get(path)
+    if part is before:
         return
-    names = {field.name for field in dataclasses.fields(part)}
-    taken = names & set(DECLARED)
-    if taken:
-        raise FinetuneError(
-            f"Expected settings with names of their own in {part.__name__}, but {sorted(taken)[0]!r} is taken. Put the "
-            "family's name before it."
-        )
+    for name in [] if before is None else [field.name for field in dataclasses.fields(before)]:
+        del DECLARED[name]  # its module has been loaded again, as happens in a notebook
+    for field in dataclasses.fields(part):
+        if field.name in DECLARED or field.name in upstream:
+            raise FinetuneError(
+                f"Expected settings with names of their own in {part.__name__}, but {field.name!r} is taken. Put the "
+                "family's name before it."
+            )
     is_own = belongs_to(part)
     for name, facts in read_declarations(part, is_own).items():
         DECLARED[name] = dataclasses.replace(facts, used_when=_both(is_own, facts.used_when))
-    OWN.append(part)
+    OWN[path] = part
 
 
 def _both(first: Condition, second: Condition | None) -> Condition:

@@ -4,6 +4,7 @@
 transformers' own `TrainingArguments`. A key that nobody knows is an error, in the YAML file as on the command line.
 """
 
+import dataclasses
 import difflib
 import importlib.util
 import json
@@ -67,7 +68,7 @@ def parse_arguments(description: str | None, defaults: dict[str, Any], argv: Seq
     method = import_method(next(iter(methods), str(config.get("method", defaults.get("method", "full")))))
     family = family_of(method)
     if family.settings is not None:
-        declare(family.settings)
+        declare(family.settings, {field.name for field in dataclasses.fields(TrainingArguments)})
     parts: Any = [*(part for part, _ in PARTS.values()), *own_settings(), TrainingArguments]
     parser = _Parser(
         parts, usage="%(prog)s [--config FILE.yaml] [--name value ...]", description=description, allow_abbrev=False
@@ -194,6 +195,8 @@ def to_flags(settings: Mapping[str, Any]) -> list[str]:
     """Write settings as flags, so that they pass through the same types and checks; None leaves one at its default."""
     flags = []
     for name, value in settings.items():
+        if name.startswith("no_") and isinstance(value, bool):  # the flag that turns a setting off, which has no value
+            name, value = name.removeprefix("no_"), not value
         if isinstance(value, list | tuple):
             flags += [f"--{name}", *map(str, value)]
         elif value is not None:
