@@ -79,6 +79,8 @@ class Family:
         library_name: By the Hub's name what loads it.
         files: Names of files, other than weights and the tokenizer's, that it writes beside them.
         settings: A dataclass of the settings that are its own, declared like those of `finetune.settings.parts`.
+        also_uses: Names of settings that it has a use for although they are declared for networks that train, such as
+            "max_length" of a frozen encoder.
     """
 
     trains_network: ClassVar[bool] = False
@@ -89,6 +91,7 @@ class Family:
     library_name: ClassVar[str] = "finetune"
     files: ClassVar[tuple[str, ...]] = ()
     settings: ClassVar[type | None] = None
+    also_uses: ClassVar[frozenset[str]] = frozenset()
 
     def starts_from_pretrained(self, settings: Values) -> bool:
         """Return whether, by the settings, something of `--model_name_or_path` is read."""

@@ -36,7 +36,9 @@ from finetune.families.network import NetworkFamily
 from finetune.families.textcnn.vocabulary import train_word_tokenizer
 from finetune.family import Family, ModelFacts
 from finetune.models.answers import TextClassifier
+from finetune.settings import declared
 from finetune.settings.declaration import Setting
+from finetune.settings.declared import declare, default_values
 from finetune.settings.parts import setting
 from finetune.tasks import Task
 
@@ -132,6 +134,7 @@ class SharesFamily(Family):
 
     is_deterministic = True
     precision = "fp64"
+    also_uses = frozenset({"max_length"})
 
     def fit_rows(self, train, arguments):
         names = task_of(train.features).label_names
@@ -280,6 +283,27 @@ def test_its_settings_are_checked_and_have_no_use_for_others(tmp_path, capsys):
     others = {"lstm_size": 8, "textcnn_dropout": 0.1}
     finetune.train(frame(), method="tfidf", output_dir=tmp_path / "b", num_threads=1, **others, **data())
     assert "--method tfidf has no use for: lstm_size, textcnn_dropout" in capsys.readouterr().err
+
+
+def test_a_family_says_what_else_it_uses(tmp_path, capsys):
+    words = {"max_length": 24, "truncation": "tail"}
+    finetune.train(frame(), method=SHARES_PATH, output_dir=tmp_path / "run", num_threads=1, **words, **data())
+    assert "has no use for: truncation\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("declared_again", [True, False])
+def test_a_module_that_is_loaded_again_declares_its_settings_again(monkeypatch, declared_again):
+    for known in ("DECLARED", "OWN"):
+        monkeypatch.setattr(declared, known, dict(getattr(declared, known)))
+    part = make_dataclass("AgainSettings", [("again_size", int, setting(1, "A size."))])
+    declare(part)
+    other = make_dataclass("AgainSettings" if declared_again else "Other", [("again_size", int, setting(2, "A size."))])
+    if declared_again:
+        declare(other)
+        assert default_values()["again_size"] == 2
+    else:
+        with pytest.raises(FinetuneError, match="'again_size' is taken"):
+            declare(other)
 
 
 @pytest.mark.parametrize("taken", ["max_length", "textcnn_dropout", "adam_beta1", "optim"])

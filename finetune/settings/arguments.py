@@ -9,7 +9,7 @@ from finetune.catalogue import family_of
 from finetune.errors import FinetuneError
 from finetune.metrics import DEFAULT_METRIC, METRICS, MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from finetune.settings.declaration import Values
-from finetune.settings.declared import default_values, facts_of
+from finetune.settings.declared import default_values, is_used
 from finetune.settings.parts import (
     DataArguments,
     HubTarget,
@@ -115,7 +115,7 @@ class Arguments:
         # Where to push is taken out of `TrainingArguments` for the end of the run.
         settings = Values({**values, "push_to_hub": self.hub is not None})
         known = {*self.values(), *(self.given & set(values))}
-        return {name for name in known if not facts_of(name).is_used(settings)}
+        return {name for name in known if not is_used(name, settings)}
 
     def to_dict(self) -> dict[str, Any]:
         """Give every setting by part and name, without tokens, for `run.json`."""

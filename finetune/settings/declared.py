@@ -4,13 +4,13 @@ import dataclasses
 from collections.abc import Collection
 from typing import Any
 
-from finetune.catalogue import FAMILIES, import_family
+from finetune.catalogue import FAMILIES, family_of, import_family
 from finetune.errors import FinetuneError
-from finetune.settings.declaration import Condition, Setting, belongs_to, read_declarations, trains_network
+from finetune.settings.declaration import Condition, Setting, Values, belongs_to, read_declarations, trains_network
 from finetune.settings.parts import PARTS
 from finetune.settings.training import TRAINING
 
-__all__ = ["declare", "default_values", "facts_of", "own_settings"]
+__all__ = ["declare", "default_values", "facts_of", "is_used", "own_settings"]
 
 DECLARED: dict[str, Setting] = {
     **TRAINING,
@@ -25,6 +25,11 @@ def facts_of(name: str) -> Setting:
     """Return what is declared of a setting."""
     facts = DECLARED.get(name, OF_THE_TRAINER)
     return facts if facts.used_when else dataclasses.replace(facts, used_when=trains_network)
+
+
+def is_used(name: str, settings: Values) -> bool:
+    """Return whether a setting has a use beside the others, by its declaration or because the family says so."""
+    return name in family_of(settings.method).also_uses or facts_of(name).is_used(settings)
 
 
 def default_values() -> dict[str, Any]:
@@ -56,10 +61,10 @@ def declare(part: type, upstream: Collection[str] = ()) -> None:
     before = OWN.get(path)
     if part is before:
         return
-    for name in [] if before is None else [field.name for field in dataclasses.fields(before)]:
-        del DECLARED[name]  # its module has been loaded again, as happens in a notebook
+    # Its module may have been loaded again, as happens in a notebook.
+    known = set(DECLARED) - {field.name for field in (() if before is None else dataclasses.fields(before))}
     for field in dataclasses.fields(part):
-        if field.name in DECLARED or field.name in upstream:
+        if field.name in known or field.name in upstream:
             raise FinetuneError(
                 f"Expected settings with names of their own in {part.__name__}, but {field.name!r} is taken. Put the "
                 "family's name before it."
