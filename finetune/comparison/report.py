@@ -14,7 +14,7 @@ import numpy as np
 from scipy.special import expit
 
 from finetune import __version__
-from finetune.catalogue import find_method
+from finetune.catalogue import FLOOR, family_of
 from finetune.comparison.calibration import (
     ReliabilityBins,
     compute_probabilities,
@@ -193,7 +193,7 @@ def build_report(
             margin=margin,
             greater_is_better=GREATER_IS_BETTER[metric],
             metric=METRIC_NAMES[metric],
-            deterministic={group.name for group in groups if find_method(group.method).is_deterministic},
+            deterministic={group.name for group in groups if family_of(group.method).is_deterministic},
             support=support,
             look=look,
         )
@@ -252,9 +252,9 @@ def _warn(groups: Sequence[Group], floor: Row | None) -> list[str]:
                 f"The test split has no example of {absent} of {len(first.label_names)} classes: averages over classes "
                 "are over the others."
             )
-    if floor is None and not any(find_method(group.method).is_deterministic for group in groups):
+    if floor is None and not any(group.method == FLOOR for group in groups):
         lines.append(
-            "No run measured a floor: run the recipe with --method tfidf to see what the simplest method gives."
+            f"No run measured a floor: run the recipe with --method {FLOOR} to see what the simplest method gives."
         )
     return lines
 
@@ -262,7 +262,9 @@ def _warn(groups: Sequence[Group], floor: Row | None) -> list[str]:
 def _calibrate(group: Group) -> Calibration:
     several = group.runs[0].problem_type == MULTI_LABEL
     labels = group.runs[0].test.labels
-    temperatures, before, after = [], [], []
+    temperatures: list[float] = []
+    before: list[np.ndarray] = []
+    after: list[np.ndarray] = []
     for run in group.runs:
         temperatures.append(fit_temperature(*_decisions(run.validation, several)))
         for tables, temperature in ((before, 1.0), (after, temperatures[-1])):

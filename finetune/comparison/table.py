@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from finetune.catalogue import FLOOR
 from finetune.comparison.groups import Group, describe_settings
 from finetune.comparison.runs import StoredRun
 from finetune.comparison.statistics import INFLUENCE_METRICS, Interval, find_support, mean_interval, metric_influence
@@ -127,11 +128,11 @@ def build_floor_row(groups: Sequence[Group], metrics: Sequence[str]) -> Row | No
     """Build the row of TF-IDF and a linear model as the runs measured it beside themselves.
 
     Returns:
-        None if there is a group of the method `tfidf`, which says more, or no run measured it.
+        None if there is a group of the method itself, which says more, or no run measured it.
     """
     measured = [run.record.floor for group in groups for run in group.runs]
     floors = [floor for floor in measured if floor and all(floor.test.get(name) is not None for name in metrics)]
-    if not floors or any(group.method == "tfidf" for group in groups):
+    if not floors or any(group.method == FLOOR for group in groups):
         return None
     test, seconds = floors[0].test, float(np.mean([floor.train_seconds for floor in floors]))
     unknown = float("nan"), float("nan")

@@ -14,11 +14,12 @@ from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerBase
 
 from finetune.accelerated.precision import DTYPES
+from finetune.catalogue import FLOOR, family_of
 from finetune.data.labels import Task, label_matrix
 from finetune.data.load import read_examples
-from finetune.delivery.predict import Predictor, load_predictor
+from finetune.delivery.predict import load_predictor
 from finetune.errors import FinetuneError
-from finetune.families.tfidf.classifier import fit_floor
+from finetune.families.save import write_thresholds
 from finetune.files import write_aside
 from finetune.hardware import fastest_precision
 from finetune.metrics import (
@@ -32,10 +33,10 @@ from finetune.metrics import (
     tune_thresholds,
 )
 from finetune.models.answers import TextClassifier, unit_of_logits
-from finetune.models.save import write_thresholds
 from finetune.progress_bar import progress_bar
 from finetune.run.fields import Decisions, Floor, MeasuredSplits, Metrics, Reload, Thresholds
 from finetune.run.run import Run
+from finetune.settings.arguments import Arguments
 from finetune.settings.parts import DataArguments
 
 __all__ = [
@@ -69,12 +70,12 @@ def evaluate_run(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase | None
         FinetuneError: If the saved model gives other logits than the one in memory.
     """
     accelerated = run.arguments.run.accelerated
-    predictor: Any = load_predictor(run.model_directory, torch.float32, accelerated=accelerated)
+    predictor = load_predictor(run.model_directory, torch.float32, accelerated=accelerated)
     probes = splits["validation"].select(range(min(NUM_PROBES, len(splits["validation"]))))
     if isinstance(model, torch.nn.Module):  # which accelerate has let compute in lower precision
         model = extract_model_from_parallel(model, keep_fp32_wrapper=False)
-    text_config = getattr(predictor, "text_config", None)
-    reference = Predictor(model, tokenizer, text_config, torch.float32, accelerated=accelerated)
+    family = family_of(run.record.method)
+    reference = family.build_predictor(model, tokenizer, predictor.text_config, torch.float32, accelerated)
     in_memory = reference.compute_logits(*_texts(probes))[0]
     difference = float(np.abs(predictor.compute_logits(*_texts(probes))[0] - in_memory).max())
     if not difference <= MAX_RELOAD_DIFFERENCE * unit_of_logits(in_memory, predictor.task.problem_type):
@@ -97,7 +98,9 @@ def evaluate_run(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase | None
                 thresholds = Thresholds(values=tune_thresholds(logits, labels))
             elif thresholds is not None:
                 thresholds.at_half = _decide_at_half(logits, labels)
-        metrics[name] = Metrics(**measure(logits, split, predictor.task, thresholds and thresholds.values))
+        metrics[name] = Metrics(
+            **measure(logits, split, predictor.task, None if thresholds is None else thresholds.values)
+        )
         if run.is_main:
             write_predictions(run, name, split, logits, num_tokens)
     single = splits["test"].select(range(min(NUM_LATENCY_TEXTS, len(splits["test"]))))
@@ -105,8 +108,8 @@ def evaluate_run(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase | None
     if thresholds is not None and run.is_main:
         write_thresholds(run.model_directory, thresholds.values)
     floor = None
-    if run.is_main and run.arguments.run.floor and run.record.method != "tfidf":
-        floor = measure_floor(splits, run.record.seed)
+    if run.is_main and run.arguments.run.floor and run.record.method != FLOOR:
+        floor = measure_floor(splits, run.arguments)
     run.finish(
         metrics=MeasuredSplits(**metrics),
         reload=Reload(max_difference=difference, num_texts=len(probes)),
@@ -156,14 +159,14 @@ def measure_latency(predictor: TextClassifier, split: Dataset) -> float:
     return float(np.median(seconds))
 
 
-def measure_floor(splits: DatasetDict, seed: int) -> Floor:
-    """Fit TF-IDF and its linear model on the run's training rows and measure it on its test rows.
+def measure_floor(splits: DatasetDict, arguments: Arguments) -> Floor:
+    """Fit the method that is the floor on the run's training rows, and measure it on its test rows.
 
     Of several labels it decides by thresholds that are chosen on validation, as every other method does.
     """
-    validation, test = splits["validation"], splits["test"]
+    validation, test, family = splits["validation"], splits["test"], family_of(FLOOR)
     start = time.perf_counter()
-    predictor = Predictor(fit_floor(splits["train"], seed), None)
+    predictor = family.build_predictor(family.fit_rows(splits["train"], arguments), None)
     seconds = time.perf_counter() - start
     thresholds = None
     if predictor.task.problem_type == MULTI_LABEL:

@@ -62,8 +62,13 @@ class Settings(Part):
     """Every setting with its value, defaults filled in; no tokens. The flags of the recipes, by part."""
 
     data: dict[str, Any] = Field(description="where texts and labels come from, and how texts are cut")
-    model: dict[str, Any] = Field(description="the pretrained model, and the sizes of a TextCNN")
+    model: dict[str, Any] = Field(description="the pretrained model; in the first runs also the sizes of a TextCNN")
     method: dict[str, Any] = Field(description="the method and its own settings, `peft_config` with the file's content")
+    family: dict[str, Any] = Field(
+        default_factory=dict,
+        description="settings that the method's family has of its own, such as the sizes of a TextCNN; absent in the "
+        "first runs",
+    )
     tuning: dict[str, Any] = Field(description="learning rates by layer, unfreezing, schedules")
     run: dict[str, Any] = Field(description="threads, restarts, early stopping, what is stored")
     training: dict[str, Any] = Field(description="transformers' `TrainingArguments`")
