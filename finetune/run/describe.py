@@ -9,12 +9,12 @@ from typing import Any
 
 from datasets import DatasetDict
 
-from finetune.catalogue import family_of
 from finetune.data.labels import Task
 from finetune.data.split import describe_split
 from finetune.environment import describe_environment
 from finetune.family import Family
 from finetune.hardware import fastest_precision
+from finetune.lookup import family_of
 from finetune.run.fields import DataRecord, Environment, ModelRecord, Settings
 from finetune.run.record import SCHEMA_VERSION, RunRecord
 from finetune.settings.arguments import Arguments

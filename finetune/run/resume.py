@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from finetune.catalogue import family_of
 from finetune.errors import FinetuneError
 from finetune.hub import is_commit
+from finetune.lookup import family_of
 from finetune.run.fields import Change, Environment, Settings
 from finetune.run.record import RunRecord
 from finetune.settings.arguments import Arguments

@@ -18,7 +18,6 @@ from datasets import Dataset, DatasetDict
 from huggingface_hub import HfApi
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-from finetune.catalogue import family_of
 from finetune.data.labels import Task, task_of
 from finetune.data.load import GivenSplits, open_stream
 from finetune.data.stream import TokenizingRows
@@ -31,6 +30,7 @@ from finetune.families.save import write_model
 from finetune.files import write_json
 from finetune.hardware import peak_memory_bytes, use_processor
 from finetune.hub import check_login, find_commit
+from finetune.lookup import family_of
 from finetune.models.load import fingerprint_model, resolve_model
 from finetune.quiet import quiet_program
 from finetune.run.describe import describe_data, describe_model, now, start_record

@@ -5,8 +5,8 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from finetune.catalogue import family_of
 from finetune.errors import FinetuneError
+from finetune.lookup import family_of
 from finetune.metrics import DEFAULT_METRIC, METRICS, MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from finetune.settings.declaration import Values
 from finetune.settings.declared import default_values, is_used

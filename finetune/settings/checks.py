@@ -8,8 +8,8 @@ import torch
 from transformers.integrations import get_available_reporting_integrations
 
 from finetune.accelerated.processor import multiplies_fast
-from finetune.catalogue import family_of, find_method
 from finetune.errors import FinetuneError
+from finetune.lookup import family_of, find_method
 from finetune.metrics import GREATER_IS_BETTER
 from finetune.settings.arguments import Arguments
 from finetune.settings.declared import facts_of

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from finetune.catalogue import family_of, find_method
 from finetune.errors import FinetuneError
+from finetune.lookup import family_of, find_method
 
 __all__ = [
     "Condition",

@@ -21,10 +21,11 @@ from accelerate import PartialState
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.utils import is_torch_tf32_available
 
-from finetune.catalogue import METHOD_DEFAULTS, family_of, file_name_of, find_method, import_method
+from finetune.catalogue import METHOD_DEFAULTS
 from finetune.errors import FinetuneError
 from finetune.hardware import default_num_threads, fastest_precision
 from finetune.hub import parse_hub_id
+from finetune.lookup import family_of, file_name_of, find_method, import_method
 from finetune.metrics import GREATER_IS_BETTER
 from finetune.settings.arguments import Arguments
 from finetune.settings.checks import check_arguments, launched_precision
