@@ -256,7 +256,7 @@ def test_the_page_of_settings_is_what_the_declarations_say():
 NO_RESULT = """
     activation_checkpointing activation_checkpointing_kwargs config dataloader_num_workers dataloader_pin_memory
     ddp_backend ddp_broadcast_buffers ddp_bucket_cap_mb ddp_find_unused_parameters ddp_static_graph ddp_timeout
-    debug disable_tqdm floor full_determinism gradient_checkpointing gradient_checkpointing_kwargs hub_model_id
+    disable_tqdm floor full_determinism gradient_checkpointing gradient_checkpointing_kwargs hub_model_id
     hub_private_repo hub_revision include_num_input_tokens_seen local_rank log_level log_level_replica
     log_on_each_node logging_first_step logging_nan_inf_filter logging_steps logging_strategy no_store_text
     num_threads output_dir project push_to_hub report_to restart resume_with_changes run_name save_total_limit

@@ -19,6 +19,7 @@ from finetune.settings.parts import (
     TuningArguments,
 )
 from finetune.settings.peft_config import read_peft_config
+from finetune.settings.training import BY_METRIC
 
 __all__ = ["Arguments"]
 
@@ -85,8 +86,8 @@ class Arguments:
                 )
             metric = DEFAULT_METRIC[problem_type]
             training.metric_for_best_model = metric
-        if "greater_is_better" not in self.given:
-            training.greater_is_better = METRICS[problem_type][metric]
+        self.check_direction(metric, METRICS[problem_type][metric])
+        training.greater_is_better = METRICS[problem_type][metric]
         if problem_type == SINGLE_LABEL:
             return
         if training.label_smoothing_factor and "label_smoothing_factor" in self.given:
@@ -99,6 +100,26 @@ class Arguments:
             raise FinetuneError(f"Expected no {names} with {what}: it is defined for classes. Leave it out.")
         if problem_type == REGRESSION and self.data.truncation == "window" and self.data.window_pooling != "mean":
             raise FinetuneError("Expected --window_pooling mean with a number to predict. Leave it out.")
+
+    def check_direction(self, metric: str, greater_is_better: bool) -> None:
+        """Refuse a direction that is not the metric's: the worst checkpoint would be kept.
+
+        Raises:
+            FinetuneError: If it was given by `--greater_is_better` or to a schedule.
+        """
+        if "greater_is_better" in self.given and self.training.greater_is_better is not greater_is_better:
+            raise FinetuneError(
+                f"Expected --greater_is_better {str(greater_is_better).lower()} with --metric_for_best_model {metric}, "
+                f"but got {str(self.training.greater_is_better).lower()}: the worst checkpoint would be kept. Leave it "
+                "out."
+            )
+        settings: Any = self.training.lr_scheduler_kwargs or {}
+        mode = "max" if greater_is_better else "min"
+        if self.training.lr_scheduler_type in BY_METRIC and settings.get("mode", mode) != mode:
+            raise FinetuneError(
+                f"Expected mode {mode!r} among --lr_scheduler_kwargs with --metric_for_best_model {metric}, but got "
+                f"{settings['mode']!r}: the rate would fall as it gets better. Leave it out."
+            )
 
     def unused(self) -> set[str]:
         """Name the settings that the method has no use for, given the others."""

@@ -30,6 +30,8 @@ class LoopState:
         left_out: How many steps in a row were left out, since their loss was no number.
         mean: Of the numbers to predict, as the training began.
         spread: Likewise; the weights give (number - mean) / spread.
+        metric: What chose the best checkpoint so far; None in checkpoints of before it was noted.
+        greater_is_better: Its direction.
     """
 
     loss_sum: float
@@ -44,6 +46,8 @@ class LoopState:
     left_out: int
     mean: float = 0.0
     spread: float = 1.0
+    metric: str | None = None
+    greater_is_better: bool | None = None
 
     def write(self, checkpoint: Path) -> None:
         """Write it into a checkpoint; numbers come back as the same bits."""

@@ -19,6 +19,7 @@ from finetune.files import is_disk_full
 from finetune.models.output_layer import Standard
 from finetune.models.save import count_bytes
 from finetune.training.adalora import has_adalora, save_adalora
+from finetune.training.best import choose_best_anew
 from finetune.training.checkpoints import (
     WRITING,
     best_of,
@@ -35,6 +36,10 @@ from finetune.training.steps import StepTrainer
 
 __all__ = ["EvaluationCutShort", "ResumingTrainer"]
 
+# What of an optimizer's group comes from the settings, and what of a schedule that looks at a metric from its past.
+OF_SETTINGS = ("lr", "initial_lr", "weight_decay", "betas", "eps")
+OF_PLATEAU = ("best", "num_bad_epochs", "num_good_epochs", "cooldown_counter", "warmup_counter", "last_epoch")
+
 
 class EvaluationCutShort(Exception):  # noqa: N818  not an error
     """A signal came during an evaluation, which the next process does again."""
@@ -50,6 +55,7 @@ class ResumingTrainer(StepTrainer):
     last_logged: tuple[float | None, float | None]
     is_saving: bool
     steps_per_epoch: int
+    has_other_metric = False
 
     def find_checkpoint(self, resume_from_checkpoint: Any) -> Any:
         """Find the checkpoint to go on from: for True the newest that is whole; a named one has to be.
@@ -86,6 +92,7 @@ class ResumingTrainer(StepTrainer):
             FinetuneError: If a weight is NaN or infinite, or the disk is full.
         """
         name = f"checkpoint-{self.state.global_step}"
+        self.average_weights()
         self._refuse_broken_weights()
         try:
             self.is_saving = True
@@ -135,6 +142,8 @@ class ResumingTrainer(StepTrainer):
             left_out=self.left_out,
             mean=standard.mean,
             spread=standard.spread,
+            metric=self.args.metric_for_best_model,
+            greater_is_better=self.args.greater_is_better,
         )
 
     def _refuse_broken_weights(self) -> None:
@@ -160,6 +169,10 @@ class ResumingTrainer(StepTrainer):
         self.steps_per_epoch = steps_per_epoch
         loop = LoopState.read(checkpoint)
         self.resumed = checkpoint, loop
+        metric = self.args.metric_for_best_model, self.args.greater_is_better
+        self.has_other_metric = loop.metric is not None and (loop.metric, loop.greater_is_better) != metric
+        if self.has_other_metric:
+            choose_best_anew(self, checkpoint, str(loop.metric))
         if self.example_loss is not None:
             self.example_loss = replace(self.example_loss, standard=Standard(loop.mean, loop.spread))
         if loop.reduced_tokens is not None:
@@ -193,11 +206,21 @@ class ResumingTrainer(StepTrainer):
         """Restore optimizer and schedule by `load`, but keep the learning rates and weight decays of the settings."""
         optimizer: Any = self.optimizer
         scheduler: Any = self.lr_scheduler
-        own = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+        own = [{name: group[name] for name in OF_SETTINGS if name in group} for group in optimizer.param_groups]
         rates = list(scheduler.base_lrs) if isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR) else []
+        fresh = dict(vars(scheduler))
         load()
+        reached = [
+            settings.get("initial_lr", 1.0) * group["lr"] / (group.get("initial_lr") or 1.0)
+            for group, settings in zip(optimizer.param_groups, own, strict=True)
+        ]
         for group, settings in zip(optimizer.param_groups, own, strict=True):
             group.update(settings)
+        if self.args.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):  # goes on from the rate it had reached
+            kept = () if self.has_other_metric else OF_PLATEAU
+            vars(scheduler).update({name: value for name, value in fresh.items() if name not in kept})
+            for group, rate in zip(optimizer.param_groups, reached, strict=True):
+                group["lr"] = rate
         if isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
             scheduler.base_lrs = rates
             factors = [factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas]

@@ -97,6 +97,15 @@ class StepTrainer(Trainer):
         self.stop_after_step = bool(told)
         return num_examples
 
+    def average_weights(self) -> None:
+        """Let an optimizer without a schedule put its averages into the model, until the next step.
+
+        Its gradients are taken elsewhere (Defazio et al. 2024): what is measured and saved are the averages.
+        """
+        optimizer: Any = self.optimizer
+        if callable(getattr(optimizer, "eval", None)):
+            optimizer.eval()
+
     def training_step(
         self,
         model: torch.nn.Module,
@@ -114,7 +123,7 @@ class StepTrainer(Trainer):
         else:
             model.train()
             optimizer: Any = self.optimizer
-            if hasattr(optimizer, "train"):  # those without a schedule
+            if callable(getattr(optimizer, "train", None)):  # those without a schedule
                 optimizer.train()
             loss = self._work_off_within_memory(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import transformers
 from accelerate.state import GradientState
-from transformers import PreTrainedModel, Trainer
+from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer
 from transformers.trainer_callback import ExportableState
 
 from finetune.errors import FinetuneError, Interrupted
@@ -116,9 +116,12 @@ class UpstreamTrainer(ResumingTrainer):
         trial: Any,
     ) -> tuple[int, int]:  # fmt: skip
         """Restore also what upstream forgets of its loop."""
+        patience = [stopping.early_stopping_patience for stopping in self._early_stopping()]
         positions = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )
+        for stopping, own in zip(self._early_stopping(), patience, strict=False):
+            stopping.early_stopping_patience = own  # else that of the checkpoint
         states: Any = self.state.stateful_callbacks
         for callback in self.callback_handler.callbacks:  # a checkpoint may have been written without it
             if isinstance(callback, ExportableState):
@@ -127,6 +130,9 @@ class UpstreamTrainer(ResumingTrainer):
         if resume_from_checkpoint is not None and is_sealed(Path(resume_from_checkpoint)):
             self.restore_loop(Path(resume_from_checkpoint), max_steps, num_update_steps_per_epoch)
         return positions
+
+    def _early_stopping(self) -> list[EarlyStoppingCallback]:
+        return [callback for callback in self.callback_handler.callbacks if isinstance(callback, EarlyStoppingCallback)]
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Do first what was due when the checkpoint was written: upstream leaves it out."""
@@ -139,6 +145,7 @@ class UpstreamTrainer(ResumingTrainer):
     def _finalize_training(self, trial: Any, num_train_samples: Any, start_time: float) -> Any:
         """Do what was due also where no epoch is left; a run keeps its newest checkpoint until it is complete."""
         self.catch_up(self.model, trial, start_time)
+        self.average_weights()
         limit = self.args.save_total_limit
         if self.keeps_newest:
             self.args.save_total_limit = None
@@ -221,7 +228,7 @@ class UpstreamTrainer(ResumingTrainer):
             super(UpstreamTrainer, self)._load_optimizer_and_scheduler(checkpoint)
 
         try:
-            if self.apply_settings and checkpoint is not None:
+            if (self.apply_settings or self.has_other_metric) and checkpoint is not None:
                 self.keep_own_settings(load)
             else:
                 load()
