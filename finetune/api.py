@@ -10,7 +10,7 @@ from finetune.data.given import Data, Rows, name_data
 from finetune.results import Comparison, Findings, TrainedRun
 
 if TYPE_CHECKING:
-    from finetune.delivery.answers import TextClassifier
+    from finetune.models.answers import TextClassifier
 
 __all__ = ["compare", "doctor", "load", "load_classifier", "train"]
 
@@ -169,7 +169,7 @@ def load(path: str, trust_remote_code: bool = False) -> tuple[Any, Any]:
     Returns:
         `(model, tokenizer)`: a `PreTrainedModel` or `PeftModel` in evaluation mode, in float32 on the CPU, with
         label names in `model.config.id2label`, and its tokenizer. For a TF-IDF model, the
-        `finetune.models.tfidf.TfidfClassifier` and None; `load_classifier` gives one interface for all.
+        `finetune.families.tfidf.classifier.TfidfClassifier` and None; `load_classifier` gives one interface for all.
 
     Raises:
         finetune.errors.FinetuneError: If `path` holds no model, or it can't be had.

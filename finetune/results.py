@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import pandas
 
     from finetune.comparison.report import Report
-    from finetune.delivery.answers import Prediction, TextClassifier
+    from finetune.models.answers import Prediction, TextClassifier
     from finetune.run.record import CompleteRecord
 
 __all__ = ["Comparison", "Findings", "TrainedRun"]

@@ -16,10 +16,10 @@ from finetune.data.tokenize import tokenize_splits
 from finetune.delivery.evaluate import evaluate_run
 from finetune.delivery.push import push_run
 from finetune.errors import exit_on_error
+from finetune.families.tfidf.classifier import fit_floor
 from finetune.methods import apply_method
 from finetune.metrics import compute_metrics
 from finetune.models.load import load_model, load_tokenizer
-from finetune.models.tfidf import fit_floor
 from finetune.run.run import Run
 from finetune.settings.parsing import parse_arguments
 from finetune.training.trainer import FineTuningTrainer

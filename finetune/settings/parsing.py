@@ -183,6 +183,8 @@ def to_flags(settings: Mapping[str, Any]) -> list[str]:
     """Write settings as flags, so that they pass through the same types and checks; None leaves one at its default."""
     flags = []
     for name, value in settings.items():
+        if name.startswith("no_") and isinstance(value, bool):  # the flag that turns a setting off, which has no value
+            name, value = name.removeprefix("no_"), not value
         if isinstance(value, list | tuple):
             flags += [f"--{name}", *map(str, value)]
         elif value is not None:
