@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -67,7 +68,7 @@ class TunedTrainer(LoadingTrainer):
             steps = math.ceil(len(self.get_train_dataloader())) if sampler is None else sampler.num_steps
             period = max(1, round(tuning.unfreeze_every * steps))
             unfreezing = GradualUnfreezing(model, new_modules_of(model), period, num_training_steps)
-            self.add_callback(_Unfreezing(unfreezing))
+            self.add_callback(_Unfreezing(unfreezing, lambda: self.step_offset))
         wrapped: Any = self.optimizer if optimizer is None else optimizer
         schedule: Any
         if self.lr_scheduler is not None or self.is_deepspeed_enabled:
@@ -120,10 +121,11 @@ def warn_of_rates(schedule: Any, num_steps: int, num_warmup_steps: int) -> None:
 class _Unfreezing(TrainerCallback):
     """Freezes and unfreezes before each step, by the step's number alone."""
 
-    def __init__(self, unfreezing: GradualUnfreezing):
+    def __init__(self, unfreezing: GradualUnfreezing, offset: Callable[[], int]):
         self.unfreezing = unfreezing
+        self.offset = offset
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.unfreezing.apply(kwargs["model"], state.global_step)
+        self.unfreezing.apply(kwargs["model"], state.global_step - self.offset())

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from finetune.data.batch import Drawn
 from finetune.errors import FinetuneError, Interrupted
 from finetune.files import is_disk_full
 from finetune.models.output_layer import Standard
@@ -55,7 +56,10 @@ class ResumingTrainer(StepTrainer):
     last_logged: tuple[float | None, float | None]
     is_saving: bool
     steps_per_epoch: int
-    has_other_metric = False
+    has_other_metric = has_moved = is_resuming = False
+    planned_epochs = 0
+    sampler: Any = None
+    began_in: tuple[int, list[list[int]], int] | None = None
 
     def find_checkpoint(self, resume_from_checkpoint: Any) -> Any:
         """Find the checkpoint to go on from: for True the newest that is whole; a named one has to be.
@@ -144,7 +148,51 @@ class ResumingTrainer(StepTrainer):
             spread=standard.spread,
             metric=self.args.metric_for_best_model,
             greater_is_better=self.args.greater_is_better,
+            **self._place(),
         )
+
+    def _place(self) -> dict[str, Any]:
+        """Say which examples of which epoch have been drawn, whatever another start makes of the steps."""
+        if self.sampler is None:
+            return {}
+        epoch, taken = divmod(self.state.global_step - self.step_offset, self.steps_per_epoch)
+        before: list[list[int]] = []
+        if self.began_in is not None and self.began_in[0] == epoch:
+            before, taken = self.began_in[1], taken - self.began_in[2]
+        own = [self.sampler.step_size, self.args.gradient_accumulation_steps, taken]
+        return {
+            "epoch": epoch,
+            "drawn": [*before, own] if taken else before,
+            "num_examples": self.sampler.num_examples,
+            "step_offset": self.step_offset,
+        }
+
+    def keep_place(self, loop: LoopState, max_steps: int) -> tuple[int, int]:
+        """Go on after the examples that the checkpoint's steps have drawn, however large its steps were.
+
+        Returns:
+            The epoch, and the batches of it that are done.
+        """
+        sampler, args = self.sampler, self.args
+        epoch, taken, self.step_offset = int(loop.epoch or 0), 0, loop.step_offset
+        drawn = [Drawn(*part) for part in loop.drawn]
+        own = sampler.step_size, args.gradient_accumulation_steps
+        is_same = loop.num_examples == sampler.num_examples
+        if drawn and is_same and len(drawn) == 1 and (drawn[0].step_size, drawn[0].accumulation_steps) == own:
+            taken = drawn[0].num_steps
+        elif drawn:
+            taken = sampler.go_on(epoch, drawn, loop.num_examples)
+            self.began_in = epoch, loop.drawn, taken
+            if (drawn[-1].step_size, drawn[-1].accumulation_steps) == own:  # what this start adds to its last part
+                self.began_in = epoch, loop.drawn[:-1], taken - drawn[-1].num_steps
+        if taken == self.steps_per_epoch:
+            epoch, taken = epoch + 1, 0
+        position = epoch * self.steps_per_epoch + taken
+        self.has_moved = self.state.global_step - self.step_offset != position
+        self.step_offset = self.state.global_step - position
+        if args.max_steps <= 0:
+            self.state.max_steps = max_steps + self.step_offset
+        return epoch, taken * args.gradient_accumulation_steps
 
     def _refuse_broken_weights(self) -> None:
         model: Any = self.model
@@ -161,12 +209,11 @@ class ResumingTrainer(StepTrainer):
         moments = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
         return count_bytes(self.model) + sum(tensor.numel() * tensor.element_size() for tensor in moments)
 
-    def restore_loop(self, checkpoint: Path, max_steps: int, steps_per_epoch: int) -> None:
+    def restore_loop(self, checkpoint: Path, max_steps: int) -> LoopState:
         """Restore what upstream does not, and note the rest for `catch_up`."""
         self.state.compute_steps(self.args, max_steps)  # which may have been changed on purpose
         best = best_of(checkpoint)
         self.state.best_model_checkpoint = None if best is None or not best.is_dir() else str(best)
-        self.steps_per_epoch = steps_per_epoch
         loop = LoopState.read(checkpoint)
         self.resumed = checkpoint, loop
         metric = self.args.metric_for_best_model, self.args.greater_is_better
@@ -177,6 +224,7 @@ class ResumingTrainer(StepTrainer):
             self.example_loss = replace(self.example_loss, standard=Standard(loop.mean, loop.spread))
         if loop.reduced_tokens is not None:
             self.limit_tokens(loop.reduced_tokens)
+        return loop
 
     def catch_up(self, model: Any, trial: Any, start_time: float) -> None:
         """Do what was due when the checkpoint was written and comes before the next step, if there is one."""
@@ -196,7 +244,8 @@ class ResumingTrainer(StepTrainer):
         if loop.is_evaluation_due:
             control.should_evaluate, control.should_save = True, saving
             self._maybe_log_save_evaluate(self._tr_loss, *due)
-        if not loop.has_epoch_ended and (loop.has_ended or self.state.global_step % self.steps_per_epoch == 0):
+        is_last = (self.state.global_step - self.step_offset) % self.steps_per_epoch == 0
+        if not loop.has_epoch_ended and (loop.has_ended or is_last):
             self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
             self._maybe_log_save_evaluate(self._tr_loss, *due)
         if loop.has_ended:
@@ -223,6 +272,8 @@ class ResumingTrainer(StepTrainer):
                 group["lr"] = rate
         if isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
             scheduler.base_lrs = rates
+            if self.has_moved and self.args.max_steps <= 0:  # it ends with the epochs
+                scheduler.last_epoch = self.state.global_step - self.step_offset
             factors = [factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas]
             for group, rate, factor in zip(optimizer.param_groups, rates, factors, strict=True):
                 group["lr"] = rate * factor

@@ -53,6 +53,7 @@ class StepTrainer(Trainer):
     stop_after_step: bool
     left_out: int
     reduced_tokens: int | None
+    step_offset = 0
 
     def cuts_batches(self) -> bool:
         """Return whether a step may be cut anywhere: its loss is known to be a mean over examples."""
@@ -231,7 +232,7 @@ class StepTrainer(Trainer):
         sampler = self.build_sampler()
         if sampler is None:
             return "its examples"
-        epoch, step = divmod(self.state.global_step, sampler.num_steps)
+        epoch, step = divmod(self.state.global_step - self.step_offset, sampler.num_steps)
         sampler.set_epoch(epoch)
         first = step * self.args.gradient_accumulation_steps
         drawn = list(itertools.islice(iter(sampler), first, first + len(self.batches_of_step)))

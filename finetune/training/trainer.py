@@ -158,6 +158,7 @@ class Trainer(TunedTrainer):
             ignore_keys_for_eval: As upstream.
         """
         checkpoint = self.find_checkpoint(resume_from_checkpoint)
+        self.is_resuming = checkpoint is not None
         with contextlib.ExitStack() as stack:
             if self.standard != Standard():
                 stack.enter_context(standardised(self, self.standard, self._collate_probes()))
