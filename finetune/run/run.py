@@ -46,6 +46,7 @@ from finetune.run.processes import Processes
 from finetune.run.record import CompleteRecord, RunRecord
 from finetune.run.resume import flatten, go_on_from
 from finetune.run.summary import summarize
+from finetune.run.trackers import tracked
 from finetune.run.training import RowNames, build_callbacks, build_loss, describe_costs, repeat_rare_classes
 from finetune.settings.arguments import Arguments
 from finetune.training.checkpoints import find_resumable
@@ -284,7 +285,8 @@ class Run:
         if self.name_rows is not None:
             trainer.name_rows = self.name_rows
         try:
-            with self.interruption.deferred():
+            tracking = tracked(trainer, self.arguments, self.record, self.directory, self.checkpoint)
+            with self.interruption.deferred(), tracking:
                 trainer.train(resume_from_checkpoint=None if self.checkpoint is None else str(self.checkpoint))
         except UnpicklingError as error:  # its hashes fit, so somebody wrote it on purpose; nothing of it was run
             raise FinetuneError(

@@ -128,6 +128,11 @@ class Arguments:
         settings = Values({**values, "push_to_hub": self.hub is not None}, default_values())
         return {name for name in values if not facts_of(name).is_used(settings)}
 
+    def settings_of_run(self) -> dict[str, Any]:
+        """Return the settings by name that are not the `Trainer`'s and have a value, for trackers."""
+        parts = (values for part, values in self.to_dict().items() if part != "training")
+        return {name: value for values in parts for name, value in values.items() if value is not None}
+
     def to_dict(self) -> dict[str, Any]:
         """Give every setting by part and name, without tokens, for `run.json`."""
         parts = {part: vars(getattr(self, part)).copy() for part in ("data", "model", "method", "tuning", "run")}
@@ -135,5 +140,6 @@ class Arguments:
             parts[part].update(revisions)
         if self.method.peft_config is not None:
             parts["method"]["peft_config"] = read_peft_config(self.method.peft_config)  # the file may change
-        training = {name: value for name, value in self.training.to_dict().items() if not name.endswith("_token")}
+        settings = TrainingArguments.to_dict(self.training)
+        training = {name: value for name, value in settings.items() if not name.endswith("_token")}
         return {**parts, "training": training}

@@ -29,6 +29,7 @@ from finetune.settings.arguments import Arguments
 from finetune.settings.checks import check_arguments
 from finetune.settings.launched import launched_defaults, launched_precision, launched_to_cpu
 from finetune.settings.parts import PARTS, HubTarget
+from finetune.settings.tracked import TrackedArguments
 
 __all__ = ["parse_arguments", "to_flags"]
 
@@ -63,7 +64,7 @@ def parse_arguments(description: str | None, defaults: dict[str, Any], argv: Seq
     methods = dict.fromkeys(_values_of("method", argv))
     if len(methods) > 1:
         raise FinetuneError(f"Expected one --method, but got {' and '.join(methods)}. Drop all but one.")
-    parts: Any = [*(part for part, _ in PARTS.values()), TrainingArguments]
+    parts: Any = [*(part for part, _ in PARTS.values()), TrackedArguments]
     parser = _Parser(
         parts, usage="%(prog)s [--config FILE.yaml] [--name value ...]", description=description, allow_abbrev=False
     )
