@@ -94,8 +94,9 @@ def cut_and_resumed(classify, flags, tmp_path, monkeypatch):
     """Train with a tracker, cut the run after a checkpoint, and let it go on."""
 
     def train(tracker):
-        argv = [*flags, "--num_train_epochs", "4", "--per_device_train_batch_size", "16", "--report_to", tracker,
-                "--no_floor", "--early_stopping_patience", "0", "--logging_steps", "1", "--output_dir", str(tmp_path / "run")]  # fmt: skip
+        argv = [*flags, "--num_train_epochs", "4", "--per_device_train_batch_size", "16", "--no_floor",
+                "--early_stopping_patience", "0", "--report_to", tracker, "--logging_steps", "1",
+                "--output_dir", str(tmp_path / "run")]  # fmt: skip
         build = run_module.build_callbacks
         with monkeypatch.context() as patch:
             patch.setattr(run_module, "build_callbacks", lambda *parts: [*build(*parts), Signal()])

@@ -61,7 +61,11 @@ def _go_on_in_tensorboard(callback: Any, name: str, directory: Path, checkpoint:
     folder = directory / "tensorboard" if chosen is None else Path(chosen).expanduser() / name
     first = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2]) + 1
     callback.logging_dir = str(folder)
-    callback.tb_writer = callback._SummaryWriter(log_dir=str(folder), purge_step=first or None)
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        from tensorboardX import SummaryWriter  # type: ignore[import-not-found,no-redef]
+    callback.tb_writer = SummaryWriter(log_dir=str(folder), purge_step=first or None)
 
 
 @contextlib.contextmanager
