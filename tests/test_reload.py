@@ -20,11 +20,12 @@ from finetune.catalogue import CATALOGUE
 from finetune.data.embedded import find_embedded_model
 from finetune.data.labels import Task
 from finetune.errors import FinetuneError
+from finetune.families.encoder import Encoder
+from finetune.families.save import write_model
 from finetune.methods import apply_method
 from finetune.metrics import SINGLE_LABEL
 from finetune.models.load import load_model
 from finetune.models.quantization import is_four_bit
-from finetune.models.save import write_model
 from finetune.settings.parts import MethodArguments, ModelArguments
 
 SMALL = {"vocab_size": 30, "max_position_embeddings": 64, "pad_token_id": 0, "hidden_size": 32, "num_hidden_layers": 2,
@@ -100,7 +101,7 @@ def train_and_save(folder: Path, base: str, method: str) -> dict:
     moved = {name for name, p in model.named_parameters() if name in start and not torch.equal(p, start[name])}
     with torch.no_grad():
         logits = model.eval()(input_ids=tokens).logits.tolist()
-    write_model(folder / method, model, AutoTokenizer.from_pretrained(base))
+    write_model(folder / method, Encoder(), model, AutoTokenizer.from_pretrained(base))
     return {"logits": logits, "still": sorted(start.keys() - moved)}
 
 

@@ -1,4 +1,4 @@
-"""Load what a run starts from: an encoder with a fresh head or a TextCNN, and its tokenizer.
+"""Load what a run starts from: an encoder with a fresh head, and its tokenizer.
 
 The seed is set before any weight is drawn, so that a head depends on the seed alone.
 """
@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
-from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -23,8 +21,6 @@ from transformers import (
 from finetune.data.embedded import EMBEDDED_MODEL_ID, find_embedded_model
 from finetune.data.labels import Task
 from finetune.errors import FinetuneError
-from finetune.families.textcnn.textcnn import TextCNNConfig, TextCNNForSequenceClassification
-from finetune.families.textcnn.vocabulary import load_word_tokenizer
 from finetune.hub import find_commit
 from finetune.models.quantization import four_bit_settings
 from finetune.quiet import quiet_loading
@@ -38,8 +34,8 @@ __all__ = [
     "hub_commit_of",
     "load_encoder",
     "load_model",
+    "load_padding_tokenizer",
     "load_pretrained_tokenizer",
-    "load_textcnn",
     "load_tokenizer",
     "longest_input",
     "newly_initialised_modules",
@@ -102,17 +98,12 @@ def load_pretrained_tokenizer(name: str, revision: str | None = None) -> PreTrai
         raise _not_loaded("tokenizer", name, error) from error
 
 
-def load_tokenizer(arguments: ModelArguments, method: str, train: Dataset, max_length: int) -> PreTrainedTokenizerBase:
-    """Load the encoder's tokenizer, or train TextCNN's own on the training texts.
-
-    Returns:
-        A tokenizer whose `model_max_length` is `max_length`, so that this is saved with the model.
+def load_padding_tokenizer(arguments: ModelArguments) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of the pretrained model that is named, with a padding token.
 
     Raises:
-        FinetuneError: If it can't be had, has no padding token, or `max_length` is more than the encoder reads.
+        FinetuneError: If it can't be had, or has no padding token.
     """
-    if method == "textcnn" and not _uses_pretrained_tokens(arguments):
-        return load_word_tokenizer(train, arguments.textcnn_vocabulary_size, max_length)
     tokenizer = load_pretrained_tokenizer(arguments.model_name_or_path, arguments.model_revision)
     if tokenizer.pad_token is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token  # decoders such as GPT-2: it stands behind a text, as padding does
@@ -121,13 +112,25 @@ def load_tokenizer(arguments: ModelArguments, method: str, train: Dataset, max_l
             f"Expected a tokenizer with a padding token, but that of {arguments.model_name_or_path} has none. "
             "Set one and save the tokenizer with the model."
         )
-    if method != "textcnn":
-        most = longest_input(arguments.model_name_or_path, tokenizer, arguments.model_revision)
-        if max_length > most:
-            raise FinetuneError(
-                f"Expected --max_length of at most {most}, which {arguments.model_name_or_path} was built for, "
-                f"but got {max_length}. Pass --max_length {most}."
-            )
+    return tokenizer
+
+
+def load_tokenizer(arguments: ModelArguments, max_length: int) -> PreTrainedTokenizerBase:
+    """Load the encoder's tokenizer.
+
+    Returns:
+        A tokenizer whose `model_max_length` is `max_length`, so that this is saved with the model.
+
+    Raises:
+        FinetuneError: If it can't be had, has no padding token, or `max_length` is more than the encoder reads.
+    """
+    tokenizer = load_padding_tokenizer(arguments)
+    most = longest_input(arguments.model_name_or_path, tokenizer, arguments.model_revision)
+    if max_length > most:
+        raise FinetuneError(
+            f"Expected --max_length of at most {most}, which {arguments.model_name_or_path} was built for, "
+            f"but got {max_length}. Pass --max_length {most}."
+        )
     tokenizer.model_max_length = max_length
     return tokenizer
 
@@ -151,35 +154,28 @@ def count_positions(config: Any) -> int | None:
 def load_model(
     arguments: ModelArguments, method: str, tokenizer: PreTrainedTokenizerBase, task: Task, seed: int
 ) -> PreTrainedModel:
-    """Load the encoder with a classification head, or build a TextCNN.
+    """Load the encoder with a classification head.
 
     The head is drawn at random, unless the checkpoint has one for as many classes: then it is kept, with a warning.
 
     Args:
-        arguments: Which model, and TextCNN's settings.
-        method: "textcnn" builds a TextCNN; every other method takes `arguments.model_name_or_path`.
-        tokenizer: Its size is TextCNN's vocabulary.
+        arguments: Which model.
+        method: "qlora" holds its weights in four bits.
+        tokenizer: Its padding token is that of a model that has none.
         task: The kind of task and the names of its labels.
         seed: Set before weights are drawn.
 
     Returns:
         A model in float32 of plain transformers, one logit a label; see `newly_initialised_modules` for what was drawn.
     """
-    labels = {
-        "id2label": dict(enumerate(task.label_names)),
-        "label2id": {name: number for number, name in enumerate(task.label_names)},
-        "problem_type": task.problem_type,
-    }
+    labels = task.to_config()
     set_seed(seed)
-    if method == "textcnn":
-        model = load_textcnn(arguments, tokenizer, labels)
-    else:
-        model = load_encoder(arguments, labels)
-        if method == "qlora":
-            new_modules = newly_initialised_modules(model)
-            set_seed(seed)
-            model = load_encoder(arguments, labels, four_bit_settings([*HEADS, *new_modules]))
-    if method != "textcnn" and not model.missing_weights:
+    model = load_encoder(arguments, labels)
+    if method == "qlora":
+        new_modules = newly_initialised_modules(model)
+        set_seed(seed)
+        model = load_encoder(arguments, labels, four_bit_settings([*HEADS, *new_modules]))
+    if not model.missing_weights:
         warnings.warn(
             f"{arguments.model_name_or_path} has a head for as many classes already, which is trained further: "
             f"its classes must be {task.label_names}, in this order",
@@ -247,31 +243,6 @@ def newly_initialised_modules(model: PreTrainedModel) -> list[str]:
         if name and own and not under_another and missing.intersection(own) and missing.issuperset(own):
             complete.append(name)
     return complete
-
-
-def load_textcnn(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase, labels: dict) -> PreTrainedModel:
-    """Build a TextCNN, with the word vectors of a pretrained encoder in the variants that want them."""
-    config = TextCNNConfig(
-        vocab_size=len(tokenizer),
-        embedding_dim=arguments.textcnn_embedding_dim,
-        classifier_dropout=arguments.textcnn_dropout,
-        variant=arguments.textcnn_variant,
-        pad_token_id=tokenizer.pad_token_id,
-        **labels,
-    )
-    if arguments.textcnn_variant == "rand":
-        return TextCNNForSequenceClassification(config)
-    embeddings = load_encoder(arguments, labels).get_input_embeddings()
-    assert isinstance(embeddings, nn.Embedding)
-    vectors = embeddings.weight.detach()
-    config.vocab_size, config.embedding_dim = vectors.shape
-    model = TextCNNForSequenceClassification(config)
-    model.set_word_vectors(vectors)
-    return model
-
-
-def _uses_pretrained_tokens(arguments: ModelArguments) -> bool:
-    return arguments.textcnn_variant != "rand" or arguments.textcnn_tokenizer == "model"
 
 
 def _not_loaded(what: str, name: str, error: Exception) -> FinetuneError:

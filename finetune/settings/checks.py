@@ -7,7 +7,7 @@ import torch
 from transformers.integrations import get_available_reporting_integrations
 
 from finetune.accelerated.processor import multiplies_fast
-from finetune.catalogue import CATALOGUE
+from finetune.catalogue import family_of, find_method
 from finetune.errors import FinetuneError
 from finetune.metrics import GREATER_IS_BETTER
 from finetune.settings.arguments import Arguments
@@ -103,7 +103,7 @@ def check_arguments(arguments: Arguments) -> None:
 
     if data.streaming:
         _check_streaming(arguments)
-    if CATALOGUE[method.method].is_network:
+    if family_of(method.method).trains_network:
         build_dry(training, has_own_schedule=arguments.tuning.lr_schedule is not None)
 
 
@@ -117,7 +117,7 @@ def _check_streaming(arguments: Arguments) -> None:
             "Expected --validation_file and --test_file with --streaming, which can't carve splits. Pass both."
         )
     wants_all = {
-        "--method tfidf": method.method == "tfidf",
+        f"--method {method.method}": not family_of(method.method).can_stream,
         "--oversample": method.oversample,
         "--class_weights balanced": method.class_weights == "balanced",
         "--max_train_samples": data.max_train_samples is not None,
@@ -131,7 +131,7 @@ def _check_streaming(arguments: Arguments) -> None:
 def _check_tuning(arguments: Arguments) -> None:
     """Refuse settings of the method that contradict one another."""
     method, tuning, training = arguments.method, arguments.tuning, arguments.training
-    if (method.method == "peft") != (method.peft_config is not None) and CATALOGUE[method.method].peft_type is None:
+    if (method.method == "peft") != (method.peft_config is not None) and find_method(method.method).peft_type is None:
         raise FinetuneError(
             f"Expected --peft_config with --method peft or an adapter, but got --method {method.method} "
             f"{'with' if method.peft_config else 'without'} it. Give both, or neither."
@@ -174,9 +174,9 @@ def _check_passes(arguments: Arguments) -> None:
     if not names:
         return
     what = f"Expected no --{names[0]} with --method {method.method}"
-    if not CATALOGUE[method.method].trains_through_layers:
+    if not (family_of(method.method).trains_encoder and find_method(method.method).trains_through_layers):
         raise FinetuneError(f"{what}, which trains no layer of an encoder. Leave it out.")
-    kind = CATALOGUE[method.method].peft_type
+    kind = find_method(method.method).peft_type
     if method.peft_config is not None:
         kind = str(read_peft_config(method.peft_config).get("peft_type", kind))
     if training.gradient_checkpointing and kind == "PREFIX_TUNING":
@@ -188,7 +188,7 @@ def _check_passes(arguments: Arguments) -> None:
 def _warn_of_learning_rate(arguments: Arguments) -> None:
     """Warn of a rate for full fine-tuning given to an adapter, and of the reverse."""
     method, rate = arguments.method.method, arguments.training.learning_rate
-    usual = CATALOGUE[method].defaults.get("learning_rate")
+    usual = find_method(method).defaults.get("learning_rate")
     if "learning_rate" not in arguments.given or usual is None:
         return
     if rate <= usual / 8:
