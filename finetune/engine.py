@@ -6,16 +6,15 @@ A recipe tells the same story in the open, for one kind of model, to be read and
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from transformers import EvalPrediction
+import evaluate
 
 from finetune.accelerated import enable
 from finetune.data.load import complete_splits, load_given_splits
 from finetune.data.tokenize import tokenize_splits
 from finetune.delivery.evaluate import evaluate_run
 from finetune.delivery.push import push_run
+from finetune.evaluate_metrics import list_metrics
 from finetune.methods import apply_method
-from finetune.metrics import compute_metrics
 from finetune.models.load import load_model, load_tokenizer
 from finetune.models.tfidf import fit_floor
 from finetune.run.run import Run
@@ -79,29 +78,26 @@ def run_training(arguments: Arguments) -> Path:
                 tokenized = tokenize_splits(splits, tokenizer, run.text_config)
             run.record_tokens(tokenized)
             model = apply_method(load_model(arguments.model, method, tokenizer, task, seed), arguments.method)
+            metrics = evaluate.combine(list_metrics(task.problem_type))
             trainer = FineTuningTrainer(
                 model=enable(model) if arguments.run.accelerated else model,
                 args=arguments.training,
                 train_dataset=run.training_rows(tokenized, tokenizer, task),
                 eval_dataset=tokenized["validation"],
                 processing_class=tokenizer,
-                compute_metrics=lambda found: compute_metrics(*_arrays(found), task.problem_type),
+                compute_metrics=lambda found: metrics.compute(
+                    predictions=found.predictions, references=found.label_ids
+                ),
                 max_tokens_per_micro_batch=arguments.run.max_tokens_per_micro_batch or 0,
                 example_loss=run.build_loss(tokenized["train"]),
                 max_train_windows=arguments.data.max_train_windows,
                 tuning=arguments.tuning,
                 callbacks=run.callbacks(),
             )
-            run.train(trainer)
+            with run.record_training(trainer):
+                trainer.train(resume_from_checkpoint=run.resume_from)
             model = trainer.model
         run.save_model(model, tokenizer)
         evaluate_run(run, model, tokenizer, splits)
     push_run(run)
     return run.directory
-
-
-def _arrays(found: EvalPrediction) -> tuple[np.ndarray, np.ndarray]:
-    """Return logits and labels."""
-    assert isinstance(found.predictions, np.ndarray)
-    assert isinstance(found.label_ids, np.ndarray)
-    return found.predictions, found.label_ids

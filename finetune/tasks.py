@@ -31,3 +31,12 @@ class Task:
             return Value("float32")
         label = ClassLabel(names=self.label_names)
         return List(label) if self.problem_type == MULTI_LABEL else label
+
+    @property
+    def config_fields(self) -> dict[str, Any]:
+        """What a model's config says of the labels: `id2label`, `label2id` and `problem_type`."""
+        return {
+            "id2label": dict(enumerate(self.label_names)),
+            "label2id": {name: number for number, name in enumerate(self.label_names)},
+            "problem_type": self.problem_type,
+        }

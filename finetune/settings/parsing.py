@@ -9,7 +9,8 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
@@ -27,9 +28,17 @@ from finetune.hub import parse_hub_id
 from finetune.metrics import GREATER_IS_BETTER
 from finetune.settings.arguments import Arguments
 from finetune.settings.checks import check_arguments, launched_precision
-from finetune.settings.parts import PARTS, HubTarget
+from finetune.settings.parts import (
+    PARTS,
+    DataArguments,
+    HubTarget,
+    MethodArguments,
+    ModelArguments,
+    RunArguments,
+    TuningArguments,
+)
 
-__all__ = ["parse_arguments", "to_flags"]
+__all__ = ["Flags", "parse_arguments", "parse_flags", "to_flags"]
 
 # A process that waits for a dead or unreachable one gives up after two minutes, not after half an hour.
 DDP_TIMEOUT = 120
@@ -44,12 +53,69 @@ class _Parser(HfArgumentParser):
         raise FinetuneError(f"{message}. --help lists every flag.")
 
 
+@dataclass
+class Flags:
+    """What flags and `--config` say: our parts, and what they leave of `TrainingArguments` to a recipe.
+
+    Attributes:
+        data: The first of our parts; their settings have all their defaults filled in.
+        method: Which parameters move.
+        model: What is fine-tuned.
+        tuning: How fast.
+        run: How it runs on this machine.
+        given: Names of the settings that flags or `--config` name.
+    """
+
+    data: DataArguments
+    model: ModelArguments
+    method: MethodArguments
+    tuning: TuningArguments
+    run: RunArguments
+    given: frozenset[str]
+    _training: dict[str, Any]
+    _parser: "_Parser"
+    _wants_help: bool
+
+    def over(self, **written: Any) -> dict[str, Any]:
+        """Put the flags over keyword arguments of `TrainingArguments` that a recipe writes out.
+
+        Args:
+            **written: What holds where neither a flag nor `--config` says otherwise.
+
+        Returns:
+            Keyword arguments for `TrainingArguments`.
+
+        Raises:
+            FinetuneError: If `TrainingArguments` refuses them, in one line.
+            SystemExit: With `--help`, which shows what is written out among the defaults.
+        """
+        if self._wants_help:
+            self._parser.set_defaults(**written)
+            self._parser.print_help()
+            sys.exit()
+        chosen = {**self._training, **{name: value for name, value in written.items() if name not in self.given}}
+        _build_training(chosen)
+        return chosen
+
+    def complete(self, training: TrainingArguments) -> Arguments:
+        """Fill in what depends on the machine, and check all settings before any work.
+
+        Raises:
+            FinetuneError: If a setting is outside its range, or two contradict each other.
+        """
+        parts = self.data, self.model, self.method, self.tuning, self.run
+        arguments = Arguments(*parts, training, self.given, _take_hub_target(training))
+        _fill_in(arguments)
+        check_arguments(arguments)
+        return arguments
+
+
 def parse_arguments(description: str | None, defaults: dict[str, Any], argv: Sequence[str] | None = None) -> Arguments:
-    """Resolve and check all settings of a recipe.
+    """Resolve and check all settings.
 
     Args:
-        description: The recipe's docstring, shown by `--help`.
-        defaults: The recipe's own defaults by flag name.
+        description: Shown by `--help`.
+        defaults: By flag name; what a method needs otherwise wins over them.
         argv: Command-line flags; `sys.argv[1:]` if None.
 
     Returns:
@@ -58,47 +124,95 @@ def parse_arguments(description: str | None, defaults: dict[str, Any], argv: Seq
     Raises:
         FinetuneError: If a setting is unknown, has the wrong type, or is outside its range.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    methods = dict.fromkeys(_values_of("method", argv))
-    if len(methods) > 1:
-        raise FinetuneError(f"Expected one --method, but got {' and '.join(methods)}. Drop all but one.")
+    flags = _parse(description, argv, lambda method: {**defaults, **METHOD_DEFAULTS.get(method, {})}, list(CATALOGUE))
+    return flags.complete(TrainingArguments(**flags.over()))
+
+
+def parse_flags(
+    description: str | None, argv: Sequence[str] | None = None, *, methods: Sequence[str], **defaults: Any
+) -> Flags:
+    """Read the flags of a recipe that writes its `TrainingArguments` out.
+
+        flags = parse_flags(__doc__, argv, methods=["full", "lora"], max_length=512)
+        training_args = TrainingArguments(**flags.over(output_dir="runs", num_train_epochs=2))
+        settings = flags.complete(training_args)
+
+    Args:
+        description: The recipe's docstring, shown by `--help`.
+        argv: Command-line flags; `sys.argv[1:]` if None.
+        methods: Those that the recipe is written for, the default first.
+        **defaults: The recipe's own, of settings that are no `TrainingArguments`.
+
+    Raises:
+        FinetuneError: If a setting is unknown or has the wrong type, or the method is another.
+    """
+    return _parse(description, argv, lambda method: {**METHOD_DEFAULTS[method], **defaults}, methods)
+
+
+def _parse(
+    description: str | None,
+    argv: Sequence[str] | None,
+    find_defaults: Callable[[str], dict[str, Any]],
+    methods: Sequence[str],
+) -> Flags:
+    words = list(sys.argv[1:] if argv is None else argv)
+    argv = [word for word in words if word not in ("-h", "--help")]  # shown when all defaults are known
+    wants_help = argv != words
+    named = dict.fromkeys(_values_of("method", argv))
+    if len(named) > 1:
+        raise FinetuneError(f"Expected one --method, but got {' and '.join(named)}. Drop all but one.")
     parts: Any = [*(part for part, _ in PARTS.values()), TrainingArguments]
     parser = _Parser(
         parts, usage="%(prog)s [--config FILE.yaml] [--name value ...]", description=description, allow_abbrev=False
     )
     known = {action.dest for action in parser._actions}
     config = _read_config(argv, known)
-    method = _value_of("method", argv) or str(config.get("method", defaults.get("method", "full")))
+    method = _value_of("method", argv) or str(config.get("method", methods[0]))
+    if method in CATALOGUE and method not in methods:
+        raise FinetuneError(
+            f"Expected --method {' or '.join(methods)}, which this recipe is written for, but got {method}. "
+            "`finetune train` has every method, and takes the same flags."
+        )
     for_methods = {name: config.pop(name, None) or {} for name in METHOD_DEFAULTS}
     config.update(for_methods.get(method, {}))
 
     given = frozenset(config) | frozenset(_flags_to_names(argv, known))
-    parser.set_defaults(**{**_machine_defaults(given), **defaults, **METHOD_DEFAULTS.get(method, {})})
+    defaults = find_defaults(method) if method in CATALOGUE else {}
+    parser.set_defaults(**{**_machine_defaults(given), "method": methods[0], **defaults})
     words = to_flags(config) + argv
     for name, (module, package) in PACKAGES.items():
         if name in given and importlib.util.find_spec(module) is None:
             raise FinetuneError(f"Expected the package {package} with --{name}, but it is not installed. Install it.")
-    try:
-        _join_processes(words)
-        data, model, method_arguments, tuning, run, training, unknown = parser.parse_args_into_dataclasses(
-            words, return_remaining_strings=True, look_for_args_file=False
-        )
-    except FinetuneError:
-        raise
-    except torch.distributed.DistError as error:
-        raise FinetuneError(
-            f"Expected {os.environ.get('WORLD_SIZE')} processes to start within --ddp_timeout, but not all of them "
-            f"came ({error}). Look for a message of the others, and for the address and number of each host."
-        ) from error
-    except (ValueError, TypeError, ImportError) as error:  # TrainingArguments checks itself while it is built
-        raise FinetuneError(f"The training settings don't fit together: {error}") from error
+    namespace, unknown = parser.parse_known_args(words)
     if unknown:
         raise FinetuneError(_unknown_setting(unknown[0].lstrip("-").split("=")[0], known, "on the command line"))
+    values = vars(namespace)
+    ours = [part(**{field.name: values[field.name] for field in fields(part)}) for part, _ in PARTS.values()]
+    training = {field.name: values[field.name] for field in fields(TrainingArguments) if field.init}
+    if not wants_help:
+        _join_processes(words)
+    return Flags(*ours, given, training, parser, wants_help)  # type: ignore[call-arg]
 
-    arguments = Arguments(data, model, method_arguments, tuning, run, training, given, _take_hub_target(training))
-    _fill_in(arguments)
-    check_arguments(arguments)
-    return arguments
+
+def _build_training(values: dict[str, Any]) -> TrainingArguments:
+    """Build `TrainingArguments`, which check themselves, and on several processes join these.
+
+    Raises:
+        FinetuneError: If they don't fit together, or not all processes come.
+    """
+    try:
+        return TrainingArguments(**values)
+    except torch.distributed.DistError as error:
+        raise _not_all_came(error) from error
+    except (ValueError, TypeError, ImportError) as error:
+        raise FinetuneError(f"The training settings don't fit together: {error}") from error
+
+
+def _not_all_came(error: Exception) -> FinetuneError:
+    return FinetuneError(
+        f"Expected {os.environ.get('WORLD_SIZE')} processes to start within --ddp_timeout, but not all of them "
+        f"came ({error}). Look for a message of the others, and for the address and number of each host."
+    )
 
 
 def _join_processes(words: Sequence[str]) -> None:
@@ -106,7 +220,10 @@ def _join_processes(words: Sequence[str]) -> None:
     timeout = _value_of("ddp_timeout", words) or str(DDP_TIMEOUT)
     use_cpu = not torch.cuda.is_available() or "--use_cpu" in words or os.environ.get("ACCELERATE_USE_CPU") == "True"
     if use_cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1 and timeout.isdigit():
-        PartialState(cpu=True, timeout=timedelta(seconds=int(timeout)))
+        try:
+            PartialState(cpu=True, timeout=timedelta(seconds=int(timeout)))
+        except torch.distributed.DistError as error:
+            raise _not_all_came(error) from error
 
 
 def _machine_defaults(given: frozenset[str]) -> dict[str, Any]:

@@ -196,6 +196,11 @@ class ModelArguments:
         0.5, "Dropout before TextCNN's linear head."
     )
 
+    @property
+    def has_own_tokens(self) -> bool:
+        """Whether a TextCNN's tokens are words of the training texts, not those of a pretrained model."""
+        return self.textcnn_variant == "rand" and self.textcnn_tokenizer == "own"
+
 
 @dataclass
 class MethodArguments:
