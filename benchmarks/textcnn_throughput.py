@@ -30,10 +30,10 @@ from finetune.catalogue import METHOD_DEFAULTS
 from finetune.data.labels import task_of
 from finetune.data.load import load_splits
 from finetune.data.tokenize import TextConfig, tokenize_dataset
+from finetune.families.tfidf.classifier import fit_floor
 from finetune.hardware import fastest_precision, use_processor
 from finetune.metrics import compute_metrics
 from finetune.models.load import load_model, load_tokenizer
-from finetune.models.tfidf import fit_floor
 from finetune.quiet import quiet_program
 from finetune.settings.parts import DataArguments, ModelArguments
 from finetune.training.trainer import FineTuningTrainer

@@ -10,7 +10,7 @@ from finetune.data.given import Data, Rows, name_data
 from finetune.results import Comparison, Findings, TrainedRun
 
 if TYPE_CHECKING:
-    from finetune.delivery.answers import TextClassifier
+    from finetune.models.answers import TextClassifier
 
 __all__ = ["compare", "doctor", "load", "load_classifier", "train"]
 
@@ -154,8 +154,10 @@ def load_classifier(path: str | Path, trust_remote_code: bool = False) -> TextCl
     if is_exported(str(path)):  # which runs without torch
         return load_exported(path)
     from finetune.delivery.predict import load_predictor
+    from finetune.quiet import quietly
 
-    return load_predictor(path, trust_remote_code=trust_remote_code)
+    with quietly():
+        return load_predictor(path, trust_remote_code=trust_remote_code)
 
 
 def load(path: str, trust_remote_code: bool = False) -> tuple[Any, Any]:
@@ -169,11 +171,13 @@ def load(path: str, trust_remote_code: bool = False) -> tuple[Any, Any]:
     Returns:
         `(model, tokenizer)`: a `PreTrainedModel` or `PeftModel` in evaluation mode, in float32 on the CPU, with
         label names in `model.config.id2label`, and its tokenizer. For a TF-IDF model, the
-        `finetune.models.tfidf.TfidfClassifier` and None; `load_classifier` gives one interface for all.
+        `finetune.families.tfidf.classifier.TfidfClassifier` and None; `load_classifier` gives one interface for all.
 
     Raises:
         finetune.errors.FinetuneError: If `path` holds no model, or it can't be had.
     """
     from finetune.delivery.load import load as load_model_and_tokenizer
+    from finetune.quiet import quietly
 
-    return load_model_and_tokenizer(path, trust_remote_code)
+    with quietly():
+        return load_model_and_tokenizer(path, trust_remote_code)

@@ -11,7 +11,7 @@ from finetune import __version__
 from finetune.errors import FinetuneError, exit_on_error
 
 if TYPE_CHECKING:
-    from finetune.delivery.answers import TextClassifier
+    from finetune.models.answers import TextClassifier
 
 __all__ = [
     "build_parser",

@@ -14,9 +14,9 @@ from finetune.data.tokenize import tokenize_splits
 from finetune.delivery.evaluate import evaluate_run
 from finetune.delivery.push import push_run
 from finetune.evaluate_metrics import list_metrics
+from finetune.families.tfidf.classifier import fit_floor
 from finetune.methods import apply_method
 from finetune.models.load import load_model, load_tokenizer
-from finetune.models.tfidf import fit_floor
 from finetune.run.run import Run
 from finetune.settings.arguments import Arguments
 from finetune.settings.parsing import parse_arguments

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import pandas
 
     from finetune.comparison.report import Report
-    from finetune.delivery.answers import Prediction, TextClassifier
+    from finetune.models.answers import Prediction, TextClassifier
     from finetune.run.record import CompleteRecord
 
 __all__ = ["Comparison", "Findings", "TrainedRun"]
@@ -42,8 +42,10 @@ class TrainedRun:
     def classifier(self) -> "TextClassifier":
         """The saved model, loaded."""
         from finetune.delivery.predict import load_predictor
+        from finetune.quiet import quietly
 
-        return load_predictor(self.directory)
+        with quietly():
+            return load_predictor(self.directory)
 
     def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> "list[Prediction]":
         """Predict with the saved model.

@@ -14,9 +14,9 @@ from finetune.delivery.evaluate import evaluate_run
 from finetune.delivery.push import push_run
 from finetune.errors import exit_on_error
 from finetune.evaluate_metrics import list_metrics
+from finetune.families.textcnn.textcnn import TextCNNConfig, TextCNNForSequenceClassification
+from finetune.families.textcnn.vocabulary import load_word_tokenizer
 from finetune.models.load import load_tokenizer, load_word_vectors
-from finetune.models.textcnn import TextCNNConfig, TextCNNForSequenceClassification
-from finetune.models.vocabulary import load_word_tokenizer
 from finetune.run.run import Run
 from finetune.settings.parsing import parse_flags
 from finetune.training.trainer import FineTuningTrainer

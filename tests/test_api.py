@@ -117,6 +117,7 @@ def test_settings_become_flags():
     assert to_flags({"bf16": False, "x": None, "lr_scheduler_kwargs": {"a": 1}, "report_to": ["none"]}) == [
         "--bf16=False", '--lr_scheduler_kwargs={"a": 1}', "--report_to", "none",
     ]  # fmt: skip
+    assert to_flags({"no_floor": True, "no_accelerated": False}) == ["--floor=False", "--accelerated=True"]
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,8 @@ from finetune.cli import main as finetune_command
 from finetune.data.labels import Task
 from finetune.delivery import bulk
 from finetune.delivery.predict import Predictor, load_predictor
+from finetune.families.tfidf.classifier import fit_tfidf
 from finetune.metrics import MULTI_LABEL, tune_thresholds
-from finetune.models.tfidf import fit_tfidf
 
 COUNT = 50
 

@@ -9,9 +9,10 @@ from conftest import ROOT
 
 PACKAGE = ROOT / "finetune"
 # Imports point back up this list. What stands first is used by everything.
-ROOMS = ["errors", "files", "threads", "tasks", "progress_bar", "accelerated", "hardware", "environment", "quiet",
-         "hub", "metrics", "evaluate_metrics", "catalogue", "settings", "data", "models", "examination", "methods",
-         "training", "run", "comparison", "delivery", "engine", "results", "api", "cli", "__main__"]  # fmt: skip
+ROOMS = ["errors", "files", "threads", "tasks", "progress_bar", "accelerated", "hardware", "environment",
+         "quiet", "hub", "metrics", "evaluate_metrics", "catalogue", "settings", "data", "families", "models",
+         "examination", "methods", "training", "run", "comparison", "delivery", "engine", "results",
+         "api", "cli", "__main__"]  # fmt: skip
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

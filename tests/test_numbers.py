@@ -14,11 +14,11 @@ from finetune.data.batch import MicroBatchCollator
 from finetune.data.labels import Task
 from finetune.data.load import read_examples
 from finetune.data.tokenize import TextConfig, tokenize_dataset
-from finetune.delivery.answers import unit_of_logits
 from finetune.delivery.load import load
 from finetune.delivery.predict import Predictor
 from finetune.methods import apply_method
 from finetune.metrics import REGRESSION, SINGLE_LABEL, compute_metrics
+from finetune.models.answers import unit_of_logits
 from finetune.models.load import load_model
 from finetune.models.output_layer import Standard, compute_numbers_in_fp32, find_output_layer
 from finetune.models.save import write_model

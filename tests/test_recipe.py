@@ -514,7 +514,7 @@ def test_a_recipe_writes_out_what_the_catalogue_says_of_its_method(monkeypatch, 
 def test_help_shows_what_a_recipe_writes_out(capsys):
     with pytest.raises(SystemExit) as caught:
         recipe_of("textcnn").main(["--help"])
-    assert caught.value.code is None
+    assert caught.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "--num_train_epochs" in text
     assert "Train a TextCNN" in text

@@ -10,10 +10,10 @@ from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from finetune.data.labels import Task
+from finetune.families.textcnn.textcnn import TextCNNConfig, TextCNNForSequenceClassification, convolve, max_over_time
+from finetune.families.textcnn.vocabulary import train_word_tokenizer
 from finetune.metrics import SINGLE_LABEL
 from finetune.models.load import load_model, load_tokenizer
-from finetune.models.textcnn import TextCNNConfig, TextCNNForSequenceClassification, convolve, max_over_time
-from finetune.models.vocabulary import train_word_tokenizer
 from finetune.settings.parts import ModelArguments
 
 

@@ -11,9 +11,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Bert
 from finetune.data.batch import MicroBatchCollator
 from finetune.data.load import read_examples
 from finetune.data.tokenize import TextConfig, encode_texts, tokenize_dataset
+from finetune.families.textcnn.vocabulary import load_word_tokenizer, train_word_tokenizer
 from finetune.metrics import MULTI_LABEL
 from finetune.models.inference import compute_logits, pool_windows
-from finetune.models.vocabulary import load_word_tokenizer, train_word_tokenizer
 
 LETTERS = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m", "n", "o", "p"]
 CLS, SEP = "[CLS]", "[SEP]"
@@ -195,7 +195,7 @@ def test_a_vocabulary_is_learnt_once(tmp_path, reviews, monkeypatch):
     learnt = train_word_tokenizer(examples["text"], 50, max_length=24)
     first = load_word_tokenizer(examples, 50, max_length=24)
     assert first.get_vocab() == learnt.get_vocab()
-    monkeypatch.setattr("finetune.models.vocabulary.train_word_tokenizer", None)  # it is not called again
+    monkeypatch.setattr("finetune.families.textcnn.vocabulary.train_word_tokenizer", None)  # it is not called again
     again = load_word_tokenizer(examples, 50, max_length=8)
     assert again.backend_tokenizer.to_str() == first.backend_tokenizer.to_str()
     assert (again.model_max_length, again.pad_token, again.padding_side) == (8, "[PAD]", "right")

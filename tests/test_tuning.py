@@ -13,12 +13,12 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from finetune.data.load import read_examples
 from finetune.data.tokenize import TextConfig, tokenize_dataset
 from finetune.errors import FinetuneError
+from finetune.families.textcnn.textcnn import TextCNNConfig, TextCNNForSequenceClassification
 from finetune.methods import apply_method
 from finetune.methods.depth import parameter_depths
 from finetune.methods.rates import Rates, build_parameter_groups
 from finetune.methods.schedules import schedule_factor
 from finetune.methods.unfreezing import GradualUnfreezing
-from finetune.models.textcnn import TextCNNConfig, TextCNNForSequenceClassification
 from finetune.settings.parts import MethodArguments, TuningArguments
 
 DEEP = {**SMALL, "num_hidden_layers": 3}

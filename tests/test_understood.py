@@ -33,8 +33,8 @@ from finetune.data.stream import Shards
 from finetune.data.understood import describe_understanding
 from finetune.errors import FinetuneError
 from finetune.examination.doctor import examine
-from finetune.models.tfidf import fit_floor
-from finetune.models.vocabulary import train_word_tokenizer
+from finetune.families.textcnn.vocabulary import train_word_tokenizer
+from finetune.families.tfidf.classifier import fit_floor
 from finetune.settings.parts import DataArguments
 
 TEXTS = [text for text, _ in make_reviews(60)]

@@ -9,7 +9,7 @@ from conftest import ROOT
 from transformers import PreTrainedModel, Trainer
 
 import finetune
-from finetune.models.textcnn import TextCNNForSequenceClassification
+from finetune.families.textcnn.textcnn import TextCNNForSequenceClassification
 from finetune.training import upstream
 from finetune.training.trainer import FineTuningTrainer
 

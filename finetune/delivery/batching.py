@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from finetune.delivery.answers import TextClassifier
+from finetune.models.answers import TextClassifier
 
 __all__ = ["BatchingQueue", "QueueFullError"]
 

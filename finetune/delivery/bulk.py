@@ -28,10 +28,10 @@ import pyarrow.parquet as pq
 from finetune.data.columns import Columns, choose_columns
 from finetune.data.nested import get_value
 from finetune.data.read import Row, Table, open_table
-from finetune.delivery.answers import TextClassifier
 from finetune.delivery.exported import is_exported, load_exported
 from finetune.errors import FinetuneError
 from finetune.files import write_json
+from finetune.models.answers import TextClassifier
 from finetune.progress_bar import progress_bar
 from finetune.tasks import MULTI_LABEL, REGRESSION
 

@@ -18,9 +18,9 @@ from transformers import PreTrainedTokenizerBase
 from finetune.accelerated.precision import DTYPES
 from finetune.data.labels import Task, label_matrix
 from finetune.data.load import read_examples
-from finetune.delivery.answers import TextClassifier, unit_of_logits
 from finetune.delivery.predict import Predictor, load_predictor
 from finetune.errors import FinetuneError
+from finetune.families.tfidf.classifier import fit_floor
 from finetune.files import write_aside
 from finetune.hardware import fastest_precision
 from finetune.metrics import (
@@ -33,8 +33,8 @@ from finetune.metrics import (
     mean_interval,
     tune_thresholds,
 )
+from finetune.models.answers import TextClassifier, unit_of_logits
 from finetune.models.save import write_thresholds
-from finetune.models.tfidf import fit_floor
 from finetune.progress_bar import progress_bar
 from finetune.run.fields import Decisions, Floor, MeasuredSplits, Metrics, Reload, Thresholds
 from finetune.run.run import Run

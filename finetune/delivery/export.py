@@ -30,16 +30,16 @@ from finetune.accelerated.attention import use_unpadded_attention
 from finetune.comparison.statistics import mean_interval, paired_difference
 from finetune.data.labels import label_matrix
 from finetune.data.load import read_examples
-from finetune.delivery.answers import TextClassifier, unit_of_logits
 from finetune.delivery.exported import EXPORT_FILE, MODEL_FILE, ExportedPredictor, is_exported
 from finetune.delivery.load import find_model_folder, load
 from finetune.delivery.merge import merge_adapter
 from finetune.delivery.predict import Predictor
 from finetune.environment import describe_environment
 from finetune.errors import FinetuneError
+from finetune.families.tfidf.classifier import TfidfClassifier
 from finetune.files import replace_folder, write_json
+from finetune.models.answers import TextClassifier, unit_of_logits
 from finetune.models.save import FINETUNE_CONFIG_FILE, FinetuneConfig, read_finetune_config
-from finetune.models.tfidf import TfidfClassifier
 from finetune.progress_bar import progress_bar
 from finetune.settings.parts import DataArguments
 from finetune.tasks import MULTI_LABEL, REGRESSION, Task

@@ -15,8 +15,8 @@ from scipy.special import expit, softmax
 from tokenizers import Tokenizer
 
 from finetune.data.cutting import TextConfig, cut_contents
-from finetune.delivery.answers import TextClassifier
 from finetune.errors import FinetuneError
+from finetune.models.answers import TextClassifier
 from finetune.models.finetune_config import read_finetune_config
 from finetune.tasks import MULTI_LABEL, Task
 from finetune.threads import compute_side_by_side, default_num_threads

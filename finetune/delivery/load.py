@@ -16,14 +16,14 @@ from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-import finetune.models.textcnn  # noqa: F401  registers TextCNN with the Auto classes
+import finetune.families.textcnn.textcnn  # noqa: F401  registers TextCNN with the Auto classes
 from finetune.data.embedded import EMBEDDED_MODEL_ID
 from finetune.errors import FinetuneError
+from finetune.families.tfidf.classifier import LABEL_NAMES_FILE, WEIGHTS_FILE, TfidfClassifier
 from finetune.hub import HUB_ERRORS, explain, parse_hub_id, reach_hub, retry
 from finetune.models.load import SAFE_LOADING, resolve_model
 from finetune.models.quantization import four_bit_settings
 from finetune.models.save import FinetuneConfig, read_finetune_config
-from finetune.models.tfidf import LABEL_NAMES_FILE, WEIGHTS_FILE, TfidfClassifier
 from finetune.quiet import quiet_loading
 from finetune.run.record import has_record
 

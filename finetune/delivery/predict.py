@@ -14,18 +14,18 @@ from finetune.accelerated.processor import multiplies_fast
 from finetune.data.batch import MicroBatchCollator
 from finetune.data.labels import Task
 from finetune.data.tokenize import TextConfig, encode_texts
-from finetune.delivery.answers import Prediction, TextClassifier
 from finetune.delivery.exported import is_exported, load_exported
 from finetune.delivery.load import find_model_folder, load
 from finetune.errors import FinetuneError
+from finetune.families.textcnn.textcnn import TextCNNForSequenceClassification
+from finetune.families.tfidf.classifier import TfidfClassifier
 from finetune.hardware import fastest_precision
 from finetune.metrics import REGRESSION
+from finetune.models.answers import Prediction, TextClassifier
 from finetune.models.inference import compute_logits
 from finetune.models.load import count_positions
 from finetune.models.output_layer import compute_numbers_in_fp32
 from finetune.models.save import read_finetune_config
-from finetune.models.textcnn import TextCNNForSequenceClassification
-from finetune.models.tfidf import TfidfClassifier
 
 __all__ = ["Prediction", "Predictor", "load_predictor"]
 

@@ -23,9 +23,9 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from finetune import __version__
-from finetune.delivery.answers import TextClassifier
 from finetune.delivery.batching import BatchingQueue, QueueFullError
 from finetune.errors import FinetuneError
+from finetune.models.answers import TextClassifier
 from finetune.tasks import REGRESSION
 
 __all__ = ["Answer", "Health", "Limits", "PredictRequest", "PredictResponse", "Refusal", "build_app", "serve"]

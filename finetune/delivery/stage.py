@@ -22,11 +22,11 @@ from finetune.delivery.load import find_model_folder, load
 from finetune.delivery.merge import merge_adapter
 from finetune.delivery.predict import Predictor
 from finetune.errors import FinetuneError
+from finetune.families.textcnn.textcnn import TextCNNForSequenceClassification
+from finetune.families.tfidf.classifier import TfidfClassifier
 from finetune.hub import is_commit, parse_hub_id
 from finetune.models.load import hub_commit_of
 from finetune.models.save import read_finetune_config, write_model
-from finetune.models.textcnn import TextCNNForSequenceClassification
-from finetune.models.tfidf import TfidfClassifier
 from finetune.run.record import CompleteRecord, has_record, read_status
 
 __all__ = ["Probes", "Staged", "stage"]

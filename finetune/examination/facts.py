@@ -9,8 +9,8 @@ from datasets import Dataset
 
 from finetune.data.labels import Task, label_matrix
 from finetune.data.split import iterate_texts, text_keys
+from finetune.data.words import MARKS, UNSPACED
 from finetune.metrics import REGRESSION
-from finetune.models.tfidf import MARKS, UNSPACED
 
 __all__ = ["NUM_HASHES", "SHINGLE", "Facts", "collect_facts", "find_words", "hash_shingles"]
 

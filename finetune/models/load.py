@@ -25,10 +25,10 @@ from transformers import (
 from finetune.data.embedded import EMBEDDED_MODEL_ID, find_embedded_model
 from finetune.data.labels import Task
 from finetune.errors import FinetuneError
+from finetune.families.textcnn.textcnn import TextCNNConfig, TextCNNForSequenceClassification
+from finetune.families.textcnn.vocabulary import load_word_tokenizer
 from finetune.hub import find_commit
 from finetune.models.quantization import four_bit_settings
-from finetune.models.textcnn import TextCNNConfig, TextCNNForSequenceClassification
-from finetune.models.vocabulary import load_word_tokenizer
 from finetune.quiet import quiet_loading
 from finetune.settings.parts import ModelArguments
 

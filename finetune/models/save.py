@@ -11,10 +11,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune.data.cutting import TextConfig
 from finetune.errors import FinetuneError
+from finetune.families.tfidf.classifier import LABEL_NAMES_FILE, TfidfClassifier
 from finetune.files import is_disk_full, replace_folder, write_json
 from finetune.models.finetune_config import FINETUNE_CONFIG_FILE, FinetuneConfig, read_finetune_config
 from finetune.models.quantization import is_four_bit
-from finetune.models.tfidf import LABEL_NAMES_FILE, TfidfClassifier
 
 __all__ = [
     "FINETUNE_CONFIG_FILE",

@@ -14,10 +14,10 @@ from transformers import PreTrainedModel
 from finetune.data.labels import Task
 from finetune.data.split import describe_split
 from finetune.environment import describe_environment
+from finetune.families.tfidf.classifier import TfidfClassifier
 from finetune.hardware import fastest_precision
 from finetune.methods import count_parameters
 from finetune.metrics import REGRESSION
-from finetune.models.tfidf import TfidfClassifier
 from finetune.run.fields import DataRecord, Environment, ModelRecord, Settings
 from finetune.run.record import SCHEMA_VERSION, RunRecord
 from finetune.settings.arguments import Arguments

@@ -31,12 +31,12 @@ from finetune.data.understood import describe_understanding
 from finetune.errors import FinetuneError
 from finetune.examination.doctor import examine
 from finetune.examination.findings import describe_findings, to_json
+from finetune.families.tfidf.classifier import TfidfClassifier
 from finetune.files import write_json
 from finetune.hardware import peak_memory_bytes, use_processor
 from finetune.hub import check_login, find_commit
 from finetune.models.load import fingerprint_model, resolve_model
 from finetune.models.save import write_model
-from finetune.models.tfidf import TfidfClassifier
 from finetune.quiet import quiet_program
 from finetune.run.describe import describe_data, describe_model, now, start_record
 from finetune.run.directory import FINDINGS_FILE, HISTORY_FILE, RunDirectory

@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 from finetune.errors import FinetuneError
 from finetune.metrics import DEFAULT_METRIC, METRICS, MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from finetune.settings.declaration import Values
-from finetune.settings.declared import facts_of
+from finetune.settings.declared import default_values, facts_of
 from finetune.settings.parts import (
     DataArguments,
     HubTarget,
@@ -104,7 +104,7 @@ class Arguments:
         """Name the settings that the method has no use for, given the others."""
         values = self.values()
         # Where to push is taken out of `TrainingArguments` for the end of the run.
-        settings = Values({**values, "push_to_hub": self.hub is not None})
+        settings = Values({**values, "push_to_hub": self.hub is not None}, default_values())
         return {name for name in values if not facts_of(name).is_used(settings)}
 
     def to_dict(self) -> dict[str, Any]:

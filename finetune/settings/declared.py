@@ -23,5 +23,9 @@ def facts_of(name: str) -> Setting:
 
 
 def default_values() -> dict[str, Any]:
-    """Return the defaults of our own settings by name."""
-    return {field.name: field.default for part, _ in PARTS.values() for field in dataclasses.fields(part)}
+    """Return the defaults of our own settings by name, and None for the fields of `TrainingArguments`.
+
+    The declarations may ask for a field that the installed transformers doesn't have.
+    """
+    own = {field.name: field.default for part, _ in PARTS.values() for field in dataclasses.fields(part)}
+    return {**dict.fromkeys(TRAINING), **own}

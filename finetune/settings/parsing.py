@@ -1,7 +1,8 @@
-"""Settings: recipe defaults < method defaults < `--config run.yaml` < command-line flags, all checked before any work.
+"""Settings: defaults < method defaults < `--config run.yaml` < command-line flags, all checked before any work.
 
 `parse_arguments` gives one `Arguments`, whose parts are `data`, `model`, `method`, `tuning`, `run`, and `training`,
-transformers' own `TrainingArguments`. A key that nobody knows is an error, in the YAML file as on the command line.
+transformers' own `TrainingArguments`; `parse_flags` leaves the latter to a recipe, which writes them out, over the
+method's defaults. A key that nobody knows is an error, in the YAML file as on the command line.
 """
 
 import difflib
@@ -92,7 +93,7 @@ class Flags:
         if self._wants_help:
             self._parser.set_defaults(**written)
             self._parser.print_help()
-            sys.exit()
+            sys.exit(0)
         chosen = {**self._training, **{name: value for name, value in written.items() if name not in self.given}}
         _build_training(chosen)
         return chosen
@@ -187,11 +188,13 @@ def _parse(
     if unknown:
         raise FinetuneError(_unknown_setting(unknown[0].lstrip("-").split("=")[0], known, "on the command line"))
     values = vars(namespace)
-    ours = [part(**{field.name: values[field.name] for field in fields(part)}) for part, _ in PARTS.values()]
+    data, model, of_method, tuning, run = (
+        part(**{field.name: values[field.name] for field in fields(part)}) for part, _ in PARTS.values()
+    )
     training = {field.name: values[field.name] for field in fields(TrainingArguments) if field.init}
     if not wants_help:
         _join_processes(words)
-    return Flags(*ours, given, training, parser, wants_help)  # type: ignore[call-arg]
+    return Flags(data, model, of_method, tuning, run, given, training, parser, wants_help)
 
 
 def _build_training(values: dict[str, Any]) -> TrainingArguments:
@@ -297,6 +300,8 @@ def to_flags(settings: Mapping[str, Any]) -> list[str]:
     """Write settings as flags, so that they pass through the same types and checks; None leaves one at its default."""
     flags = []
     for name, value in settings.items():
+        if name.startswith("no_") and isinstance(value, bool):  # the flag that turns a setting off, which has no value
+            name, value = name.removeprefix("no_"), not value
         if isinstance(value, list | tuple):
             flags += [f"--{name}", *map(str, value)]
         elif value is not None:

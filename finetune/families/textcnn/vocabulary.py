@@ -15,8 +15,8 @@ from tokenizers.trainers import WordLevelTrainer
 from transformers import PreTrainedTokenizerFast
 
 from finetune.data.split import iterate_texts
+from finetune.data.words import UNSPACED
 from finetune.files import flush
-from finetune.models.tfidf import UNSPACED
 
 __all__ = ["load_word_tokenizer", "train_word_tokenizer"]
 

@@ -1,0 +1,1 @@
+"""What can be fitted, one family each: an encoder, a TextCNN, TF-IDF."""

@@ -1,0 +1,1 @@
+"""TF-IDF and a linear model: the floor."""
