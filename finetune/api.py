@@ -157,8 +157,10 @@ def load_classifier(path: str | Path, trust_remote_code: bool = False) -> TextCl
     if is_exported(str(path)):  # which runs without torch
         return load_exported(path)
     from finetune.delivery.predict import load_predictor
+    from finetune.quiet import quietly
 
-    return load_predictor(path, trust_remote_code=trust_remote_code)
+    with quietly():
+        return load_predictor(path, trust_remote_code=trust_remote_code)
 
 
 def load(path: str, trust_remote_code: bool = False) -> tuple[Any, Any]:
@@ -178,5 +180,7 @@ def load(path: str, trust_remote_code: bool = False) -> tuple[Any, Any]:
         finetune.errors.FinetuneError: If `path` holds no model, or it can't be had.
     """
     from finetune.delivery.load import load as load_model_and_tokenizer
+    from finetune.quiet import quietly
 
-    return load_model_and_tokenizer(path, trust_remote_code)
+    with quietly():
+        return load_model_and_tokenizer(path, trust_remote_code)

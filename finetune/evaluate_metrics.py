@@ -1,79 +1,67 @@
-"""The metrics of `finetune.metrics` as `evaluate.Metric` objects, for use with `evaluate.combine`. No download.
+"""The metrics of `finetune.metrics` as `evaluate.Metric` objects, which `evaluate.combine` takes. No download.
 
-`evaluate.load("accuracy")` fetches a script from the Hub; these are classes in this file. They compute with
-scikit-learn, from predictions or, for ROC-AUC, from logits.
+`evaluate.load("accuracy")` fetches a script from the Hub; these are objects of this file, and compute with
+scikit-learn. They take what a `Trainer` has: logits as `predictions`, labels as `references`.
 
 Example:
-    >>> metric = evaluate.combine([Accuracy(), MacroF1()])
-    >>> metric.compute(predictions=[0, 1, 1], references=[0, 1, 0])["accuracy"]
+    >>> metrics = evaluate.combine(list_metrics("single_label_classification"))
+    >>> metrics.compute(predictions=[[2.0, 0.0], [0.0, 2.0], [0.0, 1.0]], references=[0, 1, 0])["accuracy"]
     0.6666666666666666
 """
 
-import datasets
+from typing import Any
+
 import evaluate
 import numpy as np
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef, precision_score, recall_score
+from datasets import Features, Sequence, Value
 
-from finetune.metrics import compute_roc_auc
+from finetune.metrics import METRIC_FUNCTIONS, MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
-__all__ = ["MCC", "Accuracy", "MacroF1", "Precision", "Recall", "RocAuc"]
+__all__ = ["LogitMetric", "list_metrics"]
+
+# What is predicted and what is true, a row an example.
+FEATURES = {
+    SINGLE_LABEL: Features({"predictions": Sequence(Value("float32")), "references": Value("int64")}),
+    MULTI_LABEL: Features({"predictions": Sequence(Value("float32")), "references": Sequence(Value("float32"))}),
+    REGRESSION: Features({"predictions": Sequence(Value("float64")), "references": Value("float64")}),
+}
 
 
-class _ClassificationMetric(evaluate.Metric):
-    """A metric of predicted class numbers against true ones."""
+class LogitMetric(evaluate.Metric):
+    """One metric of a task, computed from logits.
 
-    features = datasets.Features({"predictions": datasets.Value("int64"), "references": datasets.Value("int64")})
+    Args:
+        metric_name: A name in `finetune.metrics.METRICS[problem_type]`, under which `compute` returns it.
+        problem_type: One of `finetune.tasks.PROBLEM_TYPES`.
+    """
+
+    def __init__(self, metric_name: str, problem_type: str = SINGLE_LABEL):
+        self.metric_name, self.problem_type = metric_name, problem_type
+        super().__init__(config_name=metric_name, keep_in_memory=True)
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
-            description=(type(self).__doc__ or "").strip(),
+            description=f"{self.metric_name} of {self.problem_type}",
             citation="",
-            inputs_description="predictions, references: class numbers",
-            features=self.features,
+            inputs_description="predictions: logits, a row an example; references: labels",
+            features=FEATURES[self.problem_type],
         )
 
-
-class Accuracy(_ClassificationMetric):
-    """Share of predictions that equal the reference."""
-
-    def _compute(self, predictions, references):
-        return {"accuracy": float(accuracy_score(references, predictions))}
-
-
-class MacroF1(_ClassificationMetric):
-    """F1, the unweighted mean over the classes."""
-
-    def _compute(self, predictions, references):
-        return {"macro_f1": float(f1_score(references, predictions, average="macro", zero_division=0))}
+    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
+        exact = np.float64 if self.problem_type == REGRESSION else np.float32  # as the logits came
+        logits, labels = np.asarray(predictions, dtype=exact), np.asarray(references)
+        if self.problem_type == MULTI_LABEL:
+            labels = labels.astype(np.float32)
+        return {self.metric_name: METRIC_FUNCTIONS[self.problem_type][self.metric_name](logits, labels)}
 
 
-class Precision(_ClassificationMetric):
-    """Precision, the unweighted mean over the classes."""
+def list_metrics(problem_type: str = SINGLE_LABEL) -> list[LogitMetric]:
+    """Build every metric of a task, for `evaluate.combine`.
 
-    def _compute(self, predictions, references):
-        return {"precision": float(precision_score(references, predictions, average="macro", zero_division=0))}
+    Args:
+        problem_type: One of `finetune.tasks.PROBLEM_TYPES`.
 
-
-class Recall(_ClassificationMetric):
-    """Recall, the unweighted mean over the classes."""
-
-    def _compute(self, predictions, references):
-        return {"recall": float(recall_score(references, predictions, average="macro", zero_division=0))}
-
-
-class MCC(_ClassificationMetric):
-    """Matthews' correlation coefficient."""
-
-    def _compute(self, predictions, references):
-        return {"mcc": float(matthews_corrcoef(references, predictions))}
-
-
-class RocAuc(_ClassificationMetric):
-    """Area under the ROC curve; takes logits, one row an example, as `predictions`."""
-
-    features = datasets.Features(
-        {"predictions": datasets.Sequence(datasets.Value("float32")), "references": datasets.Value("int64")}
-    )
-
-    def _compute(self, predictions, references):
-        return {"roc_auc": compute_roc_auc(np.asarray(predictions), np.asarray(references))}
+    Returns:
+        An object for each name in `finetune.metrics.METRICS[problem_type]`.
+    """
+    return [LogitMetric(name, problem_type) for name in METRIC_FUNCTIONS[problem_type]]

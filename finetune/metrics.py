@@ -1,11 +1,11 @@
 """Logits and labels in, numbers out: scikit-learn and scipy, nothing downloaded, torch not imported.
 
-`finetune.evaluate_metrics` wraps the same functions as `evaluate.Metric`; it stands apart because importing
-`evaluate` takes seconds.
+`finetune.evaluate_metrics` has each of them as an `evaluate.Metric`; it stands apart because importing `evaluate` takes
+seconds.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ __all__ = [
     "DEFAULT_METRIC",
     "GREATER_IS_BETTER",
     "METRICS",
+    "METRIC_FUNCTIONS",
     "MULTI_LABEL",
     "PROBLEM_TYPES",
     "REGRESSION",
@@ -48,6 +49,9 @@ __all__ = [
     "present_labels",
     "tune_thresholds",
 ]
+
+# Of logits `(num_examples, num_labels)` and labels.
+MetricFunction = Callable[[np.ndarray, np.ndarray], float]
 
 # Every metric that `compute_metrics` returns, and so every value `--metric_for_best_model` may take; whether more is
 # better.
@@ -75,6 +79,8 @@ METRICS: dict[str, dict[str, bool]] = {
     REGRESSION: {"mse": False, "mae": False, "r2": True, "pearson": True, "spearman": True, "loss": False},
 }
 GREATER_IS_BETTER = {name: greater for metrics in METRICS.values() for name, greater in metrics.items()}
+# Those of several labels that go by what is predicted, and not by probabilities.
+DECISION_METRICS = {"micro_f1", "macro_f1", "precision", "recall", "accuracy"}
 # Examples with a label, and without it, from which on its threshold is chosen. With ten, of a label in a hundred, the
 # chosen threshold gave an F1 from 2 points below to 21 above that of one half in simulations; with two, from 8 below.
 FEWEST_TO_TUNE = 10
@@ -110,50 +116,80 @@ def compute_metrics(
         >>> compute_metrics(np.array([[2.0, 0.0], [0.0, 2.0]]), np.array([0, 1]))["accuracy"]
         1.0
     """
-    if problem_type == REGRESSION:
-        return _compute_regression_metrics(logits[:, 0].astype(np.float64), labels.astype(np.float64))
-    predictions = predict_labels(logits, problem_type, thresholds)
-    present = present_labels(labels)
-    macro: Any = {"labels": present, "average": "macro", "zero_division": 0}
-    if problem_type == MULTI_LABEL:
-        varying = (labels.min(axis=0) != labels.max(axis=0)).all()
-        has_any = len(present) > 0
-        return {
-            "micro_f1": float(f1_score(labels, predictions, average="micro", zero_division=0)),
-            "macro_f1": float(f1_score(labels, predictions, **macro)) if has_any else float("nan"),
-            "precision": float(precision_score(labels, predictions, **macro)) if has_any else float("nan"),
-            "recall": float(recall_score(labels, predictions, **macro)) if has_any else float("nan"),
-            "accuracy": float(accuracy_score(labels, predictions)),
-            "roc_auc": float(roc_auc_score(labels, logits, average="macro")) if varying else float("nan"),
-            "average_precision": float(average_precision_score(labels, logits)) if varying else float("nan"),
-            "loss": float(np.mean(np.logaddexp(0, logits.astype(np.float64)) - labels * logits)),
-        }
+    # A threshold moves what is predicted and nothing else: a label that is has a logit above 0 then, another one below.
+    decided = logits if thresholds is None else predict_labels(logits, problem_type, thresholds) - 0.5
+    return {
+        name: function(decided if problem_type == MULTI_LABEL and name in DECISION_METRICS else logits, labels)
+        for name, function in METRIC_FUNCTIONS[problem_type].items()
+    }
+
+
+def _of_classes(function: Callable[..., Any], **kwargs: Any) -> MetricFunction:
+    """Make a function of logits from one of scikit-learn's of predicted class numbers."""
+
+    def compute(logits: np.ndarray, labels: np.ndarray) -> float:
+        return float(function(labels, predict_labels(logits, SINGLE_LABEL), **kwargs))
+
+    return compute
+
+
+def _macro(function: Callable[..., Any], problem_type: str) -> MetricFunction:
+    """Likewise a mean over the labels that have examples; NaN where none has."""
+
+    def compute(logits: np.ndarray, labels: np.ndarray) -> float:
+        present, predictions = present_labels(labels), predict_labels(logits, problem_type)
+        if len(present) == 0:
+            return float("nan")
+        return float(function(labels, predictions, labels=present, average="macro", zero_division=0))
+
+    return compute
+
+
+def _compute_balanced_accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of predicted classes without examples
-        balanced_accuracy = float(balanced_accuracy_score(labels, predictions))
-    return {
-        "accuracy": float(accuracy_score(labels, predictions)),
-        "balanced_accuracy": balanced_accuracy,
-        "macro_f1": float(f1_score(labels, predictions, **macro)),
-        "precision": float(precision_score(labels, predictions, **macro)),
-        "recall": float(recall_score(labels, predictions, **macro)),
-        "mcc": float(matthews_corrcoef(labels, predictions)),
-        "roc_auc": compute_roc_auc(logits, labels),
-        "loss": compute_log_loss(logits, labels),
-    }
+        return float(balanced_accuracy_score(labels, predict_labels(logits, SINGLE_LABEL)))
 
 
-def _compute_regression_metrics(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    varies = len(labels) > 1 and np.ptp(predictions) > 0 and np.ptp(labels) > 0
-    mse = float(mean_squared_error(labels, predictions))
-    return {
-        "mse": mse,
-        "mae": float(mean_absolute_error(labels, predictions)),
-        "r2": float(r2_score(labels, predictions)) if len(labels) > 1 else float("nan"),
-        "pearson": float(pearsonr(labels, predictions).statistic) if varies else float("nan"),
-        "spearman": float(spearmanr(labels, predictions).statistic) if varies else float("nan"),
-        "loss": mse,
-    }
+def _of_label_sets(function: Callable[..., Any], **kwargs: Any) -> MetricFunction:
+    """Make a function of logits from one of scikit-learn's of predicted sets of labels."""
+
+    def compute(logits: np.ndarray, labels: np.ndarray) -> float:
+        return float(function(labels, predict_labels(logits, MULTI_LABEL), **kwargs))
+
+    return compute
+
+
+def _of_label_scores(function: Callable[..., Any]) -> MetricFunction:
+    """Likewise of scores; NaN where a label has every example or none."""
+
+    def compute(logits: np.ndarray, labels: np.ndarray) -> float:
+        varying = (labels.min(axis=0) != labels.max(axis=0)).all()
+        return float(function(labels, logits, average="macro")) if varying else float("nan")
+
+    return compute
+
+
+def _compute_binary_log_loss(logits: np.ndarray, labels: np.ndarray) -> float:
+    return float(np.mean(np.logaddexp(0, logits.astype(np.float64)) - labels * logits))
+
+
+def _of_numbers(function: Callable[[np.ndarray, np.ndarray], Any], needs: str = "") -> MetricFunction:
+    """Make a function of predictions `(num_examples, 1)` from one of true and predicted numbers.
+
+    Args:
+        function: Of the true numbers and the predicted ones, in float64.
+        needs: Without which the metric is NaN: "rows", at least two; "variance" of both beside.
+    """
+
+    def compute(logits: np.ndarray, labels: np.ndarray) -> float:
+        predictions, truth = logits[:, 0].astype(np.float64), labels.astype(np.float64)
+        is_constant = needs == "variance" and not (np.ptp(predictions) > 0 and np.ptp(truth) > 0)
+        if needs and (len(truth) < 2 or is_constant):
+            return float("nan")
+        return float(function(truth, predictions))
+
+    return compute
 
 
 def present_labels(labels: np.ndarray) -> np.ndarray:
@@ -259,6 +295,39 @@ def compute_roc_auc(logits: np.ndarray, labels: np.ndarray) -> float:
 def compute_log_loss(logits: np.ndarray, labels: np.ndarray) -> float:
     """Compute the mean cross-entropy in nats of logits `(num_examples, num_labels)` against class numbers."""
     return float(-log_softmax(logits.astype(np.float64), axis=-1)[np.arange(len(labels)), labels].mean())
+
+
+# Each metric of `METRICS` as a function of logits and labels.
+METRIC_FUNCTIONS: dict[str, dict[str, MetricFunction]] = {
+    SINGLE_LABEL: {
+        "accuracy": _of_classes(accuracy_score),
+        "balanced_accuracy": _compute_balanced_accuracy,
+        "macro_f1": _macro(f1_score, SINGLE_LABEL),
+        "precision": _macro(precision_score, SINGLE_LABEL),
+        "recall": _macro(recall_score, SINGLE_LABEL),
+        "mcc": _of_classes(matthews_corrcoef),
+        "roc_auc": compute_roc_auc,
+        "loss": compute_log_loss,
+    },
+    MULTI_LABEL: {
+        "micro_f1": _of_label_sets(f1_score, average="micro", zero_division=0),
+        "macro_f1": _macro(f1_score, MULTI_LABEL),
+        "precision": _macro(precision_score, MULTI_LABEL),
+        "recall": _macro(recall_score, MULTI_LABEL),
+        "accuracy": _of_label_sets(accuracy_score),
+        "roc_auc": _of_label_scores(roc_auc_score),
+        "average_precision": _of_label_scores(average_precision_score),
+        "loss": _compute_binary_log_loss,
+    },
+    REGRESSION: {
+        "mse": _of_numbers(mean_squared_error),
+        "mae": _of_numbers(mean_absolute_error),
+        "r2": _of_numbers(r2_score, needs="rows"),
+        "pearson": _of_numbers(lambda labels, predictions: pearsonr(labels, predictions).statistic, needs="variance"),
+        "spearman": _of_numbers(lambda labels, predictions: spearmanr(labels, predictions).statistic, needs="variance"),
+        "loss": _of_numbers(mean_squared_error),
+    },
+}
 
 
 def accuracy_interval(accuracy: float, num_examples: int) -> tuple[float, float]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import datasets
 from transformers.utils import logging
 
-__all__ = ["quiet_loading", "quiet_program", "quiet_restored"]
+__all__ = ["quiet_loading", "quiet_program", "quiet_restored", "quietly"]
 
 
 @contextlib.contextmanager
@@ -51,6 +51,14 @@ def quiet_restored() -> Iterator[None]:
         finally:
             if has_bars:
                 datasets.enable_progress_bars()
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Do something without the libraries' reports, for callers that go on: `quiet_program`, undone in the end."""
+    with quiet_restored():
+        quiet_program()
+        yield
 
 
 def _show_one_line(message: Warning | str, *_: object, **__: object) -> None:

@@ -42,8 +42,10 @@ class TrainedRun:
     def classifier(self) -> "TextClassifier":
         """The saved model, loaded."""
         from finetune.delivery.predict import load_predictor
+        from finetune.quiet import quietly
 
-        return load_predictor(self.directory)
+        with quietly():
+            return load_predictor(self.directory)
 
     def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> "list[Prediction]":
         """Predict with the saved model.

@@ -20,11 +20,13 @@ from pathlib import Path
 HERE = Path(__file__).parent
 # What a run is at, innermost last, where the function that does it is at work.
 PHASES = {
-    "training": "finetune.run.run:Run.train",
-    "an evaluation": "finetune.training.trainer:FineTuningTrainer.evaluation_loop",
-    "a checkpoint": "finetune.training.trainer:FineTuningTrainer._save_checkpoint",
-    "the final save": "finetune.run.run:Run.save_model",
-    "the final evaluation": "imdb:evaluate_run",
+    "finetune.training.trainer:Trainer.train": "training",
+    "finetune.training.trainer:FineTuningTrainer.evaluation_loop": "an evaluation",
+    "finetune.training.trainer:FineTuningTrainer._save_checkpoint": "a checkpoint",
+    "finetune.run.run:Run.save_model": "the final save",
+    "imdb:evaluate_run": "the final evaluation",
+    "textcnn:evaluate_run": "the final evaluation",
+    "finetune.engine:evaluate_run": "the final evaluation",
 }
 TOKEN = "hf_plantedPlantedPlantedPlantedToken"
 
@@ -44,7 +46,7 @@ class Nursery:
         self.process.wait()
 
     def run(self, argv, log, faults=(), kill_after=None):
-        """Run recipes/imdb.py in a process of its own.
+        """Run the recipe of the method that `argv` names in a process of its own.
 
         Args:
             argv: Its flags.
@@ -67,12 +69,13 @@ class Nursery:
 def _serve():
     import matplotlib  # noqa: F401
     import torch
-    from conftest import load_recipe
+    from conftest import recipe_of
     from transformers.models.bert import modeling_bert  # noqa: F401  imported late, so by each child
 
     import finetune.delivery.evaluate  # noqa: F401
 
-    sys.modules["imdb"] = recipe = load_recipe("imdb")
+    sys.modules["imdb"], sys.modules["textcnn"] = recipe_of("full"), recipe_of("textcnn")
+    recipe_of("any")
     torch.set_num_threads(1)
     gc.collect()
     gc.freeze()  # else each child's first collection copies all that it shares
@@ -83,12 +86,13 @@ def _serve():
         pid = os.fork()
         if pid == 0:
             _note_phases(phase)
-            _run(recipe, job)
+            argv = job["argv"]
+            _run(recipe_of(argv[argv.index("--method") + 1] if "--method" in argv else "full"), job)
         if job["kill_after"] is not None:
             _kill_after(pid, job["kill_after"])
         _, status, usage = os.wait4(pid, os.WUNTRACED)
         ended = None if os.WIFSTOPPED(status) else os.waitstatus_to_exitcode(status)
-        at = ["the start", *PHASES][phase[0]]
+        at = ["the start", *PHASES.values()][phase[0]]
         seconds = usage.ru_utime + usage.ru_stime
         print(json.dumps({"pid": pid, "status": ended, "phase": at, "seconds": seconds}), flush=True)
 
@@ -106,7 +110,7 @@ def _kill_after(pid, seconds):
 
 def _note_phases(phase):
     """Write the number of what the process is at into memory that outlives it."""
-    for number, function in enumerate(PHASES.values(), start=1):
+    for number, function in enumerate(PHASES, start=1):
         owner, name = _find(function)
         original = getattr(owner, name)
 

@@ -18,7 +18,7 @@ from finetune.comparison.compare import Plan, Planned, estimate_time_left, run_p
 from finetune.errors import FinetuneError
 
 ROOT = Path(__file__).parent.parent
-RECIPE = ROOT / "recipes/imdb.py"
+RECIPE = ROOT / "recipes/classify.py"
 
 
 @pytest.fixture(scope="module")

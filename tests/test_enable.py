@@ -96,7 +96,7 @@ def test_weights_are_cast_for_prediction_alone(tiny_bert, dtype):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CPU pieces")
 @pytest.mark.parametrize(
     ("recipe", "method"),
-    [("imdb", "full"), ("imdb", "lora"), ("imdb", "head"), ("imdb", "textcnn"), ("classify", "lora")],
+    [("imdb", "full"), ("imdb", "lora"), ("textcnn", "textcnn"), ("classify", "head"), ("classify", "lora")],
 )
 @pytest.mark.parametrize("accelerated", [True, False])
 def test_a_run_is_accelerated_unless_the_flag_says_no(flags, tmp_path, monkeypatch, recipe, method, accelerated):

@@ -23,7 +23,7 @@ from pathlib import Path
 import datasets
 import pytest
 import yaml
-from conftest import ROOT, load_recipe, make_reviews, write_csv, write_tiny_bert
+from conftest import ROOT, make_reviews, recipe_of, write_csv, write_tiny_bert
 from faulty import Nursery
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -308,11 +308,11 @@ CONFIGS = st.one_of(st.binary(max_size=80), SETTINGS.map(lambda found: yaml.safe
 
 
 @pytest.fixture(scope="module")
-def finished(imdb, flags, tmp_path_factory):
+def finished(flags, tmp_path_factory):
     """Finished runs."""
     folder = tmp_path_factory.mktemp("finished")
     for method in FINISHED:
-        imdb.main([*flags, "--method", method, "--no_floor", "--output_dir", str(folder / method)])
+        recipe_of(method).main([*flags, "--method", method, "--no_floor", "--output_dir", str(folder / method)])
     return [folder / method for method in FINISHED]
 
 
@@ -401,9 +401,8 @@ def main():
         given_files = [word for split, path in files.items() for word in (f"--{split}_file", path)]
         flags = [*given_files, "--model_name_or_path", write_tiny_bert(base / "bert"), "--max_length", "24",
                  "--bf16", "false", "--num_threads", "1", "--no_floor", "--num_train_epochs", "1"]  # fmt: skip
-        recipe = load_recipe("imdb")
         for method in FINISHED:
-            recipe.main([*flags, "--method", method, "--output_dir", str(base / method)])
+            recipe_of(method).main([*flags, "--method", method, "--output_dir", str(base / method)])
         run = st.sampled_from([base / method for method in FINISHED])
         named = st.sampled_from(SUFFIXES).map(lambda suffix: f"data{suffix}")
         bulk = st.sampled_from(BULK).map(lambda suffix: f"data{suffix}")

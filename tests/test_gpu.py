@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from conftest import recipe_of
 from test_trainer import losses_and_weights, make_model, make_trainer
 from transformers import AutoTokenizer
 
@@ -47,10 +48,10 @@ def test_micro_batches_equal_the_plain_step(tmp_path, tiny_bert, tokenizer, toke
 
 
 @pytest.mark.parametrize("method", ["full", "head", "lora", "qlora", "textcnn"])
-def test_a_run_ends_and_reloads(imdb, flags, tmp_path, method):
+def test_a_run_ends_and_reloads(flags, tmp_path, method):
     position = flags.index("--bf16")  # the machine's own format instead of float32
     words = flags[:position] + flags[position + 2 :]
-    imdb.main([*words, "--method", method, "--output_dir", str(tmp_path / "run")])
+    recipe_of(method).main([*words, "--method", method, "--output_dir", str(tmp_path / "run")])
     record = json.loads((tmp_path / "run/run.json").read_text())
     assert record["status"] == "complete"
     assert record["environment"]["precision"] == fastest_precision() != "fp32"

@@ -17,13 +17,14 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import BAD, GOOD, OTHER, ROOT, connect, make_reviews
+from conftest import BAD, GOOD, OTHER, ROOT, connect, make_reviews, recipe_of
 from hub_server import HubServer
 from huggingface_hub import ModelCard, constants
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, BertConfig, BertForPreTraining, BertTokenizerFast
 
+import finetune.engine
 from finetune.catalogue import CATALOGUE
 from finetune.cli import main as finetune_command
 from finetune.data.load import load_given_splits
@@ -31,7 +32,6 @@ from finetune.delivery.load import load
 from finetune.delivery.predict import load_predictor
 from finetune.errors import FinetuneError
 from finetune.hub import find_commit, reach_hub
-from finetune.models import load as models
 from finetune.models.load import load_encoder
 from finetune.settings.parts import DataArguments, ModelArguments
 
@@ -156,13 +156,15 @@ def head_of(hub, name, branch="main"):
     return hub.repositories[name]["branches"][branch]
 
 
-def train(imdb, output_dir, method, *words):
+def train(output_dir, method, *words):
     extra = ["--textcnn_variant", "static"] if method == "textcnn" else []
     if method == "peft":
         file = output_dir.with_suffix(".yaml")
         file.write_text("{peft_type: LOHA, r: 2, target_modules: [query, value]}")
         extra = ["--peft_config", str(file)]
-    imdb.main(["--config", PRESET, *QUICK, "--method", method, *extra, *words, "--output_dir", str(output_dir)])
+    recipe_of(method).main(
+        ["--config", PRESET, *QUICK, "--method", method, *extra, *words, "--output_dir", str(output_dir)]
+    )
     return json.loads((output_dir / "run.json").read_text())
 
 
@@ -176,9 +178,9 @@ def weights_of(run):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_trains_from_the_hub_and_then_from_its_cache_to_the_same_weights(hub, imdb, tmp_path, method):
+def test_every_method_trains_from_the_hub_and_then_from_its_cache_to_the_same_weights(hub, tmp_path, method):
     commits = head_of(hub, BERT), head_of(hub, f"datasets/{IMDB}")
-    record = train(imdb, tmp_path / "online", method)
+    record = train(tmp_path / "online", method)
     assert (record["pretrained"], record["data"]["commit"]) == commits
     asked = record["arguments"]
     assert (asked["model"]["model_revision"], asked["data"]["dataset_revision"]) == (None, None)
@@ -192,7 +194,7 @@ def test_every_method_trains_from_the_hub_and_then_from_its_cache_to_the_same_we
         assert (adapter["base_model_name_or_path"], adapter["revision"]) == (BERT, commits[0])
     before = len(hub.requests)
     with offline():
-        again = train(imdb, tmp_path / "offline", method)
+        again = train(tmp_path / "offline", method)
         assert (again["pretrained"], again["data"]["commit"]) == commits
         assert len(hub.requests) == before
     online, from_cache = weights_of(tmp_path / "online"), weights_of(tmp_path / "offline")
@@ -213,11 +215,11 @@ def test_the_checkpoint_of_the_real_layout_lacks_the_head_alone(hub, tmp_path):
 @pytest.mark.parametrize(
     "method", [pytest.param(name, marks=[] if name == "lora" else pytest.mark.slow) for name in METHODS]
 )
-def test_every_method_goes_to_the_hub_and_back(hub, imdb, tmp_path, method, capsys):
+def test_every_method_goes_to_the_hub_and_back(hub, tmp_path, method, capsys):
     name = f"me/pushed-{method}"
     merges = CATALOGUE[method].merges is not False and method != "peft"
     push = ["--push_to_hub", "--hub_model_id", name] if merges else []
-    record = train(imdb, tmp_path / "run", method, *push)
+    record = train(tmp_path / "run", method, *push)
     if not merges:
         finetune_command(["push", str(tmp_path / "run"), name, "--adapter"])
     assert "downloaded into an empty cache: " in capsys.readouterr().out
@@ -231,9 +233,9 @@ def test_every_method_goes_to_the_hub_and_back(hub, imdb, tmp_path, method, caps
     assert {(one.dataset_type, one.dataset_revision) for one in results} == {(IMDB, record["data"]["commit"])}
 
 
-def test_an_adapter_stays_on_the_commit_that_it_was_trained_on(hub, imdb, moving, tmp_path, capsys):
+def test_an_adapter_stays_on_the_commit_that_it_was_trained_on(hub, moving, tmp_path, capsys):
     base, _, move = moving
-    record = train(imdb, tmp_path / "run", "lora", "--model_name_or_path", base)
+    record = train(tmp_path / "run", "lora", "--model_name_or_path", base)
     expected, commit = logits_of(tmp_path / "run"), head_of(hub, base)
     foreign = tmp_path / "foreign"  # as PEFT writes it where nobody told it a revision
     shutil.copytree(tmp_path / "run/model", foreign)
@@ -249,7 +251,16 @@ def test_an_adapter_stays_on_the_commit_that_it_was_trained_on(hub, imdb, moving
     capsys.readouterr()
 
 
-def test_what_is_recorded_is_trained_even_if_both_branches_move_meanwhile(hub, imdb, moving, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("method", "steps"),
+    [
+        ("head", ("load_given_splits", "load_tokenizer", "load_model")),
+        ("full", ("load_given_splits", "locate_checkpoint", "limit_length", "set_seed")),
+    ],
+)
+def test_what_is_recorded_is_trained_even_if_both_branches_move_meanwhile(
+    hub, moving, tmp_path, monkeypatch, method, steps
+):
     base, data, move = moving
     commits = head_of(hub, base), head_of(hub, f"datasets/{data}")
 
@@ -261,10 +272,11 @@ def test_what_is_recorded_is_trained_even_if_both_branches_move_meanwhile(hub, i
 
         return load
 
-    monkeypatch.setattr(imdb, "load_given_splits", after_a_move(imdb.load_given_splits))
-    for name in ("load_tokenizer", "load_model"):
-        monkeypatch.setattr(models, name, after_a_move(getattr(models, name)))
-    record = train(imdb, tmp_path / "run", "head", "--model_name_or_path", base, "--dataset_name", data)
+    story = finetune.engine if method == "head" else recipe_of(method)
+    for name in steps:
+        monkeypatch.setattr(story, name, after_a_move(getattr(story, name)))
+    words = ["--model_name_or_path", base, "--dataset_name", data, "--learning_rate", "0"]
+    record = train(tmp_path / "run", method, *words)
     assert (record["pretrained"], record["data"]["commit"]) == commits
     assert record["data"]["splits"]["train"]["rows"] == 54
     trained, stored = weights_of(tmp_path / "run"), load_file(tmp_path / "bert/model.safetensors")
@@ -272,9 +284,7 @@ def test_what_is_recorded_is_trained_even_if_both_branches_move_meanwhile(hub, i
     assert torch.equal(trained[name], stored[name])
 
 
-def test_a_run_is_not_resumed_on_another_commit_unless_it_changes_nothing(
-    hub, imdb, moving, tmp_path, monkeypatch, capsys
-):
+def test_a_run_is_not_resumed_on_another_commit_unless_it_changes_nothing(hub, moving, tmp_path, monkeypatch, capsys):
     base, data, move = moving
     words = ["--model_name_or_path", base, "--dataset_name", data, "--save_strategy", "steps", "--save_steps", "1"]
     commits = head_of(hub, base), head_of(hub, f"datasets/{data}")
@@ -285,23 +295,23 @@ def test_a_run_is_not_resumed_on_another_commit_unless_it_changes_nothing(
     with monkeypatch.context() as patch:
         patch.setattr("finetune.run.run.Run.save_model", killed)
         with pytest.raises(KeyboardInterrupt):
-            train(imdb, tmp_path / "run", "lora", *words)
+            train(tmp_path / "run", "lora", *words)
     move(base, seed=1)
     with pytest.raises(FinetuneError, match=rf"the model '{base}' \(pass --model_revision {commits[0]}\)"):
-        train(imdb, tmp_path / "run", "lora", *words)
+        train(tmp_path / "run", "lora", *words)
     words += ["--model_revision", commits[0]]
     move(data, num_train=40)
     with pytest.raises(
         FinetuneError, match=rf"split 'train' has changed since \(pass --dataset_revision {commits[1]}\)"
     ):
-        train(imdb, tmp_path / "run", "lora", *words)
+        train(tmp_path / "run", "lora", *words)
     same_rows = move(data, card="Another card")
-    record = train(imdb, tmp_path / "run", "lora", *words)
+    record = train(tmp_path / "run", "lora", *words)
     assert f"the data set moved from commit {commits[1]} to {same_rows}" in capsys.readouterr().err
     assert (record["pretrained"], record["data"]["commit"]) == (commits[0], same_rows)
 
 
-def test_a_resume_on_the_data_set_s_earlier_commit(hub, imdb, moving, tmp_path, monkeypatch):
+def test_a_resume_on_the_data_set_s_earlier_commit(hub, moving, tmp_path, monkeypatch):
     _, data, move = moving
     words = ["--dataset_name", data, "--save_strategy", "steps", "--save_steps", "1"]
     commit = head_of(hub, f"datasets/{data}")
@@ -312,14 +322,14 @@ def test_a_resume_on_the_data_set_s_earlier_commit(hub, imdb, moving, tmp_path, 
     with monkeypatch.context() as patch:
         patch.setattr("finetune.run.run.Run.save_model", killed)
         with pytest.raises(KeyboardInterrupt):
-            train(imdb, tmp_path / "run", "head", *words)
+            train(tmp_path / "run", "head", *words)
     move(data, num_train=40)
-    record = train(imdb, tmp_path / "run", "head", *words, "--dataset_revision", commit)
+    record = train(tmp_path / "run", "head", *words, "--dataset_revision", commit)
     assert (record["status"], record["data"]["commit"]) == ("complete", commit)
     assert "changes" not in record
 
 
-def test_private_repositories_and_branches_are_taken_with_a_token_and_then_from_the_cache(hub, imdb, moving, tmp_path):
+def test_private_repositories_and_branches_are_taken_with_a_token_and_then_from_the_cache(hub, moving, tmp_path):
     base, data, _ = moving
     commits = (
         hub.add_commit(base, write_bert(tmp_path / "small", seed=2), branch="small"),
@@ -331,10 +341,10 @@ def test_private_repositories_and_branches_are_taken_with_a_token_and_then_from_
     for where in (contextlib.nullcontext(), offline()):
         with where:
             folder = tmp_path / type(where).__name__
-            record = train(imdb, folder / "branch", "lora", *words)
+            record = train(folder / "branch", "lora", *words)
             assert (record["pretrained"], record["data"]["commit"]) == commits
             assert record["data"]["splits"]["train"]["rows"] == 36
-            record = train(imdb, folder / "private", "lora", *private)
+            record = train(folder / "private", "lora", *private)
             assert record["pretrained"] == head_of(hub, "me/private-bert")
 
 
@@ -350,12 +360,10 @@ def test_private_repositories_and_branches_are_taken_with_a_token_and_then_from_
         (["--dataset_revision", "1" * 40], f"Expected to load the data set '{IMDB}' from the Hub"),
     ],
 )
-def test_what_is_not_on_the_hub_is_said_in_one_line_and_leaves_nothing(
-    hub, imdb, tmp_path, monkeypatch, words, message
-):
+def test_what_is_not_on_the_hub_is_said_in_one_line_and_leaves_nothing(hub, tmp_path, monkeypatch, words, message):
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(FinetuneError, match=message) as caught:
-        train(imdb, tmp_path / "run", "full", *words)
+        train(tmp_path / "run", "full", *words)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
 
@@ -388,18 +396,18 @@ def test_the_libraries_don_t_ask_a_hub_that_did_not_answer_once(hub, monkeypatch
 
 
 @pytest.mark.parametrize("kind", ["model", "dataset"])
-def test_what_is_not_in_the_cache_is_said_in_one_line(hub, imdb, moving, tmp_path, kind):
+def test_what_is_not_in_the_cache_is_said_in_one_line(hub, moving, tmp_path, kind):
     name = moving[kind == "dataset"]
     flag, instead = {
         "model": ("--model_name_or_path", "--model_name_or_path embedded or a folder"),
         "dataset": ("--dataset_name", "--dataset_name embedded or your own --train_file"),
     }[kind]
-    train(imdb, tmp_path / "online", "full")
+    train(tmp_path / "online", "full")
     with (
         offline(),
         pytest.raises(FinetuneError, match=f"^No copy of the .* '{name}' in the cache.*{instead}") as caught,
     ):
-        train(imdb, tmp_path / "run", "full", flag, name)
+        train(tmp_path / "run", "full", flag, name)
     assert "\n" not in str(caught.value)
 
 

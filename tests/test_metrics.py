@@ -1,4 +1,4 @@
-"""Metrics against values worked by hand, and the `evaluate` wrappers against the functions."""
+"""Metrics against values worked by hand, and the `evaluate` objects against the functions."""
 
 import math
 
@@ -6,9 +6,12 @@ import evaluate
 import numpy as np
 import pytest
 
-from finetune import evaluate_metrics
+from finetune.evaluate_metrics import LogitMetric, list_metrics
 from finetune.metrics import (
+    METRIC_FUNCTIONS,
     METRICS,
+    MULTI_LABEL,
+    REGRESSION,
     SINGLE_LABEL,
     accuracy_interval,
     compute_classification_report,
@@ -56,19 +59,38 @@ def test_report_names_every_class():
     assert [name for name in ("no", "yes", "never") if name in report] == ["no", "yes", "never"]
 
 
-def test_evaluate_wrappers_agree_without_a_download():
-    predictions = LOGITS.argmax(axis=-1)
-    combined = evaluate.combine(
-        [
-            evaluate_metrics.Accuracy(),
-            evaluate_metrics.MacroF1(),
-            evaluate_metrics.Precision(),
-            evaluate_metrics.Recall(),
-            evaluate_metrics.MCC(),
-        ]
-    )
-    expected = compute_metrics(LOGITS, LABELS)
-    for name, value in combined.compute(predictions=predictions, references=LABELS).items():
-        assert value == pytest.approx(expected[name]), name
-    auc = evaluate_metrics.RocAuc().compute(predictions=LOGITS, references=LABELS)
-    assert auc == {"roc_auc": expected["roc_auc"]}
+NUMBERS = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "logits", "labels"),
+    [
+        (SINGLE_LABEL, LOGITS, LABELS),
+        (
+            SINGLE_LABEL,
+            NUMBERS.normal(size=(40, 4)).astype(np.float32),
+            NUMBERS.integers(0, 3, 40),
+        ),  # one never appears
+        (
+            MULTI_LABEL,
+            NUMBERS.normal(size=(40, 3)).astype(np.float32),
+            NUMBERS.integers(0, 2, (40, 3)).astype(np.float32),
+        ),
+        (REGRESSION, NUMBERS.normal(size=(40, 1)), NUMBERS.normal(size=40).astype(np.float32)),
+        (REGRESSION, np.ones((3, 1)), np.ones(3)),
+    ],
+)
+def test_evaluate_objects_give_the_same_numbers_without_a_download(problem_type, logits, labels):
+    metrics = evaluate.combine(list_metrics(problem_type))
+    for _ in range(2):  # the second time nothing is left of the first
+        found = metrics.compute(predictions=logits, references=labels)
+        assert list(found) == list(METRICS[problem_type])
+        np.testing.assert_equal(found, compute_metrics(logits, labels, problem_type))
+    one = LogitMetric("loss", problem_type).compute(predictions=logits, references=labels)
+    assert one == {"loss": found["loss"]}
+
+
+def test_every_metric_has_a_function():
+    assert {task: list(functions) for task, functions in METRIC_FUNCTIONS.items()} == {
+        task: list(names) for task, names in METRICS.items()
+    }

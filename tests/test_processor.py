@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, recipe_of
 
 import finetune.delivery.predict
 import finetune.settings.checks
@@ -127,7 +127,7 @@ def test_prediction_in_its_own_format_warns_of_nothing(runs, recwarn):
 @on_a_cpu
 @pytest.mark.parametrize("method", ["full", "lora", "head", "textcnn"])
 @pytest.mark.parametrize("precision", ["bf16", "fp32", None])
-def test_a_run_says_in_which_format_it_was_computed(imdb, flags, tmp_path, monkeypatch, method, precision):
+def test_a_run_says_in_which_format_it_was_computed(flags, tmp_path, monkeypatch, method, precision):
     position, dtypes, of_training = flags.index("--bf16"), set(), set()
     words = flags[:position] + flags[position + 2 :]
     words += [] if precision is None else ["--bf16", str(precision == "bf16").lower()]
@@ -140,7 +140,7 @@ def test_a_run_says_in_which_format_it_was_computed(imdb, flags, tmp_path, monke
 
     monkeypatch.setattr(torch.nn.functional, "linear", record)
     monkeypatch.setattr(Run, "save_model", lambda *args: of_training.update(dtypes) or save_model(*args))
-    imdb.main([*words, "--method", method, "--no_floor", "--output_dir", str(tmp_path / "run")])
+    recipe_of(method).main([*words, "--method", method, "--no_floor", "--output_dir", str(tmp_path / "run")])
     environment = json.loads((tmp_path / "run/run.json").read_text())["environment"]
     assert environment["precision"] == (precision or fastest_precision())
     assert (torch.bfloat16 in of_training) == (environment["precision"] == "bf16")

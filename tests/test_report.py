@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import synthetic_runs
-from conftest import ROOT
+from conftest import ROOT, recipe_of
 from scipy.special import expit
 from sklearn.metrics import f1_score, recall_score
 from synthetic_runs import COSTS, write_record, write_run
@@ -40,14 +40,14 @@ METHODS, SEEDS = ("tfidf", "textcnn", "head"), (0, 1)
 
 
 @pytest.fixture(scope="module")
-def real_runs(imdb, flags, tmp_path_factory):
+def real_runs(flags, tmp_path_factory):
     """Three methods, two seeds each, on the sixty reviews."""
     folder = tmp_path_factory.mktemp("real")
     for method in METHODS:
         for seed in SEEDS:
             epochs = ["--num_train_epochs", "4"] if method == "textcnn" else []
             chosen = ["--method", method, "--seed", str(seed), "--output_dir", str(folder / f"{method}-seed{seed}")]
-            imdb.main([*flags, *epochs, *chosen, "--no_floor"])
+            recipe_of(method).main([*flags, *epochs, *chosen, "--no_floor"])
     return folder
 
 
@@ -555,8 +555,8 @@ def test_costs_of_different_machines_are_warned_about(tmp_path, capsys):
     assert content["warnings"][0].replace("'", "&#39;") in (tmp_path / "out/report.html").read_text()
 
 
-def test_the_floor_that_runs_measured_has_a_row_unless_tfidf_ran_itself(real_runs, imdb, flags, tmp_path):
-    imdb.main([*flags, "--method", "head", "--output_dir", str(tmp_path / "runs/head")])
+def test_the_floor_that_runs_measured_has_a_row_unless_tfidf_ran_itself(real_runs, classify, flags, tmp_path):
+    classify.main([*flags, "--method", "head", "--output_dir", str(tmp_path / "runs/head")])
     recorded = json.loads((tmp_path / "runs/head/run.json").read_text())["floor"]
     floor = report(tmp_path / "runs", tmp_path / "out")["floor"]
     assert floor["quality"]["accuracy"]["estimate"] == recorded["test"]["accuracy"]

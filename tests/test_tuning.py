@@ -292,9 +292,9 @@ def test_any_peft_method_by_its_config(tmp_path):
         (["--method", "qlora"], "a GPU for --method qlora"),
     ],
 )
-def test_settings_that_contradict(imdb, flags, words, tmp_path, message):
+def test_settings_that_contradict(classify, flags, words, tmp_path, message):
     with pytest.raises(FinetuneError, match=message):
-        imdb.main([*flags, *words, "--output_dir", str(tmp_path / "run")])
+        classify.main([*flags, *words, "--output_dir", str(tmp_path / "run")])
     assert not (tmp_path / "run").exists()
 
 

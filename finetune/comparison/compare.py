@@ -77,7 +77,9 @@ class Plan:
 
     def __post_init__(self) -> None:
         if self.recipe != TRAIN and not self.recipe.is_file():
-            raise FinetuneError(f"Expected a recipe, but {str(self.recipe)!r} does not exist. Try recipes/imdb.py.")
+            raise FinetuneError(
+                f"Expected a recipe, but {str(self.recipe)!r} does not exist. Pass a file of texts, or a recipe."
+            )
         if self.accelerate_config is not None and not self.accelerate_config.is_file():
             raise FinetuneError(
                 f"Expected --accelerate_config to be a file, but {str(self.accelerate_config)!r} does not exist."

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,19 @@ from transformers import PreTrainedTokenizerBase
 
 from finetune.data import cutting
 from finetune.data.cutting import TRUNCATIONS, WINDOW_POOLINGS, TextConfig, cut_contents
-from finetune.data.labels import label_matrix, task_of
+from finetune.data.labels import Task, label_matrix, task_of
 from finetune.data.split import iterate_texts
 
-__all__ = ["TRUNCATIONS", "WINDOW_POOLINGS", "TextConfig", "encode_texts", "tokenize_dataset", "tokenize_splits"]
+__all__ = [
+    "TRUNCATIONS",
+    "WINDOW_POOLINGS",
+    "TextConfig",
+    "encode_rows",
+    "encode_texts",
+    "find_cache",
+    "tokenize_dataset",
+    "tokenize_splits",
+]
 
 
 def encode_texts(
@@ -88,30 +97,44 @@ def tokenize_dataset(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, confi
         for several labels a list of 0 and 1. Rows keep their order.
     """
     task = task_of(dataset.features) if "label" in dataset.column_names else None
-    paired = "text_pair" in dataset.column_names
 
-    def encode(batch: dict[str, list]) -> dict[str, Any]:
-        columns = encode_texts(batch["text"], tokenizer, config, batch["text_pair"] if paired else None)
-        if task is not None:
-            columns["labels"] = list(label_matrix(batch["label"], task))
-        return columns
+    def tokenize(batch: Mapping[str, list]) -> dict[str, Any]:
+        return encode_rows(batch, tokenizer, config, task)
 
+    cache = find_cache(dataset, tokenizer, config)
+    return dataset.map(
+        tokenize, batched=True, remove_columns=dataset.column_names, cache_file_name=cache, desc="Tokenizing"
+    )
+
+
+def encode_rows(
+    batch: Mapping[str, list], tokenizer: PreTrainedTokenizerBase, config: TextConfig, task: Task | None
+) -> dict[str, Any]:
+    """Tokenize rows as `datasets.map` hands them over: the columns of `encode_texts`, and `labels` if there are any.
+
+    Args:
+        batch: The columns `text`, `text_pair` if they are pairs, and `label` unless it is withheld.
+        tokenizer: A fast tokenizer.
+        config: How long texts are cut.
+        task: What the labels are; None leaves them out.
+    """
+    columns: dict[str, Any] = encode_texts(batch["text"], tokenizer, config, batch.get("text_pair"))
+    if task is not None and "label" in batch:
+        columns["labels"] = list(label_matrix(batch["label"], task))
+    return columns
+
+
+def find_cache(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, config: TextConfig) -> str:
+    """Name the file that a data set's tokens are cached in, by all that they depend on; a spoilt one is removed."""
     cache = _cache_file(dataset, tokenizer, config)
-
-    def tokenize() -> Dataset:
-        return dataset.map(
-            encode, batched=True, remove_columns=dataset.column_names, cache_file_name=str(cache), desc="Tokenizing"
-        )
-
-    try:
-        tokenized = tokenize()
-        if len(tokenized) == len(dataset):
-            return tokenized
-    except (pa.ArrowInvalid, OSError):
-        if not cache.exists():
-            raise
-    cache.unlink()  # the machine went down before all of it was on the disk
-    return tokenize()
+    if cache.exists():
+        try:
+            is_whole = len(Dataset.from_file(str(cache))) == len(dataset)
+        except (pa.ArrowInvalid, OSError):
+            is_whole = False
+        if not is_whole:  # the machine went down before all of it was on the disk
+            cache.unlink(missing_ok=True)
+    return str(cache)
 
 
 def _cache_file(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, config: TextConfig) -> Path:

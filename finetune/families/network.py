@@ -10,10 +10,9 @@ from finetune.family import Family, ModelFacts, Shipped
 from finetune.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Task
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
     from datasets import Dataset, DatasetDict
-    from transformers import EvalPrediction, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
     from finetune.data.cutting import TextConfig
     from finetune.models.answers import TextClassifier
@@ -56,11 +55,12 @@ class NetworkFamily(Family):
 
     def fit(self, run: Run, splits: DatasetDict, task: Task) -> tuple[Any, Any]:
         """Train in steps; the best checkpoint by the validation split is kept."""
+        import evaluate
         from transformers import set_seed
 
         from finetune.accelerated import enable
         from finetune.data.tokenize import tokenize_splits
-        from finetune.metrics import compute_metrics
+        from finetune.evaluate_metrics import list_metrics
         from finetune.training.trainer import FineTuningTrainer
 
         arguments = run.arguments
@@ -70,20 +70,22 @@ class NetworkFamily(Family):
         run.record_tokens(tokenized)
         set_seed(arguments.training.seed)  # so that new weights depend on the seed alone
         model = self.build_model(arguments, tokenizer, task)
+        metrics = evaluate.combine(list_metrics(task.problem_type))
         trainer = FineTuningTrainer(
             model=enable(model) if arguments.run.accelerated else model,
             args=arguments.training,
             train_dataset=run.training_rows(tokenized, tokenizer, task),
             eval_dataset=tokenized["validation"],
             processing_class=tokenizer,
-            compute_metrics=lambda found: compute_metrics(*_arrays(found), task.problem_type),
+            compute_metrics=lambda found: metrics.compute(predictions=found.predictions, references=found.label_ids),
             max_tokens_per_micro_batch=arguments.run.max_tokens_per_micro_batch or 0,
             example_loss=run.build_loss(tokenized["train"]),
             max_train_windows=arguments.data.max_train_windows,
             tuning=arguments.tuning,
             callbacks=run.callbacks(),
         )
-        run.train(trainer)
+        with run.record_training(trainer):
+            trainer.train(resume_from_checkpoint=run.resume_from)
         return trainer.model, tokenizer
 
     def save(self, model: Any, tokenizer: Any, folder: Path, weights: dict[str, Any] | None = None) -> None:
@@ -195,8 +197,3 @@ def write_pipeline_snippet(shipped: Shipped, code: bool = False) -> str:
         "from transformers import pipeline\n\n"
         f'classify = pipeline("text-classification", model="{shipped.name}"{revision}{trusting}{options})\n{use}'
     )
-
-
-def _arrays(found: EvalPrediction) -> tuple[np.ndarray, np.ndarray]:
-    """Return logits and labels."""
-    return found.predictions, found.label_ids  # type: ignore[return-value]

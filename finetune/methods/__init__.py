@@ -4,14 +4,22 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from finetune.methods.adapters import add_adapter
+from finetune.methods.adapters import add_adapter, fitting_adapter, lora_over
 from finetune.methods.head import freeze_all_but
 from finetune.methods.partial import freeze_all_but_biases, freeze_all_but_last_layers, reinitialise_layers
 from finetune.models.load import newly_initialised_modules
 from finetune.settings.parts import MethodArguments
 from finetune.settings.peft_config import read_peft_config
 
-__all__ = ["apply_method", "count_bytes", "count_parameters", "new_modules_of"]
+__all__ = [
+    "apply_method",
+    "count_bytes",
+    "count_parameters",
+    "fitting_adapter",
+    "lora_over",
+    "new_modules_of",
+    "reinitialise_layers",
+]
 
 
 def apply_method(model: PreTrainedModel, arguments: MethodArguments) -> PreTrainedModel | PeftModel:
@@ -30,8 +38,7 @@ def apply_method(model: PreTrainedModel, arguments: MethodArguments) -> PreTrain
     """
     new_modules = newly_initialised_modules(model)
     model.new_modules = new_modules  # type: ignore[assignment]
-    if arguments.reinit_layers:
-        reinitialise_layers(model, arguments.reinit_layers)
+    reinitialise_layers(model, arguments.reinit_layers)
     match arguments.method:
         case "full":
             return model

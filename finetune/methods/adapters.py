@@ -1,18 +1,22 @@
 """Adapters, through PEFT: a preset of the catalogue, or any of PEFT's config classes with the fields of a YAML file."""
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from peft import PeftModel, PeftType, TaskType, get_peft_model
+from peft import LoraConfig, PeftModel, PeftType, TaskType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from transformers import PreTrainedModel
 
 from finetune.errors import FinetuneError
 from finetune.lookup import find_method
 from finetune.models.load import HEADS, count_positions, hub_commit_of
+from finetune.settings.parts import MethodArguments
+from finetune.settings.peft_config import read_peft_config
 
-__all__ = ["add_adapter", "refuse_too_long"]
+__all__ = ["add_adapter", "fitting_adapter", "lora_over", "refuse_too_long"]
 
 OWN_FIELDS = {"task_type", "inference_mode"}
 UNPLANNED = 10**9  # AdaLoRA wants to know the steps of the training, which are set when it begins
@@ -47,12 +51,7 @@ def add_adapter(model: PreTrainedModel, method: str, settings: dict[str, Any], n
             f"It knows {', '.join(sorted(member.name for member in PEFT_TYPE_TO_CONFIG_MAPPING))}."
         )
     config_class = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[peft_type]]
-    known = {field.name for field in dataclasses.fields(config_class)}
-    unknown = sorted(fields.keys() - known)
-    if unknown:
-        raise FinetuneError(f"Expected fields of {config_class.__name__}, but got {unknown}. It has {sorted(known)}.")
-    for name in sorted(OWN_FIELDS & fields.keys()):
-        raise FinetuneError(f"Expected no {name} in --peft_config, which is always that of a training. Leave it out.")
+    known = _check_fields(config_class, fields)
     if "exclude_modules" in known:
         fields.setdefault("exclude_modules", [*HEADS, *new_modules])
     if "modules_to_save" in known:
@@ -68,17 +67,67 @@ def add_adapter(model: PreTrainedModel, method: str, settings: dict[str, Any], n
         fields.setdefault("token_dim", embeddings.embedding_dim)
     if "total_step" in known:
         fields.setdefault("total_step", UNPLANNED)
-    try:
+    with fitting_adapter(model, peft_type):
         config = config_class(task_type=TaskType.SEQ_CLS, **fields)
         wrapped = get_peft_model(model, config, revision=hub_commit_of(model))
         _try(wrapped)
+    return wrapped
+
+
+@contextlib.contextmanager
+def fitting_adapter(model: PreTrainedModel, peft_type: str = "LORA") -> Iterator[None]:
+    """Add an adapter with `get_peft_model`.
+
+    Raises:
+        FinetuneError: For what PEFT raises where the adapter does not fit the model, in one line.
+    """
+    try:
+        yield
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise FinetuneError(
             f"Expected a {peft_type} adapter that fits {type(model).__name__}, but PEFT says: {reason}. "
             "Other fields go into --peft_config."
         ) from error
-    return wrapped
+
+
+def lora_over(arguments: MethodArguments, **written: Any) -> dict[str, Any]:
+    """Put `--lora_r`, `--lora_alpha`, `--lora_dropout` and `--peft_config` over a `LoraConfig` that is written out.
+
+    Args:
+        arguments: The flags.
+        **written: Fields of `LoraConfig`. To its `modules_to_save`, which train in full, those of `--peft_config` are
+            added; the former get no adapter.
+
+    Returns:
+        Keyword arguments for `LoraConfig`.
+
+    Raises:
+        FinetuneError: If `--peft_config` has another `peft_type`, or fields that `LoraConfig` lacks.
+    """
+    settings = {} if arguments.peft_config is None else read_peft_config(arguments.peft_config)
+    if str(settings.pop("peft_type", "LORA")).upper() != "LORA":
+        raise FinetuneError(
+            "Expected the peft_type LORA, or none, in --peft_config, for that is what this recipe trains. "
+            "`finetune train --method peft` takes the others."
+        )
+    _check_fields(LoraConfig, settings)
+    given = {"r": arguments.lora_r, "lora_alpha": arguments.lora_alpha, "lora_dropout": arguments.lora_dropout}
+    fields = {**written, **{name: value for name, value in given.items() if value is not None}, **settings}
+    whole = _names(written.get("modules_to_save"))
+    fields["modules_to_save"] = list(dict.fromkeys([*whole, *_names(settings.get("modules_to_save"))])) or None
+    return {"exclude_modules": [*HEADS, *whole], **fields}
+
+
+def _check_fields(config_class: type, fields: Mapping[str, Any]) -> set[str]:
+    """Return the fields of a config class of PEFT; refuse others, and those that a training sets."""
+    known = {field.name for field in dataclasses.fields(config_class)}
+    unknown = sorted(fields.keys() - known)
+    if unknown:
+        raise FinetuneError(f"Expected fields of {config_class.__name__}, but got {unknown}. It has {sorted(known)}.")
+    for name in sorted(OWN_FIELDS & fields.keys()):
+        raise FinetuneError(f"Expected no {name} in --peft_config, which is always that of a training. Leave it out.")
+    return known
 
 
 def refuse_too_long(model: Any, max_length: int) -> None:

@@ -33,9 +33,15 @@ def freeze_all_but_last_layers(model: PreTrainedModel, new_modules: list[str], n
 def reinitialise_layers(model: PreTrainedModel, num_layers: int) -> None:
     """Draw the top layers, and what stands between them and the head, anew (Zhang et al. 2021, section 4).
 
+    Args:
+        model: Changed in place.
+        num_layers: How many; 0 leaves it as it is.
+
     Raises:
         FinetuneError: If the model has fewer layers.
     """
+    if num_layers == 0:
+        return
     _check_number(model, num_layers, "--reinit_layers")
     depths = parameter_depths(model)
     chosen = {name.rpartition(".")[0] for name, depth in depths.items() if depth < num_layers}

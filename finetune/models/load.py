@@ -3,8 +3,10 @@
 The seed is set before any weight is drawn, so that a head depends on the seed alone.
 """
 
+import contextlib
 import hashlib
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +34,17 @@ __all__ = [
     "count_positions",
     "fingerprint_model",
     "hub_commit_of",
+    "limit_length",
     "load_encoder",
     "load_model",
     "load_padding_tokenizer",
     "load_pretrained_tokenizer",
     "load_tokenizer",
+    "loading",
+    "locate_checkpoint",
     "longest_input",
     "newly_initialised_modules",
+    "note_origin",
     "resolve_model",
 ]
 
@@ -85,6 +91,51 @@ def fingerprint_model(name: str, revision: str | None = None) -> str:
     return total.hexdigest()
 
 
+def locate_checkpoint(arguments: ModelArguments, model_class: type[PreTrainedModel]) -> tuple[str, str | None]:
+    """Find where a pretrained model lies, and check that it is one for `model_class`, which would load any.
+
+    Args:
+        arguments: Which model.
+        model_class: A class of one architecture, such as `BertForSequenceClassification`.
+
+    Returns:
+        What `model_class.from_pretrained` takes as name and as `revision`; see `resolve_model`.
+
+    Raises:
+        FinetuneError: If it can't be had, or is of another architecture.
+    """
+    path, commit = resolve_model(arguments.model_name_or_path, arguments.model_revision)
+    with loading(arguments):
+        found = AutoConfig.from_pretrained(path, revision=commit, trust_remote_code=False).model_type
+    wanted: Any = model_class.config_class
+    if found != wanted.model_type:
+        raise FinetuneError(
+            f"Expected a checkpoint of model_type {wanted.model_type!r} for {model_class.__name__}, but "
+            f"{arguments.model_name_or_path!r} is of {found!r}. Take AutoModelForSequenceClassification in its place, "
+            "or `finetune train`, which does."
+        )
+    return path, commit
+
+
+@contextlib.contextmanager
+def loading(arguments: ModelArguments) -> Iterator[None]:
+    """Load with `from_pretrained`, without its bars and its report of the head's new weights.
+
+    Args:
+        arguments: Which model.
+
+    Raises:
+        FinetuneError: For what `from_pretrained` raises, in one line.
+    """
+    try:
+        with quiet_loading():
+            yield
+    except FinetuneError:
+        raise
+    except (OSError, ValueError) as error:
+        raise _not_loaded("model", arguments.model_name_or_path, error) from error
+
+
 def load_pretrained_tokenizer(name: str, revision: str | None = None) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a pretrained model.
 
@@ -125,6 +176,16 @@ def load_tokenizer(arguments: ModelArguments, max_length: int) -> PreTrainedToke
         FinetuneError: If it can't be had, has no padding token, or `max_length` is more than the encoder reads.
     """
     tokenizer = load_padding_tokenizer(arguments)
+    limit_length(tokenizer, arguments, max_length)
+    return tokenizer
+
+
+def limit_length(tokenizer: PreTrainedTokenizerBase, arguments: ModelArguments, max_length: int) -> None:
+    """Set the length that texts are cut to, which is saved with the tokenizer.
+
+    Raises:
+        FinetuneError: If `max_length` is more than the model reads.
+    """
     most = longest_input(arguments.model_name_or_path, tokenizer, arguments.model_revision)
     if max_length > most:
         raise FinetuneError(
@@ -132,7 +193,6 @@ def load_tokenizer(arguments: ModelArguments, max_length: int) -> PreTrainedToke
             f"but got {max_length}. Pass --max_length {most}."
         )
     tokenizer.model_max_length = max_length
-    return tokenizer
 
 
 def longest_input(name: str, tokenizer: PreTrainedTokenizerBase, revision: str | None = None) -> int:
@@ -175,12 +235,7 @@ def load_model(
         new_modules = newly_initialised_modules(model)
         set_seed(seed)
         model = load_encoder(arguments, labels, four_bit_settings([*HEADS, *new_modules]))
-    if not model.missing_weights:
-        warnings.warn(
-            f"{arguments.model_name_or_path} has a head for as many classes already, which is trained further: "
-            f"its classes must be {task.label_names}, in this order",
-            stacklevel=2,
-        )
+    _warn_of_kept_head(model, arguments)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     return model
@@ -197,31 +252,65 @@ def load_encoder(
         quantization: What `four_bit_settings` gives, for linear layers in four bits.
     """
     path, commit = resolve_model(arguments.model_name_or_path, arguments.model_revision)
-    try:
-        with quiet_loading():
-            config = AutoConfig.from_pretrained(path, revision=commit, trust_remote_code=False, **labels)
-            for name in ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop"):
-                if hasattr(config, name):
-                    setattr(config, name, arguments.attention_dropout)
-            model, loading = AutoModelForSequenceClassification.from_pretrained(
-                path,
-                config=config,
-                revision=commit,
-                dtype=torch.float32,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # a head for another number of classes is drawn anew, and trained
-                **SAFE_LOADING,
-                **(quantization or {}),
-            )
-    except (OSError, ValueError) as error:
-        raise _not_loaded("model", arguments.model_name_or_path, error) from error
+    with loading(arguments):
+        config = AutoConfig.from_pretrained(path, revision=commit, trust_remote_code=False, **labels)
+        for name in ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop"):
+            if hasattr(config, name):
+                setattr(config, name, arguments.attention_dropout)
+        model, loading_info = AutoModelForSequenceClassification.from_pretrained(
+            path,
+            config=config,
+            revision=commit,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # a head for another number of classes is drawn anew, and trained
+            **SAFE_LOADING,
+            **(quantization or {}),
+        )
+    _note_origin(model, arguments, commit, loading_info)
+    return model
+
+
+def note_origin(
+    model: PreTrainedModel, arguments: ModelArguments, commit: str | None, loading_info: dict[str, Any]
+) -> list[str]:
+    """Note on a model where it is from, which its adapters name as their base, and what its checkpoint lacked.
+
+    Args:
+        model: As `from_pretrained` gives it; a head that the checkpoint has is kept, with a warning.
+        arguments: Which model.
+        commit: Of the Hub.
+        loading_info: What `from_pretrained(..., output_loading_info=True)` gives beside the model.
+
+    Returns:
+        The modules that were drawn at random, as `newly_initialised_modules` names them; they have to train.
+    """
+    _note_origin(model, arguments, commit, loading_info)
+    _warn_of_kept_head(model, arguments)
+    new_modules = newly_initialised_modules(model)
+    model.new_modules = new_modules  # type: ignore[assignment]
+    return new_modules
+
+
+def _note_origin(
+    model: PreTrainedModel, arguments: ModelArguments, commit: str | None, loading_info: dict[str, Any]
+) -> None:
     if arguments.model_name_or_path == "embedded":
         model.name_or_path = EMBEDDED_MODEL_ID  # a path inside this machine's site-packages would load nowhere else
         model.config.name_or_path = EMBEDDED_MODEL_ID
-    mismatched = {entry[0] for entry in loading["mismatched_keys"]}
-    model.missing_weights = sorted(set(loading["missing_keys"]) | mismatched)
-    model.hub_commit = commit  # which an adapter on it names
-    return model
+    mismatched = {entry[0] for entry in loading_info["mismatched_keys"]}
+    model.missing_weights = sorted(set(loading_info["missing_keys"]) | mismatched)  # type: ignore[assignment]
+    model.hub_commit = commit  # type: ignore[assignment]  # which an adapter on it names
+
+
+def _warn_of_kept_head(model: PreTrainedModel, arguments: ModelArguments) -> None:
+    if not getattr(model, "missing_weights", ()):
+        names = list((model.config.id2label or {}).values())
+        warnings.warn(
+            f"{arguments.model_name_or_path} has a head for as many classes already, which is trained further: "
+            f"its classes must be {names}, in this order",
+            stacklevel=3,
+        )
 
 
 def hub_commit_of(model: PreTrainedModel) -> str | None:

@@ -261,8 +261,17 @@ class Run:
         """Build what notes the beginning, the progress report, the history, and early stopping if it is asked for."""
         return build_callbacks(self.arguments, self.directory / HISTORY_FILE, self._begin)
 
-    def train(self, trainer: FineTuningTrainer) -> None:
-        """Train, from the newest whole checkpoint if there is one, and note the costs.
+    @property
+    def resume_from(self) -> str | None:
+        """The newest whole checkpoint of an earlier start, for `trainer.train`; None if there is none."""
+        return None if self.checkpoint is None else str(self.checkpoint)
+
+    @contextlib.contextmanager
+    def record_training(self, trainer: FineTuningTrainer) -> Iterator[None]:
+        """Note what a training costs; a signal while it is at work becomes a checkpoint and then the run's end.
+
+            with run.record_training(trainer):
+                trainer.train(resume_from_checkpoint=run.resume_from)
 
         Raises:
             Interrupted: After a signal, once a checkpoint is written.
@@ -282,7 +291,7 @@ class Run:
         try:
             tracking = tracked(trainer, self.arguments, self.record, self.directory, self.checkpoint)
             with self.interruption.deferred(), tracking:
-                trainer.train(resume_from_checkpoint=None if self.checkpoint is None else str(self.checkpoint))
+                yield
         except UnpicklingError as error:  # its hashes fit, so somebody wrote it on purpose; nothing of it was run
             raise FinetuneError(
                 f"Expected tensors and numbers alone in {str(self.checkpoint)!r}, but it has a pickle of something "

@@ -1,16 +1,17 @@
-"""Settings: recipe defaults < method defaults < `--config run.yaml` < command-line flags, all checked before any work.
+"""Settings: defaults < method defaults < `--config run.yaml` < command-line flags, all checked before any work.
 
 `parse_arguments` gives one `Arguments`, whose parts are `data`, `model`, `method`, `tuning`, `run`, and `training`,
-transformers' own `TrainingArguments`. A key that nobody knows is an error, in the YAML file as on the command line.
+transformers' own `TrainingArguments`; `parse_flags` leaves the latter to a recipe, which writes them out, over the
+method's defaults. A key that nobody knows is an error, in the YAML file as on the command line.
 """
 
-import dataclasses
 import difflib
 import importlib.util
 import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
@@ -31,10 +32,18 @@ from finetune.settings.arguments import Arguments
 from finetune.settings.checks import check_arguments
 from finetune.settings.declared import declare, own_settings
 from finetune.settings.launched import launched_defaults, launched_precision, launched_to_cpu
-from finetune.settings.parts import PARTS, HubTarget
-from finetune.settings.tracked import TrackedArguments
+from finetune.settings.parts import (
+    PARTS,
+    DataArguments,
+    HubTarget,
+    MethodArguments,
+    ModelArguments,
+    RunArguments,
+    TuningArguments,
+)
+from finetune.settings.tracked import track
 
-__all__ = ["parse_arguments", "to_flags"]
+__all__ = ["Flags", "parse_arguments", "parse_flags", "to_flags"]
 
 # A process that waits for a dead or unreachable one gives up after two minutes, not after half an hour.
 DDP_TIMEOUT = 120
@@ -49,12 +58,72 @@ class _Parser(HfArgumentParser):
         raise FinetuneError(f"{message}. --help lists every flag.")
 
 
+@dataclass
+class Flags:
+    """What flags and `--config` say: our parts, and what they leave of `TrainingArguments` to a recipe.
+
+    Attributes:
+        data: The first of our parts; their settings have all their defaults filled in.
+        method: Which parameters move.
+        model: What is fine-tuned.
+        tuning: How fast.
+        run: How it runs on this machine.
+        family: The settings that the method's family has of its own, in its dataclass; None if it has none.
+        given: Names of the settings that flags or `--config` name.
+    """
+
+    data: DataArguments
+    model: ModelArguments
+    method: MethodArguments
+    tuning: TuningArguments
+    run: RunArguments
+    family: Any
+    given: frozenset[str]
+    _training: dict[str, Any]
+    _parser: "_Parser"
+    _wants_help: bool
+
+    def over(self, **written: Any) -> dict[str, Any]:
+        """Put the flags over keyword arguments of `TrainingArguments` that a recipe writes out.
+
+        Args:
+            **written: What holds where neither a flag nor `--config` says otherwise.
+
+        Returns:
+            Keyword arguments for `TrainingArguments`.
+
+        Raises:
+            FinetuneError: If `TrainingArguments` refuses them, in one line.
+            SystemExit: With `--help`, which shows what is written out among the defaults.
+        """
+        if self._wants_help:
+            self._parser.set_defaults(**written)
+            self._parser.print_help()
+            sys.exit(0)
+        chosen = {**self._training, **{name: value for name, value in written.items() if name not in self.given}}
+        _build_training(chosen)
+        return chosen
+
+    def complete(self, training: TrainingArguments) -> Arguments:
+        """Fill in what depends on the machine, and check all settings before any work.
+
+        Raises:
+            FinetuneError: If a setting is outside its range, or two contradict each other.
+        """
+        track(training)
+        parts = self.data, self.model, self.method, self.tuning, self.run
+        arguments = Arguments(*parts, training, self.given, self.family, _take_hub_target(training))
+        _fill_in(arguments)
+        check_arguments(arguments)
+        return arguments
+
+
 def parse_arguments(description: str | None, defaults: dict[str, Any], argv: Sequence[str] | None = None) -> Arguments:
-    """Resolve and check all settings of a recipe.
+    """Resolve and check all settings.
 
     Args:
-        description: The recipe's docstring, shown by `--help`.
-        defaults: The recipe's own defaults by flag name.
+        description: Shown by `--help`.
+        defaults: By flag name; what a method needs otherwise wins over them.
         argv: Command-line flags; `sys.argv[1:]` if None.
 
     Returns:
@@ -63,16 +132,57 @@ def parse_arguments(description: str | None, defaults: dict[str, Any], argv: Seq
     Raises:
         FinetuneError: If a setting is unknown, has the wrong type, or is outside its range.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    methods = dict.fromkeys(_values_of("method", argv))
-    if len(methods) > 1:
-        raise FinetuneError(f"Expected one --method, but got {' and '.join(methods)}. Drop all but one.")
+    flags = _parse(description, argv, defaults, {}, str(defaults.get("method", "full")))
+    return flags.complete(TrainingArguments(**flags.over()))
+
+
+def parse_flags(
+    description: str | None, argv: Sequence[str] | None = None, *, methods: Sequence[str], **defaults: Any
+) -> Flags:
+    """Read the flags of a recipe that writes its `TrainingArguments` out.
+
+        flags = parse_flags(__doc__, argv, methods=["full", "lora"], max_length=512)
+        training_args = TrainingArguments(**flags.over(output_dir="runs", num_train_epochs=2))
+        settings = flags.complete(training_args)
+
+    Args:
+        description: The recipe's docstring, shown by `--help`.
+        argv: Command-line flags; `sys.argv[1:]` if None.
+        methods: Those that the recipe is written for, the default first.
+        **defaults: The recipe's own, of settings that are no `TrainingArguments`.
+
+    Raises:
+        FinetuneError: If a setting is unknown or has the wrong type, or the method is another.
+    """
+    return _parse(description, argv, {}, defaults, methods[0], methods)
+
+
+def _parse(
+    description: str | None,
+    argv: Sequence[str] | None,
+    before_method: dict[str, Any],
+    after_method: dict[str, Any],
+    default_method: str,
+    methods: Sequence[str] | None = None,
+) -> Flags:
+    """Parse flags and `--config`, over defaults before and after those of the method; None takes every method."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    argv = [word for word in words if word not in ("-h", "--help")]  # shown when all defaults are known
+    wants_help = argv != words
+    named = dict.fromkeys(_values_of("method", argv))
+    if len(named) > 1:
+        raise FinetuneError(f"Expected one --method, but got {' and '.join(named)}. Drop all but one.")
     config = _read_config(argv)
-    method = import_method(next(iter(methods), str(config.get("method", defaults.get("method", "full")))))
+    method = import_method(next(iter(named), str(config.get("method", default_method))))
+    if methods is not None and method not in methods:
+        raise FinetuneError(
+            f"Expected --method {' or '.join(methods)}, which this recipe is written for, but got {method}. "
+            "`finetune train` has every method, and takes the same flags."
+        )
     family = family_of(method)
     if family.settings is not None:
-        declare(family.settings, {field.name for field in dataclasses.fields(TrainingArguments)})
-    parts: Any = [*(part for part, _ in PARTS.values()), *own_settings(), TrackedArguments]
+        declare(family.settings, {field.name for field in fields(TrainingArguments)})
+    parts: Any = [*(part for part, _ in PARTS.values()), *own_settings(), TrainingArguments]
     parser = _Parser(
         parts, usage="%(prog)s [--config FILE.yaml] [--name value ...]", description=description, allow_abbrev=False
     )
@@ -80,36 +190,52 @@ def parse_arguments(description: str | None, defaults: dict[str, Any], argv: Seq
     config = _take_for_method(config, method, known, _value_of("config", argv))
 
     given = frozenset(config) | frozenset(_flags_to_names(argv, known))
-    parser.set_defaults(**{**_machine_defaults(given), **defaults, **find_method(method).defaults})
+    defaults = {**before_method, **find_method(method).defaults, **after_method}
+    parser.set_defaults(**{**_machine_defaults(given), "method": method, **defaults})
     words = to_flags(config) + argv
     for name, (module, package) in PACKAGES.items():
         if name in given and importlib.util.find_spec(module) is None:
             raise FinetuneError(f"Expected the package {package} with --{name}, but it is not installed. Install it.")
-    try:
+    namespace, unknown = parser.parse_known_args(words)
+    if unknown:
+        raise FinetuneError(_unknown_setting(unknown[0].lstrip("-").split("=")[0], known, "on the command line"))
+    values = vars(namespace)
+    data, model, of_method, tuning, run = (_take(part, values) for part, _ in PARTS.values())
+    of_method.method = method
+    own = None if family.settings is None else _take(family.settings, values)
+    training = {field.name: values[field.name] for field in fields(TrainingArguments) if field.init}
+    if not wants_help:
         _join_processes(words)
-        data, model, method_arguments, tuning, run, *families, training, unknown = parser.parse_args_into_dataclasses(
-            words, return_remaining_strings=True, look_for_args_file=False
-        )
+    return Flags(data, model, of_method, tuning, run, own, given, training, parser, wants_help)
+
+
+def _take(part: Any, values: Mapping[str, Any]) -> Any:
+    """Build one of our dataclasses of what was parsed for all of them."""
+    return part(**{field.name: values[field.name] for field in fields(part)})
+
+
+def _build_training(values: dict[str, Any]) -> TrainingArguments:
+    """Build `TrainingArguments`, which check themselves, and on several processes join these.
+
+    Raises:
+        FinetuneError: If they don't fit together, or not all processes come.
+    """
+    try:
+        return TrainingArguments(**values)
     except FinetuneError:
         raise
     except torch.distributed.DistError as error:
-        raise FinetuneError(
-            f"Expected {os.environ.get('WORLD_SIZE')} processes to start within --ddp_timeout, but not all of them "
-            f"came ({error}). Look for a message of the others, and for the address and number of each host."
-        ) from error
-    except Exception as error:  # TrainingArguments checks itself, and reads files, while it is built
+        raise _not_all_came(error) from error
+    except Exception as error:  # they check themselves, and read files, while they are built
         reason = " ".join(str(error).split()) or type(error).__name__
         raise FinetuneError(f"The training settings don't fit together: {reason}") from error
-    if unknown:
-        raise FinetuneError(_unknown_setting(unknown[0].lstrip("-").split("=")[0], known, "on the command line"))
 
-    method_arguments.method = method
-    own = next((settings for settings in families if type(settings) is family.settings), None)
-    hub = _take_hub_target(training)
-    arguments = Arguments(data, model, method_arguments, tuning, run, training, given, own, hub)
-    _fill_in(arguments)
-    check_arguments(arguments)
-    return arguments
+
+def _not_all_came(error: Exception) -> FinetuneError:
+    return FinetuneError(
+        f"Expected {os.environ.get('WORLD_SIZE')} processes to start within --ddp_timeout, but not all of them "
+        f"came ({error}). Look for a message of the others, and for the address and number of each host."
+    )
 
 
 def _join_processes(words: Sequence[str]) -> None:
@@ -117,7 +243,10 @@ def _join_processes(words: Sequence[str]) -> None:
     timeout = _value_of("ddp_timeout", words) or str(DDP_TIMEOUT)
     use_cpu = not torch.cuda.is_available() or "--use_cpu" in words or launched_to_cpu()
     if use_cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1 and timeout.isdigit():
-        PartialState(cpu=True, timeout=timedelta(seconds=int(timeout)))
+        try:
+            PartialState(cpu=True, timeout=timedelta(seconds=int(timeout)))
+        except torch.distributed.DistError as error:
+            raise _not_all_came(error) from error
 
 
 def _machine_defaults(given: frozenset[str]) -> dict[str, Any]:

@@ -1,11 +1,11 @@
 """transformers' `TrainingArguments`, from which a tracker hears of the other settings too."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import TrainingArguments
 
-__all__ = ["TrackedArguments"]
+__all__ = ["TrackedArguments", "track"]
 
 
 @dataclass
@@ -16,10 +16,13 @@ class TrackedArguments(TrainingArguments):
         others: Settings by name, beside those of the `Trainer`.
     """
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.others: dict[str, Any] = {}
+    others: ClassVar[dict[str, Any]] = {}
 
     def to_dict(self) -> dict[str, Any]:
         """Return all settings by name."""
         return {**self.others, **super().to_dict()}
+
+
+def track(training: TrainingArguments) -> None:
+    """Make `TrackedArguments` of settings that a script has built, and hands to its `Trainer` itself."""
+    training.__class__ = TrackedArguments

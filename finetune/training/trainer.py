@@ -20,9 +20,9 @@ from peft import PeftModel
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import (
     PrinterCallback,
-    ProgressCallback,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -268,7 +268,7 @@ class FineTuningTrainer(Trainer):
             self.accelerator.state.fsdp_plugin.mixed_precision_policy = None
         if has_adalora(model):
             self.add_callback(AdaLoraAllocation)
-        self.remove_callback(ProgressCallback)
+        self.remove_callback(DEFAULT_PROGRESS_CALLBACK)  # another one in a notebook
         self.remove_callback(PrinterCallback)
         self.add_callback(Watch)
         self.add_callback(_ReleaseMemory)

@@ -14,6 +14,7 @@ from finetune.settings.declaration import Setting, Values
 from finetune.settings.parts import setting
 
 if TYPE_CHECKING:
+    import torch
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from finetune.settings.parts import ModelArguments
     from finetune.tasks import Task
 
-__all__ = ["TextCNN", "TextCNNSettings", "build_textcnn", "load_textcnn_tokenizer"]
+__all__ = ["TextCNN", "TextCNNSettings", "build_textcnn", "load_textcnn_tokenizer", "load_word_vectors"]
 
 # What a network from scratch needs before it has learnt small data: so many steps, though not more epochs than these.
 MIN_STEPS, MAX_EPOCHS = 1_000, 20
@@ -145,27 +146,47 @@ def build_textcnn(
         task: The kind of task and the names of its labels.
         seed: Set before weights are drawn.
     """
-    from torch import nn
     from transformers import set_seed
 
     from finetune.families.textcnn.textcnn import TextCNNConfig, TextCNNForSequenceClassification
-    from finetune.models.load import load_encoder
 
     set_seed(seed)
+    vectors = load_word_vectors(model, settings, task)
+    num_words, dim = (len(tokenizer), settings.textcnn_embedding_dim) if vectors is None else vectors.shape
     config = TextCNNConfig(
-        vocab_size=len(tokenizer),
-        embedding_dim=settings.textcnn_embedding_dim,
+        vocab_size=num_words,
+        embedding_dim=dim,
         classifier_dropout=settings.textcnn_dropout,
         variant=settings.textcnn_variant,
         pad_token_id=tokenizer.pad_token_id,
         **task.to_config(),
     )
+    built = TextCNNForSequenceClassification(config)
+    if vectors is not None:
+        built.set_word_vectors(vectors)
+    return built
+
+
+def load_word_vectors(model: ModelArguments, settings: TextCNNSettings, task: Task) -> torch.Tensor | None:
+    """Load the word vectors of a pretrained encoder, for the variants that start from them.
+
+    Args:
+        model: Which encoder.
+        settings: Which variant.
+        task: The kind of task and the names of its labels.
+
+    Returns:
+        `(vocab_size, embedding_dim)`; None for "rand".
+
+    Raises:
+        FinetuneError: If the encoder can't be had.
+    """
+    from torch import nn
+
+    from finetune.models.load import load_encoder
+
     if settings.textcnn_variant == "rand":
-        return TextCNNForSequenceClassification(config)
+        return None
     embeddings = load_encoder(model, task.to_config()).get_input_embeddings()
     assert isinstance(embeddings, nn.Embedding)
-    vectors = embeddings.weight.detach()
-    config.vocab_size, config.embedding_dim = vectors.shape
-    built = TextCNNForSequenceClassification(config)
-    built.set_word_vectors(vectors)
-    return built
+    return embeddings.weight.detach()
