@@ -43,9 +43,9 @@ setting too. These are refused, because they could have no effect:
 def describe_settings() -> str:
     """Return the page in Markdown: a table of each part, and what is refused of `TrainingArguments`."""
     page = INTRODUCTION
-    parts = [*(part for part, _ in PARTS.values()), *own_settings()]
-    for part in parts:
-        name = part._argument_group_name  # type: ignore[attr-defined]
+    parts = {name: part for name, (part, _) in PARTS.items()}
+    parts |= {part.__name__.removesuffix("Settings"): part for part in own_settings()}
+    for name, part in parts.items():
         page += (
             f"\n## {name[0].upper()}{name[1:]}\n\n{part.__doc__}\n\n| setting | default | what it does | changes |\n"
         )
