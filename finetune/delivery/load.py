@@ -21,7 +21,8 @@ from finetune.data.embedded import EMBEDDED_MODEL_ID
 from finetune.errors import FinetuneError
 from finetune.families.tfidf.classifier import LABEL_NAMES_FILE, WEIGHTS_FILE, TfidfClassifier
 from finetune.hub import HUB_ERRORS, explain, parse_hub_id, reach_hub, retry
-from finetune.models.load import SAFE_LOADING, resolve_model
+from finetune.models.inputs import fit_model, fit_tokenizer, refuse_foreign_tokens
+from finetune.models.load import HEADS, SAFE_LOADING, UNLOADABLE, resolve_model
 from finetune.models.quantization import four_bit_settings
 from finetune.models.save import FinetuneConfig, read_finetune_config
 from finetune.quiet import quiet_loading
@@ -130,17 +131,14 @@ def load(path: str | Path, trust_remote_code: bool = False) -> tuple[Any, Any]:
                         f"{sorted(loading['missing_keys'])}. Pass the folder of a fine-tuned model."
                     )
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+    except (*UNLOADABLE, SafetensorError) as error:
         if isinstance(error, FinetuneError):
             raise
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise FinetuneError(f"Expected a loadable model in {str(folder)!r}, but got: {reason}") from error
-    if tokenizer.pad_token is None:
-        raise FinetuneError(
-            f"Expected a tokenizer with a padding token in {str(folder)!r}, but it has none. Save the model again."
-        )
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
+    fit_tokenizer(tokenizer, model, repr(str(folder)))
+    refuse_foreign_tokens(tokenizer, model, repr(str(folder)))
+    fit_model(model, tokenizer, repr(str(folder)))
     return model.eval(), tokenizer
 
 
@@ -160,8 +158,9 @@ def _load_adapter(folder: Path, config: FinetuneConfig) -> PeftModel:
         base_name, revision = "embedded", None  # the same weights, without the Hub
     names = json.loads(names_file.read_text(encoding="utf-8"))
     path, commit = resolve_model(base_name, revision)
-    base = AutoModelForSequenceClassification.from_pretrained(
+    base, loading = AutoModelForSequenceClassification.from_pretrained(
         path,
+        output_loading_info=True,
         revision=commit,
         id2label=dict(enumerate(names)),
         label2id={name: number for number, name in enumerate(names)},
@@ -170,5 +169,12 @@ def _load_adapter(folder: Path, config: FinetuneConfig) -> PeftModel:
         **SAFE_LOADING,
         **(four_bit_settings(adapter.modules_to_save or []) if config.four_bit else {}),
     )
+    saved = [*HEADS, *(adapter.modules_to_save or [])]
+    random = [name for name in sorted(loading["missing_keys"]) if not any(f".{one}." in f".{name}" for one in saved)]
+    if random:
+        raise FinetuneError(
+            f"Expected the base {base_name!r} as it was when the adapter in {str(folder)!r} was trained, but its "
+            f"weights lack {random[0]!r} ({len(random)} in all). Restore the base."
+        )
     base.hub_commit = commit
     return PeftModel.from_pretrained(base, str(folder))

@@ -23,9 +23,9 @@ from finetune.hardware import fastest_precision
 from finetune.metrics import REGRESSION
 from finetune.models.answers import Prediction, TextClassifier
 from finetune.models.inference import compute_logits
-from finetune.models.load import count_positions
+from finetune.models.inputs import NO_LIMIT, longest_input, shortest_input
 from finetune.models.output_layer import compute_numbers_in_fp32
-from finetune.models.save import read_finetune_config
+from finetune.models.save import FINETUNE_CONFIG_FILE, read_finetune_config
 
 __all__ = ["Prediction", "Predictor", "load_predictor"]
 
@@ -43,7 +43,7 @@ class Predictor(TextClassifier):
     Args:
         model: What `finetune.load` gives.
         tokenizer: Its tokenizer; None for TF-IDF.
-        text_config: How long texts are cut; at their end, to `tokenizer.model_max_length`, if None.
+        text_config: How long texts are cut; at their end, to what the model reads, if None.
         dtype: Number format of the computation; by default what the machine does fast. One for which the processor
             has no units is emulated, with a warning.
         thresholds: With several labels a text, the probability from which on each is predicted; one half if None.
@@ -82,10 +82,15 @@ class Predictor(TextClassifier):
                 compute_numbers_in_fp32(model)
             names = [model.config.id2label[number] for number in range(model.config.num_labels)]
             self.task = Task(model.config.problem_type or "single_label_classification", names)
-            most = count_positions(model.config) or 1_000_000
-            self.text_config = text_config or TextConfig(min(tokenizer.model_max_length, most))
+            longest = longest_input(model, tokenizer) or NO_LIMIT
+            self.text_config = text_config or TextConfig(longest)
+            if self.text_config.max_length > longest:
+                raise FinetuneError(
+                    f"Expected texts to be cut to at most {longest} tokens, which the model was built for, but its "
+                    f"{FINETUNE_CONFIG_FILE} says {self.text_config.max_length}. Set max_length in it to {longest}."
+                )
             self.max_tokens = MAX_TOKENS_TEXTCNN if isinstance(model, TextCNNForSequenceClassification) else MAX_TOKENS
-            self.collate = MicroBatchCollator(tokenizer, self.max_tokens).collate
+            self.collate = MicroBatchCollator(tokenizer, self.max_tokens, min_length=shortest_input(model)).collate
 
     def compute_in(self, dtype: torch.dtype) -> None:
         """Compute in this format from now on. An accelerated model's linear layers are cast to it, for good."""

@@ -20,12 +20,24 @@ from transformers import (
     set_seed,
 )
 
+from finetune.catalogue import CATALOGUE
 from finetune.data.embedded import EMBEDDED_MODEL_ID, find_embedded_model
 from finetune.data.labels import Task
 from finetune.errors import FinetuneError
 from finetune.families.textcnn.textcnn import TextCNNConfig, TextCNNForSequenceClassification
 from finetune.families.textcnn.vocabulary import load_word_tokenizer
 from finetune.hub import find_commit
+from finetune.models.inputs import (
+    add_embeddings,
+    count_rows,
+    fit_model,
+    fit_padding_token,
+    fit_tokenizer,
+    refuse_foreign_tokens,
+    refuse_wrong_length,
+    require_fast,
+    sketch_model,
+)
 from finetune.models.quantization import four_bit_settings
 from finetune.quiet import quiet_loading
 from finetune.settings.parts import ModelArguments
@@ -33,15 +45,15 @@ from finetune.settings.parts import ModelArguments
 __all__ = [
     "HEADS",
     "SAFE_LOADING",
-    "count_positions",
+    "UNLOADABLE",
     "fingerprint_model",
     "hub_commit_of",
     "load_encoder",
     "load_model",
     "load_pretrained_tokenizer",
+    "load_sketch",
     "load_textcnn",
     "load_tokenizer",
-    "longest_input",
     "newly_initialised_modules",
     "resolve_model",
 ]
@@ -50,6 +62,11 @@ __all__ = [
 HEADS = ["classifier", "score"]
 # Nothing that comes with a model is run: neither its code nor a pickle.
 SAFE_LOADING: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True}
+
+# What transformers raises on files and configs that no model can be made of.
+UNLOADABLE = (
+    OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, RuntimeError
+)  # fmt: skip
 
 
 def resolve_model(name: str, revision: str | None = None) -> tuple[str, str | None]:
@@ -98,7 +115,7 @@ def load_pretrained_tokenizer(name: str, revision: str | None = None) -> PreTrai
     path, commit = resolve_model(name, revision)
     try:
         return AutoTokenizer.from_pretrained(path, revision=commit, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the tokenizers library raises Exception itself
         raise _not_loaded("tokenizer", name, error) from error
 
 
@@ -109,43 +126,36 @@ def load_tokenizer(arguments: ModelArguments, method: str, train: Dataset, max_l
         A tokenizer whose `model_max_length` is `max_length`, so that this is saved with the model.
 
     Raises:
-        FinetuneError: If it can't be had, has no padding token, or `max_length` is more than the encoder reads.
+        FinetuneError: If it can't be had, does not fit the model, or `max_length` is more than the encoder reads.
     """
     if method == "textcnn" and not _uses_pretrained_tokens(arguments):
         return load_word_tokenizer(train, arguments.textcnn_vocabulary_size, max_length)
     tokenizer = load_pretrained_tokenizer(arguments.model_name_or_path, arguments.model_revision)
-    if tokenizer.pad_token is None and tokenizer.eos_token is not None:
-        tokenizer.pad_token = tokenizer.eos_token  # decoders such as GPT-2: it stands behind a text, as padding does
-    if tokenizer.pad_token is None:
-        raise FinetuneError(
-            f"Expected a tokenizer with a padding token, but that of {arguments.model_name_or_path} has none. "
-            "Set one and save the tokenizer with the model."
-        )
-    if method != "textcnn":
-        most = longest_input(arguments.model_name_or_path, tokenizer, arguments.model_revision)
-        if max_length > most:
-            raise FinetuneError(
-                f"Expected --max_length of at most {most}, which {arguments.model_name_or_path} was built for, "
-                f"but got {max_length}. Pass --max_length {most}."
-            )
+    if method == "textcnn":
+        require_fast(tokenizer, arguments.model_name_or_path)
+        fit_padding_token(tokenizer, arguments.model_name_or_path)
+    else:
+        sketch = load_sketch(arguments)
+        fit_tokenizer(tokenizer, sketch, arguments.model_name_or_path)
+        takes_adapter = CATALOGUE[method].takes_adapter  # without the embeddings of tokens that were added
+        refuse_foreign_tokens(tokenizer, sketch, arguments.model_name_or_path, may_add=not takes_adapter)
+        refuse_wrong_length(max_length, sketch, tokenizer, arguments.model_name_or_path)
     tokenizer.model_max_length = max_length
     return tokenizer
 
 
-def longest_input(name: str, tokenizer: PreTrainedTokenizerBase, revision: str | None = None) -> int:
-    """Give the most tokens that a pretrained model reads, by its tokenizer and by its number of positions."""
-    path, commit = resolve_model(name, revision)
-    config = AutoConfig.from_pretrained(path, revision=commit, trust_remote_code=False)
-    positions = count_positions(config)
-    return tokenizer.model_max_length if positions is None else min(tokenizer.model_max_length, positions)
+def load_sketch(arguments: ModelArguments) -> PreTrainedModel:
+    """Build the model without its weights; see `sketch_model`.
 
-
-def count_positions(config: Any) -> int | None:
-    """Give the most positions that a model of this config was built for; None if it does not say."""
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions and "roberta" in config.model_type:  # its positions are counted from the padding token's number on
-        positions -= config.pad_token_id + 1
-    return positions if positions and positions > 0 else None  # XLNet, whose positions are relative, says -1
+    Raises:
+        FinetuneError: If it has no config that can be had, or is none for classifying texts.
+    """
+    path, commit = resolve_model(arguments.model_name_or_path, arguments.model_revision)
+    try:
+        with quiet_loading():
+            return sketch_model(AutoConfig.from_pretrained(path, revision=commit, trust_remote_code=False))
+    except UNLOADABLE as error:
+        raise _not_loaded("model", arguments.model_name_or_path, error) from error
 
 
 def load_model(
@@ -185,9 +195,29 @@ def load_model(
             f"its classes must be {task.label_names}, in this order",
             stacklevel=2,
         )
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
+    if method != "textcnn":
+        _warn_of_random_encoder(model, arguments.model_name_or_path)
+        add_embeddings(model, tokenizer, arguments.model_name_or_path)
+        fit_model(model, tokenizer, arguments.model_name_or_path)
     return model
+
+
+def _warn_of_random_encoder(model: PreTrainedModel, name: str) -> None:
+    """Warn if more than a head, and a pooler before it, was drawn at random."""
+    inside = {
+        weight: parameter.numel()
+        for weight, parameter in model.named_parameters()
+        if weight.startswith(f"{model.base_model_prefix}.") and "pooler" not in weight
+    }
+    drawn: list[str] = [weight for weight in model.missing_weights if weight in inside]  # type: ignore[union-attr]
+    if drawn:
+        share = sum(inside[weight] for weight in drawn) / sum(inside.values())
+        warnings.warn(
+            f"{name} lacks {len(drawn)} of the {len(inside)} weights of {type(model.base_model).__name__}, such as "
+            f"{drawn[0]!r}: more than a head, {share:.0%} of the encoder, is drawn at random, not pretrained. Is it a "
+            "checkpoint of another architecture?",
+            stacklevel=3,
+        )
 
 
 def load_encoder(
@@ -217,7 +247,7 @@ def load_encoder(
                 **SAFE_LOADING,
                 **(quantization or {}),
             )
-    except (OSError, ValueError) as error:
+    except UNLOADABLE as error:
         raise _not_loaded("model", arguments.model_name_or_path, error) from error
     if arguments.model_name_or_path == "embedded":
         model.name_or_path = EMBEDDED_MODEL_ID  # a path inside this machine's site-packages would load nowhere else
@@ -237,13 +267,13 @@ def newly_initialised_modules(model: PreTrainedModel) -> list[str]:
     """Name the topmost modules whose weights the checkpoint lacked, so that they were drawn at random.
 
     These must be trained and saved by every method; for BERT that is `classifier`, for other encoders also a pooler
-    or a projection before it.
+    or a projection before it. A list of modules computes nothing itself, and PEFT can't save it: its modules are named.
     """
     missing = set(getattr(model, "missing_weights", ()))
     complete: list[str] = []
     for name, module in model.named_modules():
         own = [f"{name}.{weight}" for weight, _ in module.named_parameters()]
-        under_another = any(name.startswith(f"{other}.") for other in complete)
+        under_another = any(name.startswith(f"{other}.") for other in complete) or isinstance(module, nn.ModuleList)
         if name and own and not under_another and missing.intersection(own) and missing.issuperset(own):
             complete.append(name)
     return complete
@@ -252,7 +282,7 @@ def newly_initialised_modules(model: PreTrainedModel) -> list[str]:
 def load_textcnn(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase, labels: dict) -> PreTrainedModel:
     """Build a TextCNN, with the word vectors of a pretrained encoder in the variants that want them."""
     config = TextCNNConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=count_rows(tokenizer),
         embedding_dim=arguments.textcnn_embedding_dim,
         classifier_dropout=arguments.textcnn_dropout,
         variant=arguments.textcnn_variant,
@@ -261,7 +291,9 @@ def load_textcnn(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase, 
     )
     if arguments.textcnn_variant == "rand":
         return TextCNNForSequenceClassification(config)
-    embeddings = load_encoder(arguments, labels).get_input_embeddings()
+    encoder = load_encoder(arguments, labels)
+    add_embeddings(encoder, tokenizer, arguments.model_name_or_path)
+    embeddings = encoder.get_input_embeddings()
     assert isinstance(embeddings, nn.Embedding)
     vectors = embeddings.weight.detach()
     config.vocab_size, config.embedding_dim = vectors.shape
@@ -275,7 +307,7 @@ def _uses_pretrained_tokens(arguments: ModelArguments) -> bool:
 
 
 def _not_loaded(what: str, name: str, error: Exception) -> FinetuneError:
-    reason = str(error).strip().splitlines()[0]
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return FinetuneError(
         f"Expected to load the {what} {name!r}, but got: {reason} "
         "Without the Hub, pass --model_name_or_path embedded or a folder."
