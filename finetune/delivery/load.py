@@ -21,7 +21,7 @@ from finetune.data.embedded import EMBEDDED_MODEL_ID
 from finetune.errors import FinetuneError
 from finetune.families.tfidf.classifier import LABEL_NAMES_FILE, WEIGHTS_FILE, TfidfClassifier
 from finetune.hub import HUB_ERRORS, explain, parse_hub_id, reach_hub, retry
-from finetune.models.inputs import fit_model, fit_tokenizer, refuse_foreign_tokens
+from finetune.models.inputs import fit_model, fit_tokenizer
 from finetune.models.load import HEADS, SAFE_LOADING, UNLOADABLE, resolve_model
 from finetune.models.quantization import four_bit_settings
 from finetune.models.save import FinetuneConfig, read_finetune_config
@@ -137,7 +137,6 @@ def load(path: str | Path, trust_remote_code: bool = False) -> tuple[Any, Any]:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise FinetuneError(f"Expected a loadable model in {str(folder)!r}, but got: {reason}") from error
     fit_tokenizer(tokenizer, model, repr(str(folder)))
-    refuse_foreign_tokens(tokenizer, model, repr(str(folder)))
     fit_model(model, tokenizer, repr(str(folder)))
     return model.eval(), tokenizer
 

@@ -5,11 +5,13 @@ or before its weights are loaded from `sketch_model`, and the tokenizer is made 
 """
 
 import inspect
+import json
 import warnings
 from typing import Any
 
 import torch
 from peft import PeftModel
+from tokenizers import normalizers
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -28,7 +30,6 @@ __all__ = [
     "longest_input",
     "make_sample",
     "needs_equal_lengths",
-    "refuse_foreign_tokens",
     "refuse_wrong_length",
     "require_fast",
     "shortest_input",
@@ -40,7 +41,7 @@ NO_LIMIT = 1_000_000  # tokens: how long texts are cut for a model of relative p
 # classifies by whatever token is the last.
 READ_THE_LAST_TOKEN = {"xlnet"}
 # These classify by the last end-of-text token, and want as many of them in each text of a batch.
-READ_THE_END_TOKEN = {"bart", "bigbird_pegasus", "led", "mbart", "mt5", "mvp", "plbart", "t5", "umt5"}
+READ_THE_END_TOKEN = {"bart", "bigbird_pegasus", "mbart", "mt5", "mvp", "plbart", "t5", "umt5"}
 # Padding changes what these compute, mask or no mask: they pool tokens, mix them with their neighbours, by blocks,
 # landmarks or hashes, or have no mask.
 MIX_BY_LENGTH = {"canine", "convbert", "fnet", "funnel", "mobilebert", "mra", "nystromformer", "reformer", "yoso"}
@@ -77,9 +78,8 @@ def count_positions(model: PreTrainedModel | PeftModel) -> int | None:
 def _read_positions(config: Any) -> int | None:
     """Return the number of positions that a config gives; None if it gives none, or XLNet's -1."""
     config = config.get_text_config()
-    # LED has a table for each half, MPT only adds to attention weights up to a distance; T5 and Funnel say nothing.
-    names = ("max_position_embeddings", "max_encoder_position_embeddings", "max_seq_len")
-    positions = next((value for name in names if (value := getattr(config, name, None))), None)
+    # MPT only adds to attention weights, up to a distance. T5 and Funnel say nothing.
+    positions = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
     return positions if isinstance(positions, int) and positions > 0 else None
 
 
@@ -185,7 +185,9 @@ def require_fast(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
         ) from error
 
 
-def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | PeftModel, name: str) -> None:
+def fit_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | PeftModel, name: str, may_add: bool = False
+) -> None:
     """Let a tokenizer make what a model reads: padding on its side, and inputs that it takes.
 
     What is changed is saved with the tokenizer, so that others who load it get the same answers.
@@ -194,25 +196,42 @@ def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | P
         tokenizer: Changed in place.
         model: As it was loaded, or a sketch.
         name: What messages call the model.
+        may_add: Whether tokens that were added to its vocabulary may lack an embedding, since they get one.
 
     Raises:
-        FinetuneError: If it is no fast tokenizer, has nothing to pad with, fails on unknown characters, or does not end
-            texts with the token that the model classifies by.
+        FinetuneError: If it is no fast tokenizer, has tokens without embeddings or nothing to pad with, fails on
+            unknown characters, or does not end texts with the token that the model classifies by.
     """
     whole: Any = _without_adapter(model)
     config = whole.config
     require_fast(tokenizer, name)
+    _refuse_foreign_tokens(tokenizer, model, name, may_add)
     fit_padding_token(tokenizer, name)
     _set(tokenizer, "padding_side", "left" if config.model_type in READ_THE_LAST_TOKEN else "right")
     _set(tokenizer, "model_input_names", _name_inputs(whole, tokenizer))
     if config.model_type in READ_THE_END_TOKEN:
-        _set(tokenizer, "split_special_tokens", True)  # a text that has "</s>" in it does not end there
+        _end_no_text_early(tokenizer)
         if config.eos_token_id not in tokenizer("a")["input_ids"]:
             raise FinetuneError(
                 f"Expected a tokenizer that ends texts with token {config.eos_token_id}, by which "
                 f"{type(whole).__name__} classifies, but that of {name} doesn't. Set its post_processor, and save it "
                 "with the model."
             )
+
+
+def _end_no_text_early(tokenizer: Any) -> None:
+    """Let a text that has "</s>" in it not end there: as a special token it is not looked for, as a word left out."""
+    _set(tokenizer, "split_special_tokens", True)
+    end, backend = tokenizer.eos_token, tokenizer.backend_tokenizer
+    known = json.loads(backend.to_str())["normalizer"]
+    if end is not None and {"type": "Replace", "pattern": {"String": end}, "content": " "} != _first_step(known):
+        steps = [normalizers.Replace(end, " "), *([] if backend.normalizer is None else [backend.normalizer])]
+        backend.normalizer = normalizers.Sequence(steps)
+
+
+def _first_step(normalizer: dict[str, Any] | None) -> dict[str, Any] | None:
+    steps = (normalizer or {}).get("normalizers")
+    return steps[0] if steps else normalizer
 
 
 def count_rows(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -252,7 +271,7 @@ def add_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, n
     Raises:
         FinetuneError: If other tokens than added ones lack an embedding.
     """
-    refuse_foreign_tokens(tokenizer, model, name, may_add=True)
+    _refuse_foreign_tokens(tokenizer, model, name, may_add=True)
     missing = count_rows(tokenizer) - _count_embeddings(model)
     if missing > 0:
         warnings.warn(
@@ -264,20 +283,10 @@ def add_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, n
             model.resize_token_embeddings(count_rows(tokenizer))
 
 
-def refuse_foreign_tokens(
-    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | PeftModel, name: str, may_add: bool = False
+def _refuse_foreign_tokens(
+    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | PeftModel, name: str, may_add: bool
 ) -> None:
-    """Refuse a tokenizer with tokens for which a model has no embedding.
-
-    Args:
-        tokenizer: Its tokenizer, or one of another model.
-        model: Its input embeddings are looked at.
-        name: What messages call the model.
-        may_add: Whether tokens that were added to the tokenizer's own vocabulary may lack one, since they get it.
-
-    Raises:
-        FinetuneError: If there are such tokens.
-    """
+    """Refuse a tokenizer with tokens for which a model has no embedding, be it its own or another model's."""
     rows = _count_embeddings(model)
     extra = tokenizer.get_added_vocab() if may_add else {}
     beyond = [token for token, number in tokenizer.get_vocab().items() if number >= rows and token not in extra]

@@ -33,7 +33,6 @@ from finetune.models.inputs import (
     fit_model,
     fit_padding_token,
     fit_tokenizer,
-    refuse_foreign_tokens,
     refuse_wrong_length,
     require_fast,
     sketch_model,
@@ -136,9 +135,8 @@ def load_tokenizer(arguments: ModelArguments, method: str, train: Dataset, max_l
         fit_padding_token(tokenizer, arguments.model_name_or_path)
     else:
         sketch = load_sketch(arguments)
-        fit_tokenizer(tokenizer, sketch, arguments.model_name_or_path)
-        takes_adapter = CATALOGUE[method].takes_adapter  # without the embeddings of tokens that were added
-        refuse_foreign_tokens(tokenizer, sketch, arguments.model_name_or_path, may_add=not takes_adapter)
+        saves_embeddings = not CATALOGUE[method].takes_adapter
+        fit_tokenizer(tokenizer, sketch, arguments.model_name_or_path, may_add=saves_embeddings)
         refuse_wrong_length(max_length, sketch, tokenizer, arguments.model_name_or_path)
     tokenizer.model_max_length = max_length
     return tokenizer
