@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_reviews, write_csv
+from conftest import ROOT, make_reviews, write_csv
 from peft import PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from test_reload import ARCHITECTURES
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoConfig,
@@ -39,7 +40,14 @@ from finetune.delivery.predict import Predictor, load_predictor
 from finetune.errors import FinetuneError
 from finetune.methods import apply_method
 from finetune.metrics import SINGLE_LABEL
-from finetune.models.inputs import count_positions, longest_input, shortest_input, sketch_model
+from finetune.models.inputs import (
+    MIX_BY_LENGTH,
+    READ_THE_LAST_TOKEN,
+    count_positions,
+    longest_input,
+    shortest_input,
+    sketch_model,
+)
 from finetune.models.load import load_model, load_tokenizer
 from finetune.models.save import write_model
 from finetune.settings.parts import MethodArguments, ModelArguments
@@ -77,7 +85,9 @@ def config_of(model_type: str, **settings):
     sizes = {name: size for name, size in SIZES.items() if model_type not in WITHOUT_SIZES or name in kept}
     if model_type == "bloom":
         sizes["hidden_size"] = 16
-    return AutoConfig.for_model(model_type, **{**sizes, "num_labels": 2, **SMALL[model_type], **settings})
+    return AutoConfig.for_model(
+        model_type, **{**sizes, "id2label": {0: "neg", 1: "pos"}, **SMALL[model_type], **settings}
+    )
 
 
 def write_encoder(folder: Path, model_type: str, tokenizer, **settings) -> str:
@@ -202,7 +212,7 @@ def test_a_stranger_s_model_cuts_long_texts_to_what_it_reads(tmp_path, tokenizer
     logits, lengths = predictor.compute_logits(["good film", LONG])
     assert lengths.tolist() == [4, longest]
     np.testing.assert_allclose(predictor.compute_logits(["good film"])[0][0], logits[0], atol=1e-5)
-    assert finetune.load_classifier(folder).predict([LONG])[0].label in ("LABEL_0", "LABEL_1")
+    assert finetune.load_classifier(folder).predict([LONG])[0].label in ("neg", "pos")
 
 
 def test_a_config_that_promises_more_than_the_model_reads_is_refused(tmp_path, tokenizer):
@@ -553,3 +563,12 @@ def test_whole_runs_from_the_shell(tmp_path, tokenizer, model_type, method, caps
     texts = ["good film", LONG]
     together = predictor.compute_logits(texts)[0]
     np.testing.assert_allclose(predictor.compute_logits(texts[:1])[0][0], together[0], atol=1e-5)
+
+
+def test_the_table_of_models_is_that_of_the_tests():
+    text = (ROOT / "docs/models.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `([a-z0-9_-]+)` \|[^|]*\| (left|right) \|", text, re.MULTILINE))
+    assert list(rows) == list(ARCHITECTURES)
+    assert {name for name, side in rows.items() if side == "left"} == READ_THE_LAST_TOKEN
+    listed = text.split("**Padding that changes answers**")[1].split("predict texts")[0]
+    assert set(re.findall(r"`([a-z]+)`", listed)) == MIX_BY_LENGTH
