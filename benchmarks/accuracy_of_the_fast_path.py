@@ -46,7 +46,7 @@ def measure(name: str, seed: int, options: Any) -> dict[str, float]:
     splits = carve_splits(drop_duplicates(sentences), {"test": TEST_SIZE}, seed=0)
     fast = name == FAST
     model_arguments = ModelArguments(attention_dropout=0.0 if fast else 0.1)
-    tokenizer = load_tokenizer(model_arguments, "full", splits["train"], 128)
+    tokenizer = load_tokenizer(model_arguments, 128)
     tokenized = tokenize_splits(splits, tokenizer, TextConfig(128))
     model = load_model(model_arguments, "full", tokenizer, task_of(splits["train"].features), seed)
     if fast:

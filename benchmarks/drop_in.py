@@ -37,7 +37,7 @@ def measure(name: str, options: Any) -> dict[str, float]:
         )
     )
     arguments = ModelArguments()
-    tokenizer = load_tokenizer(arguments, "full", splits["train"], options.max_length)
+    tokenizer = load_tokenizer(arguments, options.max_length)
     is_padded = padding == PADDINGS[0]
 
     def tokenize(batch: dict[str, Any]) -> Any:

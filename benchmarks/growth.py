@@ -33,9 +33,9 @@ from finetune.data.labels import task_of
 from finetune.data.load import complete_splits, load_given_splits
 from finetune.data.tokenize import TextConfig, tokenize_splits
 from finetune.examination.doctor import examine
+from finetune.families.textcnn import TextCNNSettings, build_textcnn, load_textcnn_tokenizer
 from finetune.hardware import fastest_precision, use_processor
 from finetune.metrics import compute_metrics
-from finetune.models.load import load_model, load_tokenizer
 from finetune.quiet import quiet_program
 from finetune.settings.parts import DataArguments, ModelArguments
 from finetune.training.trainer import FineTuningTrainer
@@ -103,12 +103,14 @@ def measure(num_rows: int, options: Any) -> dict[str, float]:
             splits = complete_splits(given, arguments)
         with stages.stage("examine"):
             examine(given)
-        model_arguments = ModelArguments()
+        model_arguments, settings = ModelArguments(), TextCNNSettings()
         with stages.stage("tokenize"):
-            tokenizer = load_tokenizer(model_arguments, "textcnn", splits["train"], options.max_length)
+            tokenizer = load_textcnn_tokenizer(model_arguments, settings, splits["train"], options.max_length)
             tokenized = tokenize_splits(splits, tokenizer, TextConfig(options.max_length))
         trainer = FineTuningTrainer(
-            model=enable(load_model(model_arguments, "textcnn", tokenizer, task_of(splits["train"].features), seed=0)),
+            model=enable(
+                build_textcnn(model_arguments, settings, tokenizer, task_of(splits["train"].features), seed=0)
+            ),
             args=TrainingArguments(
                 output_dir=folder,
                 num_train_epochs=1,

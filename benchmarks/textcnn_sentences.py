@@ -33,10 +33,10 @@ from finetune.data.labels import task_of
 from finetune.data.split import carve_splits
 from finetune.data.tokenize import TextConfig, tokenize_dataset
 from finetune.errors import FinetuneError, exit_on_error
+from finetune.families.textcnn import TextCNNSettings, build_textcnn, load_textcnn_tokenizer
 from finetune.files import write_json
 from finetune.hardware import default_num_threads, describe_hardware, supports_bf16, use_processor
 from finetune.metrics import accuracy_interval, compute_metrics
-from finetune.models.load import load_model, load_tokenizer
 from finetune.quiet import quiet_program
 from finetune.settings.parts import ModelArguments
 from finetune.training.trainer import FineTuningTrainer
@@ -112,9 +112,9 @@ def plan_runs(flags: argparse.Namespace) -> Iterator[tuple[str, int, Dataset, Da
 
 def train_and_measure(train: Dataset, test: Dataset, seed: int, flags: argparse.Namespace) -> float:
     """Train one TextCNN with the toolkit's parts, as a recipe does, and give its accuracy on `test`."""
-    arguments = ModelArguments()
-    tokenizer = load_tokenizer(arguments, "textcnn", train, MAX_LENGTH)
-    model = enable(load_model(arguments, "textcnn", tokenizer, task_of(train.features), seed))
+    arguments, settings = ModelArguments(), TextCNNSettings()
+    tokenizer = load_textcnn_tokenizer(arguments, settings, train, MAX_LENGTH)
+    model = enable(build_textcnn(arguments, settings, tokenizer, task_of(train.features), seed))
     with tempfile.TemporaryDirectory() as directory:
         trainer = FineTuningTrainer(
             model=model,

@@ -30,10 +30,10 @@ from finetune.catalogue import METHOD_DEFAULTS
 from finetune.data.labels import task_of
 from finetune.data.load import load_splits
 from finetune.data.tokenize import TextConfig, tokenize_dataset
+from finetune.families.textcnn import TextCNNSettings, build_textcnn, load_textcnn_tokenizer
 from finetune.families.tfidf.classifier import fit_floor
 from finetune.hardware import fastest_precision, use_processor
 from finetune.metrics import compute_metrics
-from finetune.models.load import load_model, load_tokenizer
 from finetune.quiet import quiet_program
 from finetune.settings.parts import DataArguments, ModelArguments
 from finetune.training.trainer import FineTuningTrainer
@@ -81,8 +81,8 @@ def measure(name: str, options: Any) -> dict[str, float]:
     if name == FASTTEXT:
         return _measure_fasttext(train, test, options.num_threads)
 
-    model_arguments = ModelArguments()
-    tokenizer = load_tokenizer(model_arguments, "textcnn", train, options.max_length)
+    model_arguments, settings = ModelArguments(), TextCNNSettings()
+    tokenizer = load_textcnn_tokenizer(model_arguments, settings, train, options.max_length)
     tokenized = tokenize_dataset(train, tokenizer, TextConfig(options.max_length))
     steps = STEPS.get(name, -1)
     args = TrainingArguments(
@@ -98,13 +98,13 @@ def measure(name: str, options: Any) -> dict[str, float]:
         seed=0,
         bf16=name != PLAIN and fastest_precision() == "bf16",
     )
-    model: Any = enable(load_model(model_arguments, "textcnn", tokenizer, task_of(train.features), seed=0))
+    model: Any = enable(build_textcnn(model_arguments, settings, tokenizer, task_of(train.features), seed=0))
     if name == PLAIN:
         sizes = (len(tokenizer), model.config.embedding_dim, model.config.num_filters)
         columns = tokenized.select_columns(["input_ids", "labels"])
         pad = {"padding": "max_length", "max_length": options.max_length, "return_attention_mask": False}
         trainer = Trainer(
-            model=PlainTextCNN(*sizes, len(names), model_arguments.textcnn_dropout),
+            model=PlainTextCNN(*sizes, len(names), settings.textcnn_dropout),
             args=args,
             train_dataset=columns.map(lambda batch: tokenizer.pad(batch, **pad), batched=True),
             data_collator=default_data_collator,

@@ -96,7 +96,7 @@ def measure(name: str, options: Any) -> dict[str, float]:
     data = DataArguments(dataset_name="embedded", max_train_samples=STEPS_PER_EPOCH * options.batch_size)
     train = load_splits(data)["train"]
     model_arguments = ModelArguments()
-    tokenizer = load_tokenizer(model_arguments, "full", train, options.max_length)
+    tokenizer = load_tokenizer(model_arguments, options.max_length)
     tokenized = tokenize_dataset(train, tokenizer, TextConfig(options.max_length))
     half = ours and fastest_precision()
     first = STEPS_PER_EPOCH if name == COMPILED else 0  # an epoch to compile in, timed apart

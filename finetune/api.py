@@ -31,7 +31,8 @@ def train(
         data: Texts and labels: a DataFrame, a `Dataset` or `DatasetDict`, a list of dictionaries, `(texts, labels)`,
             the path of a file or folder, "embedded", or a data set's name on the Hub. What is missing of validation and
             test is carved from it, without duplicates and stratified.
-        method: How the model is fitted: a name that `finetune methods` lists, such as "lora", "full" or "tfidf".
+        method: How the model is fitted: a name that `finetune methods` lists, such as "lora" or "full", or
+            "package.module:NAME" of a method of your own.
         model: A model on the Hub, a folder, or "embedded", the default.
         output_dir: The run directory; `runs/{method}-seed{seed}` if None. A call that was cut off goes on from its last
             checkpoint when it is made again.
@@ -76,7 +77,7 @@ def compare(
 
     Args:
         data: See `train`.
-        methods: Names that `finetune methods` lists.
+        methods: Names that `finetune methods` lists, or "package.module:NAME" of methods of your own.
         seeds: How many, from 0 on, or which.
         output_dir: Gets a run directory for each run.
         validation: See `train`.

@@ -104,6 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument("--output_file", help="gets the rows of --input_file, with label and probabilities added")
     _add_text_flags(predict)
     predict.add_argument("--num_threads", type=_count, help="threads (default: the physical cores)")
+    _add_family_flag(predict)
     predict.set_defaults(run=run_predict)
 
     evaluate = commands.add_parser("evaluate", help="measure a trained model on labelled texts", allow_abbrev=False)
@@ -115,6 +116,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_label_flags(evaluate)
     evaluate.add_argument("--output_json", help="also write the metrics to this file")
     evaluate.add_argument("--num_threads", type=_count, help="threads (default: the physical cores)")
+    _add_family_flag(evaluate)
     evaluate.set_defaults(run=run_evaluate)
 
     push = commands.add_parser("push", help="put a model on the Hub, and make sure it works there", allow_abbrev=False)
@@ -125,6 +127,7 @@ def build_parser() -> argparse.ArgumentParser:
     push.add_argument("--adapter", action="store_true", help="ship an adapter as it is (default: merged into its base)")
     push.add_argument("--message", help="the commit's message")
     push.add_argument("--card", help="a file with a model card (default: one is drawn from the run)")
+    _add_family_flag(push)
     push.set_defaults(run=run_push)
 
     merge = commands.add_parser("merge", help="fold an adapter into the weights of its base", allow_abbrev=False)
@@ -145,6 +148,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_label_flags(export)
     export.add_argument("--max_samples", type=_count, help="measure on so many of the texts (default: all)")
     export.add_argument("--num_threads", type=_count, help="threads (default: the physical cores)")
+    _add_family_flag(export)
     export.set_defaults(run=run_export)
 
     serve = commands.add_parser("serve", help="answer over HTTP, with a page to try a model", allow_abbrev=False)
@@ -157,6 +161,7 @@ def build_parser() -> argparse.ArgumentParser:
     serve.add_argument("--max_texts", type=_count, default=256, help="in a request (default: 256)")
     serve.add_argument("--max_characters", type=_count, default=100_000, help="of a text (default: 100,000)")
     serve.add_argument("--num_threads", type=_count, help="threads (default: the physical cores)")
+    _add_family_flag(serve)
     serve.set_defaults(run=run_serve)
 
     compare = commands.add_parser(
@@ -167,7 +172,9 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="DATA",
         help="labelled texts, as `finetune train` takes them, or a recipe such as recipes/imdb.py; flags come after --",
     )
-    compare.add_argument("--methods", required=True, help="names of `finetune methods`, with commas between them")
+    compare.add_argument(
+        "--methods", required=True, help="names of `finetune methods`, or package.module:NAME, with commas between them"
+    )
     compare.add_argument("--seeds", default="0,1,2", help="training seeds, with commas between them (default: 0,1,2)")
     compare.add_argument("--output_dir", required=True, help="gets a run directory for each run, and report/")
     compare.add_argument("--accelerate_config", help="a YAML file for `accelerate launch`")
@@ -180,6 +187,14 @@ def build_parser() -> argparse.ArgumentParser:
     _add_verdict_flags(report)
     report.set_defaults(run=run_report)
     return parser
+
+
+def _add_family_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--family",
+        metavar="PACKAGE.MODULE:NAME",
+        help="what the model is of, if it isn't finetune's own; its code is run",
+    )
 
 
 def _add_text_flags(parser: argparse.ArgumentParser) -> None:
@@ -482,6 +497,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             ours, recipe_flags = words[: words.index("--")], words[words.index("--") + 1 :]
         arguments = build_parser().parse_args(ours)
         arguments.recipe_flags = recipe_flags
+        if getattr(arguments, "family", None) is not None:
+            from finetune.catalogue import import_family
+
+            import_family(arguments.family)
         arguments.run(arguments)
 
 

@@ -1,27 +1,19 @@
 """Text in at one end, a verified model and an honest number out at the other: what `train` does, from its settings on.
 
-A recipe tells the same story in the open, for one kind of model, to be read and changed.
+How a model is fitted is told by its family. A recipe tells the same story in the open, for one kind of model, to be
+read and changed.
 """
 
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from transformers import EvalPrediction
-
-from finetune.accelerated import enable
+from finetune.catalogue import family_of
 from finetune.data.load import complete_splits, load_given_splits
-from finetune.data.tokenize import tokenize_splits
 from finetune.delivery.evaluate import evaluate_run
 from finetune.delivery.push import push_run
-from finetune.families.tfidf.classifier import fit_floor
-from finetune.methods import apply_method
-from finetune.metrics import compute_metrics
-from finetune.models.load import load_model, load_tokenizer
 from finetune.run.run import Run
 from finetune.settings.arguments import Arguments
 from finetune.settings.parsing import parse_arguments
-from finetune.training.trainer import FineTuningTrainer
 
 __all__ = ["DEFAULTS", "parse_training", "run_training"]
 
@@ -61,47 +53,14 @@ def run_training(arguments: Arguments) -> Path:
         FinetuneError: For what a user can mend, before anything is trained wherever that is possible.
         Interrupted: After SIGTERM or SIGINT, when a checkpoint is written.
     """
-    method, seed = arguments.method.method, arguments.training.seed
     with Run(arguments) as run:
         with run.main_process_first():
             given = load_given_splits(arguments.data)
             run.examine(given)
             splits = complete_splits(given, arguments.data)
         task = run.record_data(splits)
-        model: Any
-        if method == "tfidf":
-            tokenizer = None
-            with run.measure_costs():
-                model = fit_floor(splits["train"], seed)
-        else:
-            tokenizer = load_tokenizer(arguments.model, method, splits["train"], arguments.data.max_length)
-            with run.main_process_first():
-                tokenized = tokenize_splits(splits, tokenizer, run.text_config)
-            run.record_tokens(tokenized)
-            model = apply_method(load_model(arguments.model, method, tokenizer, task, seed), arguments.method)
-            trainer = FineTuningTrainer(
-                model=enable(model) if arguments.run.accelerated else model,
-                args=arguments.training,
-                train_dataset=run.training_rows(tokenized, tokenizer, task),
-                eval_dataset=tokenized["validation"],
-                processing_class=tokenizer,
-                compute_metrics=lambda found: compute_metrics(*_arrays(found), task.problem_type),
-                max_tokens_per_micro_batch=arguments.run.max_tokens_per_micro_batch or 0,
-                example_loss=run.build_loss(tokenized["train"]),
-                max_train_windows=arguments.data.max_train_windows,
-                tuning=arguments.tuning,
-                callbacks=run.callbacks(),
-            )
-            run.train(trainer)
-            model = trainer.model
+        model, tokenizer = family_of(arguments.method.method).fit(run, splits, task)
         run.save_model(model, tokenizer)
         evaluate_run(run, model, tokenizer, splits)
     push_run(run)
     return run.directory
-
-
-def _arrays(found: EvalPrediction) -> tuple[np.ndarray, np.ndarray]:
-    """Return logits and labels."""
-    assert isinstance(found.predictions, np.ndarray)
-    assert isinstance(found.label_ids, np.ndarray)
-    return found.predictions, found.label_ids

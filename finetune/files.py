@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["flush", "flush_folder", "is_disk_full", "replace_folder", "write_aside", "write_json"]
+__all__ = ["flush", "flush_folder", "is_disk_full", "read_json", "replace_folder", "write_aside", "write_json"]
 
 FULL = {errno.ENOSPC, errno.EDQUOT}
 # Of safetensors and tokenizers; then of torch, whose archive writer says which of its steps failed, and not why.
@@ -37,6 +37,14 @@ def write_json(path: Path, content: Any) -> None:
     text = json.dumps(_without_nan(content), indent=2, ensure_ascii=False, default=str, allow_nan=False)
     with write_aside(path) as aside:
         aside.write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; None if it is not there, or none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 def replace_folder(folder: Path, aside: Path) -> None:

@@ -31,3 +31,11 @@ class Task:
             return Value("float32")
         label = ClassLabel(names=self.label_names)
         return List(label) if self.problem_type == MULTI_LABEL else label
+
+    def to_config(self) -> dict[str, Any]:
+        """Return `id2label`, `label2id` and `problem_type`, as the config of a `PreTrainedModel` takes them."""
+        return {
+            "id2label": dict(enumerate(self.label_names)),
+            "label2id": {name: number for number, name in enumerate(self.label_names)},
+            "problem_type": self.problem_type,
+        }

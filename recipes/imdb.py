@@ -10,16 +10,17 @@ validation, 2,500 for test, all carved from IMDb's official training split. READ
 
 import sys
 
+from transformers import set_seed
+
 from finetune.accelerated import enable
+from finetune.catalogue import family_of
 from finetune.data.load import complete_splits, load_given_splits
 from finetune.data.tokenize import tokenize_splits
 from finetune.delivery.evaluate import evaluate_run
 from finetune.delivery.push import push_run
 from finetune.errors import exit_on_error
 from finetune.families.tfidf.classifier import fit_floor
-from finetune.methods import apply_method
 from finetune.metrics import compute_metrics
-from finetune.models.load import load_model, load_tokenizer
 from finetune.run.run import Run
 from finetune.settings.parsing import parse_arguments
 from finetune.training.trainer import FineTuningTrainer
@@ -61,14 +62,15 @@ def main(argv=None):
                 model = fit_floor(splits["train"], seed)
         else:
             # 2. Tokens
-            tokenizer = load_tokenizer(arguments.model, method, splits["train"], arguments.data.max_length)
+            family = family_of(method)
+            tokenizer = family.load_tokenizer(arguments, splits["train"])
             with run.main_process_first():
                 tokenized = tokenize_splits(splits, tokenizer, run.text_config)
             run.record_tokens(tokenized)
 
             # 3. The model, BERT with a classification head or a TextCNN, and what of it moves
-            model = load_model(arguments.model, method, tokenizer, task, seed)
-            model = apply_method(model, arguments.method)
+            set_seed(seed)
+            model = family.build_model(arguments, tokenizer, task)
             model = enable(model) if arguments.run.accelerated else model
 
             # 4. Training; the best checkpoint by the validation split

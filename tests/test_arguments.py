@@ -108,10 +108,13 @@ def test_threads_are_shared_among_the_processes_of_the_host(monkeypatch):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--method", "fulll"], r"invalid choice: 'fulll' \(choose from 'full', 'head', .*'lora'"),
+        (
+            ["--method", "fulll"],
+            r"Expected a method of full, head, .*lora.*, or package.module:NAME of one of your own, but got 'fulll'",
+        ),
         (["--report_to", "wand"], r"Expected --report_to none or an installed tracker .*, but got \['wand'\]"),
         (["--method", "lora", "--method", "head"], "Expected one --method, but got lora and head"),
-        (["--method=lora,head"], "invalid choice: 'lora,head'"),
+        (["--method=lora,head"], "but got 'lora,head'"),
         (["--method", "full", "--peft_config", "x.yaml"], "--peft_config with --method peft or an adapter"),
         (["--method", "lora", "--peft_config", "nowhere.yaml"], "after --peft_config, but 'nowhere.yaml' can't be"),
         (["--method", "lora", "--reinit_layers", "1"], "would freeze layers that were drawn at random"),

@@ -18,9 +18,11 @@ from conftest import make_reviews, write_csv
 from finetune.cli import main as finetune_command
 from finetune.data.labels import Task
 from finetune.delivery import bulk
-from finetune.delivery.predict import Predictor, load_predictor
+from finetune.delivery.predict import load_predictor
 from finetune.families.tfidf.classifier import fit_tfidf
 from finetune.metrics import MULTI_LABEL, tune_thresholds
+from finetune.models.answers import TextClassifier
+from finetune.models.predictor import Predictor
 
 COUNT = 50
 
@@ -98,7 +100,7 @@ def test_an_interrupted_output_is_continued_exactly(runs, rows, tmp_path, monkey
         write_json(path, content)
 
     answered = []
-    compute = Predictor.compute_probabilities
+    compute = TextClassifier.compute_probabilities
 
     def counted(self, texts, pairs=None):
         answered.append(len(texts))
@@ -110,7 +112,7 @@ def test_an_interrupted_output_is_continued_exactly(runs, rows, tmp_path, monkey
         predict(runs / "tfidf", source, target)
     assert not target.exists()
     monkeypatch.setattr(bulk, "write_json", write_json)
-    monkeypatch.setattr(Predictor, "compute_probabilities", counted)
+    monkeypatch.setattr(TextClassifier, "compute_probabilities", counted)
     predict(runs / "tfidf", source, target)
     assert sum(answered) == COUNT - 2 * 8
     assert target.read_bytes() == (tmp_path / f"whole{ending}").read_bytes()
@@ -244,6 +246,7 @@ def test_thresholds_are_the_best_cuts_worked_by_hand():
     probabilities = np.array([0.6, 0.2, 0.9, 0.4])
     labels = np.array([[0, 1, 1], [0, 1, 0], [1, 1, 1], [1, 1, 0]])
     logits = np.log(probabilities / (1 - probabilities))
+    logits, labels = np.repeat(logits, 10), np.repeat(labels, 10, axis=0)  # fewer than ten would say too little
     found = tune_thresholds(np.stack([logits, logits, logits], axis=1), labels)
     assert found == pytest.approx([0.3, 0.5, 0.5])  # all have the second label; the third is parted between 0.6 and 0.4
 

@@ -198,7 +198,7 @@ def test_an_older_transformers_is_said_in_one_line(runs, tmp_path, capsys, monke
 @pytest.mark.parametrize(
     ("source", "extra", "message"),
     [
-        ("tfidf", [], "is TF-IDF"),
+        ("tfidf", [], "is a TfidfClassifier"),
         ("full/model", [], "--validation_file"),
         ("full", ["--tolerance", "-1"], "--tolerance of at least 0"),
         ("nowhere", [], "does not exist"),

@@ -118,7 +118,7 @@ MOMENTS = [
     (EVALUATION, 2),
     ("finetune.training.checkpoints:_delete", 1),
     ("finetune.run.run:write_model", 1),  # the final save
-    ("finetune.models.save:replace_folder", 1),
+    ("finetune.families.save:replace_folder", 1),
     ("finetune.delivery.evaluate:write_predictions", 2),
 ]
 

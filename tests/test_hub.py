@@ -31,6 +31,7 @@ from finetune.delivery.load import load
 from finetune.delivery.predict import load_predictor
 from finetune.errors import FinetuneError
 from finetune.hub import find_commit, reach_hub
+from finetune.models import load as models
 from finetune.models.load import load_encoder
 from finetune.settings.parts import DataArguments, ModelArguments
 
@@ -260,8 +261,9 @@ def test_what_is_recorded_is_trained_even_if_both_branches_move_meanwhile(hub, i
 
         return load
 
-    for name in ("load_given_splits", "load_tokenizer", "load_model"):
-        monkeypatch.setattr(imdb, name, after_a_move(getattr(imdb, name)))
+    monkeypatch.setattr(imdb, "load_given_splits", after_a_move(imdb.load_given_splits))
+    for name in ("load_tokenizer", "load_model"):
+        monkeypatch.setattr(models, name, after_a_move(getattr(models, name)))
     record = train(imdb, tmp_path / "run", "head", "--model_name_or_path", base, "--dataset_name", data)
     assert (record["pretrained"], record["data"]["commit"]) == commits
     assert record["data"]["splits"]["train"]["rows"] == 54

@@ -36,8 +36,10 @@ import finetune
 from finetune.cli import main as finetune_command
 from finetune.data.labels import Task
 from finetune.data.tokenize import TextConfig, encode_texts
-from finetune.delivery.predict import Predictor, load_predictor
+from finetune.delivery.predict import load_predictor
 from finetune.errors import FinetuneError
+from finetune.families.encoder import Encoder
+from finetune.families.save import write_model
 from finetune.methods import apply_method
 from finetune.metrics import SINGLE_LABEL
 from finetune.models.inputs import (
@@ -48,8 +50,8 @@ from finetune.models.inputs import (
     shortest_input,
     sketch_model,
 )
-from finetune.models.load import load_model, load_tokenizer
-from finetune.models.save import write_model
+from finetune.models.load import load_model, load_padding_tokenizer, load_tokenizer
+from finetune.models.predictor import Predictor
 from finetune.settings.parts import MethodArguments, ModelArguments
 
 SIZES = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
@@ -194,13 +196,13 @@ def test_virtual_tokens_take_up_positions(tokenizer):
 @pytest.mark.parametrize(("model_type", "longest"), [("mpnet", 38), ("camembert", 39), ("gpt2", 40)])
 def test_training_is_refused_more_than_the_model_reads(tmp_path, tokenizer, model_type, longest):
     base = ModelArguments(model_name_or_path=write_encoder(tmp_path, model_type, tokenizer))
-    assert load_tokenizer(base, "full", None, longest).model_max_length == longest
+    assert load_tokenizer(base, longest).model_max_length == longest
     with pytest.raises(
         FinetuneError, match=rf"at most {longest}, .* but got {longest + 1}. Pass --max_length {longest}."
     ):
-        load_tokenizer(base, "lora", None, longest + 1)
+        load_tokenizer(base, longest + 1, saves_embeddings=False)
     with pytest.raises(FinetuneError, match=r"at least 3, since the tokenizer of .* adds 2 special tokens"):
-        load_tokenizer(base, "full", None, 2)
+        load_tokenizer(base, 2)
 
 
 @pytest.mark.parametrize(
@@ -237,9 +239,9 @@ def test_a_config_that_promises_more_than_the_model_reads_is_refused(tmp_path, t
 def test_the_side_of_padding_is_made_right_and_saved(tmp_path, tiny_bert, model_type, side, saved):
     tokenizer = AutoTokenizer.from_pretrained(tiny_bert, padding_side=saved)
     arguments = ModelArguments(model_name_or_path=write_encoder(tmp_path / "base", model_type, tokenizer))
-    tokenizer = load_tokenizer(arguments, "full", None, 32)
+    tokenizer = load_tokenizer(arguments, 32)
     model = load_model(arguments, "full", tokenizer, AB, seed=0)
-    write_model(tmp_path / "model", model, tokenizer, TextConfig(32))
+    write_model(tmp_path / "model", Encoder(), model, tokenizer, TextConfig(32))
     assert AutoTokenizer.from_pretrained(tmp_path / "model").padding_side == side
     texts = [text for text, _ in make_reviews(8)]
     size = 1 if model_type == "xlnet" else 8  # whose batches the pipeline can't take apart
@@ -316,24 +318,34 @@ def test_added_tokens_get_embeddings_that_are_trained_and_saved(tmp_path, tiny_b
     tokenizer = add_word(AutoTokenizer.from_pretrained(tiny_bert))
     base = write_encoder(tmp_path / "base", model_type, tokenizer)
     arguments = ModelArguments(model_name_or_path=base)
-    tokenizer = load_tokenizer(arguments, "full", None, 32)
+    tokenizer = load_tokenizer(arguments, 32)
     with pytest.warns(UserWarning, match=r"1 of the tokens that were added to the tokenizer of .* have no embedding"):
         model = load_model(arguments, "full", tokenizer, AB, seed=0)
     again = load_model(arguments, "full", tokenizer, AB, seed=0)
     assert torch.equal(model.get_input_embeddings().weight, again.get_input_embeddings().weight)
     assert model.get_input_embeddings().weight.shape[0] == model.config.vocab_size == 31
-    write_model(tmp_path / "model", model, tokenizer, TextConfig(32))
+    write_model(tmp_path / "model", Encoder(), model, tokenizer, TextConfig(32))
     ours = Predictor(model, tokenizer, TextConfig(32), torch.float32).compute_logits(["zzztok film"])[0]
     np.testing.assert_allclose(
         load_predictor(tmp_path / "model", torch.float32).compute_logits(["zzztok film"])[0], ours
     )
 
 
-@pytest.mark.parametrize("method", ["lora", "prompt", "ia3"])
-def test_added_tokens_are_refused_where_they_would_not_be_saved(tmp_path, tiny_bert, method):
+def test_added_tokens_are_refused_where_they_would_not_be_saved(tmp_path, tiny_bert):
     base = write_encoder(tmp_path, "bert", add_word(AutoTokenizer.from_pretrained(tiny_bert)))
     with pytest.raises(FinetuneError, match=r"below 30, .* go up to 30 \('zzztok'\).* pass --method full"):
-        load_tokenizer(ModelArguments(model_name_or_path=base), method, None, 32)
+        load_tokenizer(ModelArguments(model_name_or_path=base), 32, saves_embeddings=False)
+
+
+@pytest.mark.parametrize("method", ["lora", "prompt", "ia3"])
+def test_added_tokens_with_an_adapter_are_one_line(tmp_path, tiny_bert, reviews, method, capsys):
+    base = write_encoder(tmp_path / "base", "bert", add_word(AutoTokenizer.from_pretrained(tiny_bert)))
+    files = [word for pair in reviews.items() for word in pair]
+    with pytest.raises(SystemExit) as caught:
+        finetune_command(["train", *files, "--model_name_or_path", base, "--method", method, "--max_length", "10",
+                          "--output_dir", str(tmp_path / "run")])  # fmt: skip
+    assert caught.value.code == 2
+    assert "pass --method full" in capsys.readouterr().err
 
 
 def foreign_tokenizer(kind: str):
@@ -358,7 +370,7 @@ def raise_id(folder: str, kind: str) -> str:
 def test_a_foreign_tokenizer_is_refused_in_training_and_prediction(tmp_path, kind):
     base = raise_id(write_encoder(tmp_path / "base", "bert", foreign_tokenizer(kind)), kind)
     with pytest.raises(FinetuneError, match=r"token numbers below 30, since .* Take the tokenizer that belongs to it"):
-        load_tokenizer(ModelArguments(model_name_or_path=base), "full", None, 32)
+        load_tokenizer(ModelArguments(model_name_or_path=base), 32)
     folder = raise_id(write_classifier(tmp_path / "model", "bert", foreign_tokenizer(kind)), kind)
     with pytest.raises(FinetuneError, match="token numbers below 30, since"):
         finetune.load(folder)
@@ -373,7 +385,7 @@ def test_a_stranger_s_added_tokens_without_embeddings_are_refused(tmp_path, tiny
 def test_a_tokenizer_of_another_model_shows_in_its_padding_token(tmp_path, tiny_bert):
     base = write_encoder(tmp_path, "roberta", AutoTokenizer.from_pretrained(tiny_bert), pad_token_id=1)
     arguments = ModelArguments(model_name_or_path=base)
-    tokenizer = load_tokenizer(arguments, "full", None, 32)
+    tokenizer = load_tokenizer(arguments, 32)
     with pytest.warns(UserWarning, match="pads with token 1 and its tokenizer with 0"):
         model = load_model(arguments, "full", tokenizer, AB, seed=0)
     assert model.config.pad_token_id == 1  # by which it counts positions
@@ -384,7 +396,7 @@ def test_a_tokenizer_without_an_unknown_token_is_refused(tmp_path):
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]")
     base = write_encoder(tmp_path, "bert", tokenizer)
     with pytest.raises(FinetuneError, match=r"reads any text, .* Give it an unknown token"):
-        load_tokenizer(ModelArguments(model_name_or_path=base), "full", None, 32)
+        load_tokenizer(ModelArguments(model_name_or_path=base), 32)
 
 
 @pytest.mark.parametrize(
@@ -396,9 +408,9 @@ def test_a_tokenizer_without_an_unknown_token_is_refused(tmp_path):
 )
 def test_a_python_tokenizer_is_refused_in_one_line(tmp_path, slow, method):
     base = write_encoder(tmp_path / "base", "bert", slow(), vocab_size=300)
-    arguments = ModelArguments(model_name_or_path=base, textcnn_tokenizer="model")
+    arguments = ModelArguments(model_name_or_path=base)
     with pytest.raises(FinetuneError, match=rf"fast tokenizer .* is {slow.__name__}, which is written in Python"):
-        load_tokenizer(arguments, method, None, 32)
+        load_padding_tokenizer(arguments) if method == "textcnn" else load_tokenizer(arguments, 32)
     if slow is CanineTokenizer:  # a million characters, which take seconds to load
         return
     folder = write_classifier(tmp_path / "model", "bert", slow(), vocab_size=300)
@@ -475,7 +487,7 @@ def test_a_tokenizer_that_ends_no_text_is_refused(tmp_path, model_type):
     tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing("$A", "$A $B", [])
     base = write_encoder(tmp_path, model_type, tokenizer)
     with pytest.raises(FinetuneError, match=r"ends texts with token 3, by which .* classifies"):
-        load_tokenizer(ModelArguments(model_name_or_path=base), "full", None, 32)
+        load_tokenizer(ModelArguments(model_name_or_path=base), 32)
 
 
 # Weights that are not there
@@ -485,7 +497,7 @@ def load_with_warnings(base: str, tokenizer, method="full"):
     arguments = ModelArguments(model_name_or_path=base)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        model = load_model(arguments, method, load_tokenizer(arguments, method, None, 32), AB, seed=0)
+        model = load_model(arguments, method, load_tokenizer(arguments, 32), AB, seed=0)
     return model, [str(one.message) for one in caught if "more than a head" in str(one.message)]
 
 
@@ -511,7 +523,7 @@ def test_an_encoder_without_its_decoder_is_warned_of(tmp_path, method):
     assert "of the encoder, is drawn at random" in warning
     model = apply_method(model, MethodArguments(method))
     tokenizer = AutoTokenizer.from_pretrained(base)
-    write_model(tmp_path / "model", model, tokenizer, TextConfig(32))
+    write_model(tmp_path / "model", Encoder(), model, tokenizer, TextConfig(32))
     ours = Predictor(model.eval(), tokenizer, TextConfig(32), torch.float32).compute_logits(["good film"])[0]
     found = load_predictor(tmp_path / "model", torch.float32).compute_logits(["good film"])[0]
     np.testing.assert_allclose(found, ours, atol=1e-6)  # what was drawn is saved, with an adapter too
@@ -541,8 +553,8 @@ def test_an_encoder_drawn_at_random_is_warned_of(tmp_path, tokenizer, fault):
 def test_an_adapter_on_a_base_that_lost_weights_is_refused(tmp_path, tokenizer):
     base = write_encoder(tmp_path / "base", "bert", tokenizer)
     arguments = ModelArguments(model_name_or_path=base)
-    model = load_model(arguments, "lora", load_tokenizer(arguments, "lora", None, 32), AB, seed=0)
-    write_model(tmp_path / "model", apply_method(model, MethodArguments("lora")), tokenizer, TextConfig(32))
+    model = load_model(arguments, "lora", load_tokenizer(arguments, 32, saves_embeddings=False), AB, seed=0)
+    write_model(tmp_path / "model", Encoder(), apply_method(model, MethodArguments("lora")), tokenizer, TextConfig(32))
     finetune.load(tmp_path / "model")
     weights = load_file(tmp_path / "base/model.safetensors")
     save_file({k: v for k, v in weights.items() if "layer.0.output" not in k}, tmp_path / "base/model.safetensors")

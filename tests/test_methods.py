@@ -7,10 +7,11 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 from finetune.data.labels import Task
 from finetune.delivery.load import load
 from finetune.errors import FinetuneError
+from finetune.families.encoder import Encoder
+from finetune.families.save import write_model
 from finetune.methods import apply_method
 from finetune.metrics import SINGLE_LABEL
 from finetune.models.load import load_model, newly_initialised_modules
-from finetune.models.save import write_model
 from finetune.settings.parts import MethodArguments, ModelArguments
 
 ABC, XY = Task(SINGLE_LABEL, ["a", "b", "c"]), Task(SINGLE_LABEL, ["x", "y"])
@@ -74,7 +75,7 @@ def test_everything_that_trains_is_saved(encoder, method, tmp_path):
         for _, parameter in model.named_parameters():
             if parameter.requires_grad:  # as if trained: everything trainable has moved
                 parameter.add_(torch.randn(parameter.shape, generator=generator) / 10)
-    write_model(tmp_path / "model", model, AutoTokenizer.from_pretrained(folder))
+    write_model(tmp_path / "model", Encoder(), model, AutoTokenizer.from_pretrained(folder))
     tokens = torch.tensor([[2, 5, 6, 7, 3]])
     with torch.no_grad():
         expected = model.eval()(input_ids=tokens).logits
@@ -108,7 +109,7 @@ def test_lora_on_a_checkpoint_that_has_a_head(tmp_path, tiny_bert):
         base = load_model(arguments, "lora", tokenizer, ABC, seed=0)
     model = apply_method(base, MethodArguments("lora"))
     assert any("classifier" in name for name, parameter in model.named_parameters() if parameter.requires_grad)
-    write_model(tmp_path / "model", model, tokenizer)
+    write_model(tmp_path / "model", Encoder(), model, tokenizer)
     tokens = torch.tensor([[2, 5, 6, 7, 3]])
     torch.testing.assert_close(load(tmp_path / "model")[0](tokens).logits, model.eval()(tokens).logits)
 

@@ -15,13 +15,15 @@ from finetune.data.labels import Task
 from finetune.data.load import read_examples
 from finetune.data.tokenize import TextConfig, tokenize_dataset
 from finetune.delivery.load import load
-from finetune.delivery.predict import Predictor
+from finetune.families.encoder import Encoder
+from finetune.families.save import write_model
+from finetune.families.textcnn import TextCNN, TextCNNSettings, build_textcnn
 from finetune.methods import apply_method
 from finetune.metrics import REGRESSION, SINGLE_LABEL, compute_metrics
 from finetune.models.answers import unit_of_logits
 from finetune.models.load import load_model
 from finetune.models.output_layer import Standard, compute_numbers_in_fp32, find_output_layer
-from finetune.models.save import write_model
+from finetune.models.predictor import Predictor
 from finetune.settings.parts import MethodArguments, ModelArguments
 from finetune.training.loss import ExampleLoss
 from finetune.training.trainer import FineTuningTrainer
@@ -97,7 +99,10 @@ def tokenized(reviews, tokenizer):
 
 
 def make_model(folder, tokenizer, method):
-    model = load_model(ModelArguments(model_name_or_path=folder), method, tokenizer, Task(REGRESSION, ["value"]), 0)
+    task = Task(REGRESSION, ["value"])
+    if method == "textcnn":
+        return enable(build_textcnn(ModelArguments(), TextCNNSettings(), tokenizer, task, 0))
+    model = load_model(ModelArguments(model_name_or_path=folder), method, tokenizer, task, 0)
     return enable(apply_method(model, MethodArguments(method=method)))
 
 
@@ -133,7 +138,8 @@ def test_numbers_are_learnt_alike_on_any_scale_and_what_is_saved_gives_them(
     np.testing.assert_allclose(histories[1], histories[0], atol=1e-3)
     assert trainers[1].evaluate()["eval_r2"] == pytest.approx(histories[1][-1], abs=1e-4)
 
-    write_model(tmp_path / "model", trainers[1].model, tokenizer, TextConfig(24))
+    family = TextCNN() if method == "textcnn" else Encoder()
+    write_model(tmp_path / "model", family, trainers[1].model, tokenizer, TextConfig(24))
     models = [trainers[1].model.eval(), load(tmp_path / "model")[0]]
     if method in ("full", "head"):
         models.append(AutoModelForSequenceClassification.from_pretrained(tmp_path / "model").eval())

@@ -34,9 +34,9 @@ from finetune.accelerated.precision import keep_activations_in_bf16
 from finetune.accelerated.unpadding import use_unpadding
 from finetune.data.labels import Task
 from finetune.data.tokenize import TextConfig
-from finetune.delivery.predict import Predictor
 from finetune.metrics import SINGLE_LABEL
 from finetune.models.load import load_model
+from finetune.models.predictor import Predictor
 from finetune.settings.parsing import parse_arguments
 from finetune.settings.parts import ModelArguments
 

@@ -32,13 +32,15 @@ from finetune import hub as hub_module
 from finetune.cli import main as finetune_command
 from finetune.data.cutting import TextConfig
 from finetune.data.embedded import EMBEDDED_MODEL_ID, EMBEDDED_MODEL_REVISION, find_embedded_model
-from finetune.delivery.card import Shipped, write_snippet
 from finetune.delivery.load import load
 from finetune.delivery.merge import merge_adapter
 from finetune.delivery.predict import load_predictor
 from finetune.delivery.push import upload_folder
 from finetune.errors import FinetuneError
-from finetune.models.save import read_finetune_config, write_model
+from finetune.families.encoder import Encoder
+from finetune.families.save import write_model
+from finetune.family import Shipped
+from finetune.models.finetune_config import read_finetune_config
 
 TOKEN = "hf_" + "abcdefghij" * 3
 TEXTS = ["a great film", "this was awful !", "good", "the plot of the story was very dull and boring . " * 9]
@@ -379,12 +381,12 @@ def test_without_a_network(hub, runs, monkeypatch, capsys):
 def test_a_model_of_pairs_takes_pairs_alone_and_its_snippet_gives_one(tiny_bert, tmp_path, capsys):
     model = AutoModelForSequenceClassification.from_pretrained(tiny_bert, id2label={0: "no", 1: "yes"})
     folder = tmp_path / "model"
-    write_model(folder, model, AutoTokenizer.from_pretrained(tiny_bert), TextConfig(24), is_paired=True)
+    write_model(folder, Encoder(), model, AutoTokenizer.from_pretrained(tiny_bert), TextConfig(24), is_paired=True)
     predictor = load_predictor(folder, torch.float32)
     with pytest.raises(FinetuneError, match="Expected pairs of texts"):
         predictor.predict(["a good film"])
     config = read_finetune_config(folder)
-    exec(write_snippet(Shipped(str(folder), None, "whole", ["no", "yes"], config)), {})
+    exec(Encoder().write_snippet(Shipped(str(folder), None, Encoder(), ["no", "yes"], config)), {})
     printed = capsys.readouterr().out
     expected = predictor.compute_probabilities(["A text to classify."], ["Its second text."])[0]
     assert float(re.search(r"'score': ([\d.]+)", printed)[1]) == pytest.approx(expected.max(), abs=1e-5)

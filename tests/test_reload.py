@@ -23,11 +23,12 @@ from finetune.data.labels import Task
 from finetune.data.tokenize import TextConfig
 from finetune.delivery.predict import load_predictor
 from finetune.errors import FinetuneError
+from finetune.families.encoder import Encoder
+from finetune.families.save import write_model
 from finetune.methods import apply_method
 from finetune.metrics import SINGLE_LABEL
 from finetune.models.load import load_model, load_tokenizer
 from finetune.models.quantization import is_four_bit
-from finetune.models.save import write_model
 from finetune.settings.parts import MethodArguments, ModelArguments
 
 SMALL = {"vocab_size": 30, "max_position_embeddings": 64, "pad_token_id": 0, "hidden_size": 32, "num_hidden_layers": 2,
@@ -140,7 +141,7 @@ def train_and_save(folder: Path, base: str, method: str) -> dict:
     moved = {name for name, p in model.named_parameters() if name in start and not torch.equal(p, start[name])}
     with torch.no_grad():
         logits = model.eval()(**inputs).logits.tolist()
-    write_model(folder / method, model, tokenizer)
+    write_model(folder / method, Encoder(), model, tokenizer)
     return {"logits": logits, "still": sorted(start.keys() - moved)}
 
 
@@ -196,14 +197,14 @@ def test_a_text_is_answered_alone_as_in_company(model_type, side, tmp_path, tiny
     base = write_base(model_type, tmp_path, tiny_bert)
     AutoTokenizer.from_pretrained(base, padding_side=side).save_pretrained(base)
     arguments = ModelArguments(model_name_or_path=base)
-    tokenizer = load_tokenizer(arguments, "full", None, 32)
+    tokenizer = load_tokenizer(arguments, 32)
     model = load_model(arguments, "full", tokenizer, Task(SINGLE_LABEL, NAMES), seed=0)
     with torch.no_grad():  # as if trained: small random weights would tell no text from another
         for weight in model.parameters():
             if weight.ndim > 1:
                 torch.nn.init.normal_(weight, std=0.2)
     for config in (TextConfig(32), TextConfig(8, "window", 2), TextConfig(8, "head+tail")):
-        write_model(tmp_path / "saved", model, tokenizer, config)
+        write_model(tmp_path / "saved", Encoder(), model, tokenizer, config)
         plain, fast = (load_predictor(tmp_path / "saved", torch.float32, accelerated=one) for one in (False, True))
         for pairs in (None, PAIRS) if config.truncation == "head" else (None,):
             together = plain.compute_logits(TEXTS, pairs)[0]
@@ -217,7 +218,7 @@ def test_a_text_is_answered_alone_as_in_company(model_type, side, tmp_path, tiny
                 np.testing.assert_allclose(alone, together, atol=1e-5)
     # A stranger pads with the saved tokenizer, and gets the same.
     stranger = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved").eval()
-    write_model(tmp_path / "saved", model, tokenizer, TextConfig(32))
+    write_model(tmp_path / "saved", Encoder(), model, tokenizer, TextConfig(32))
     expected = load_predictor(tmp_path / "saved", torch.float32).compute_logits(TEXTS)[0]
     inputs = AutoTokenizer.from_pretrained(tmp_path / "saved")(TEXTS, padding=True, return_tensors="pt")
     if model_type == "funnel":  # whose answers padding changes

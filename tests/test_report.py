@@ -14,7 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import synthetic_runs
 from conftest import ROOT
+from scipy.special import expit
+from sklearn.metrics import f1_score, recall_score
 from synthetic_runs import COSTS, write_record, write_run
 
 from finetune.cli import main
@@ -25,7 +28,7 @@ from finetune.comparison.figures import embed_svg, plot_quality_by_cost, render_
 from finetune.comparison.groups import Group
 from finetune.comparison.report import build_report, to_json
 from finetune.comparison.runs import Predictions, StoredRun, find_run_directories, load_run, load_runs
-from finetune.comparison.statistics import Interval, mean_interval
+from finetune.comparison.statistics import Interval, find_support, mean_interval
 from finetune.comparison.table import compute_scores, format_cost, format_interval
 from finetune.comparison.verdict import decide
 from finetune.errors import FinetuneError
@@ -119,8 +122,9 @@ def test_the_verdict_is_that_of_the_chosen_metric_margin_and_cost(stored_runs):
     built = build_report([stored_runs], metric="macro_f1", margin=2.0, cost="latency_seconds")
     scores = {group.name: compute_scores(group, "macro_f1") for group in built.groups}
     expected = decide(
-        scores, {name: COSTS[name][5] for name in scores}, 0.02, metric="macro-F1", deterministic={"tfidf"}
-    )
+        scores, {name: COSTS[name][5] for name in scores}, 0.02, metric="macro-F1", deterministic={"tfidf"},
+        support=find_support("macro_f1", built.runs[0].test.labels), look=built.verdict.look,
+    )  # fmt: skip
     assert built.verdict == expected
     by_time, by_bytes = (work_out(stored_runs, cost=cost)["verdict"] for cost in ("train_seconds", "bytes"))
     assert list(by_time["comparisons"]) == ["tfidf", "full", "lora"]  # cheapest first
@@ -186,6 +190,61 @@ def test_an_earlier_report_is_replaced_and_nothing_else(stored_runs, tmp_path):
     assert (tmp_path / "out/figures/portrait.svg").read_text() == "my own"
     assert "Report on lora" in (tmp_path / "out/report.html").read_text()
     assert not list((tmp_path / "out").rglob("*.partial"))
+
+
+def rare(labels, num_rare):
+    """Make all but a few examples of the last class examples of the first."""
+    last = np.flatnonzero(labels == labels.max())
+    labels[last[num_rare:]] = 0
+    return labels
+
+
+@pytest.mark.parametrize("num_rare", [0, 3, 40])
+def test_a_verdict_over_classes_needs_examples_of_each(tmp_path, monkeypatch, num_rare):
+    plain = synthetic_runs.make_labels
+    monkeypatch.setattr(synthetic_runs, "make_labels", lambda *words: rare(plain(*words), num_rare))
+    for method in ("full", "lora"):
+        for seed in (0, 1):
+            write_run(tmp_path / f"{method}-{seed}", method, seed, 3.4, label_names=list("abc"), num_test=600)
+    content = work_out(tmp_path, metric="macro_f1")
+    found = content["groups"][0]["quality"]["macro_f1"]
+    if num_rare == 3:
+        assert (content["verdict"], found["low"]) == (None, None)
+        assert content["no_verdict"].startswith(
+            "No verdict by macro-F1: it averages over classes, and the rarest has 3"
+        )
+        assert work_out(tmp_path)["verdict"] is not None  # by accuracy
+    else:
+        assert content["verdict"] is not None
+        assert 0 < found["low"] < found["estimate"] < found["high"] <= 1
+    said = [line for line in content["warnings"] if "no example of 1 of 3 classes" in line]
+    assert len(said) == (num_rare == 0)
+    if num_rare == 0:  # which is in no mean, though two models may have predicted it
+        labels = load_run(tmp_path / "full-0").test.labels
+        answers = [load_run(tmp_path / f"full-{seed}").decide() for seed in (0, 1)]
+        f1 = [f1_score(labels, one, labels=[0, 1], average="macro") for one in answers]
+        assert content["groups"][[group["name"] for group in content["groups"]].index("full")]["quality"]["macro_f1"][
+            "estimate"
+        ] == pytest.approx(np.mean(f1))
+
+
+def test_several_labels_are_judged_by_the_thresholds_that_the_model_uses(tmp_path):
+    def tuned(record):
+        record["thresholds"] = {"values": [0.02, 0.5, 0.5], "validation": half, "test": half}
+
+    half = {"micro_f1": 0.5, "macro_f1": 0.5, "accuracy": 0.5}
+    for name, change in (("full", tuned), ("lora", None)):
+        write_run(tmp_path / name, name, 0, 2.0, problem_type=MULTI_LABEL, label_names=list("abc"), change=change)
+    run = load_run(tmp_path / "full")
+    decided = (expit(run.test.logits) >= [0.02, 0.5, 0.5]).astype(int)
+    assert np.array_equal(run.decide(), decided)
+    assert not np.array_equal(decided, run.test.logits >= 0)
+    content = work_out(tmp_path)
+    (full,) = (group for group in content["groups"] if group["name"] == "full")
+    labels = run.test.labels
+    assert full["quality"]["micro_f1"]["estimate"] == pytest.approx(f1_score(labels, decided, average="micro"))
+    assert full["per_class"]["a"]["recall"] == pytest.approx(recall_score(labels[:, 0], decided[:, 0]))
+    assert content["verdict"]["as_trained"] == ["full", "lora"]
 
 
 # What is refused

@@ -16,11 +16,15 @@ from safetensors.numpy import load_file
 from transformers import TrainingArguments
 
 from finetune.errors import FinetuneError
-from finetune.settings.declared import facts_of
+from finetune.settings.declared import facts_of, own_settings
 from finetune.settings.document import describe_settings
 from finetune.settings.parts import PARTS
 
-OURS = [field.name for part, _ in PARTS.values() for field in dataclasses.fields(part)]
+OURS = [
+    field.name
+    for part in [*(part for part, _ in PARTS.values()), *own_settings()]
+    for field in dataclasses.fields(part)
+]
 UPSTREAM = [field.name for field in dataclasses.fields(TrainingArguments)]
 STEPS = ["--eval_strategy", "steps", "--save_strategy", "steps", "--eval_steps", "4", "--save_steps", "4"]
 WINDOWS = ["--max_length", "8", "--truncation", "window", "--window_stride", "2"]

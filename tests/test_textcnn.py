@@ -10,10 +10,10 @@ from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from finetune.data.labels import Task
+from finetune.families.textcnn import TextCNNSettings, build_textcnn, load_textcnn_tokenizer
 from finetune.families.textcnn.textcnn import TextCNNConfig, TextCNNForSequenceClassification, convolve, max_over_time
 from finetune.families.textcnn.vocabulary import train_word_tokenizer
 from finetune.metrics import SINGLE_LABEL
-from finetune.models.load import load_model, load_tokenizer
 from finetune.settings.parts import ModelArguments
 
 
@@ -84,9 +84,10 @@ def test_an_empty_sentence_is_classified_by_the_bias():
 
 @pytest.mark.parametrize("variant", ["static", "non-static", "multichannel"])
 def test_pretrained_variants_start_from_the_given_vectors(tiny_bert, variant):
-    arguments = ModelArguments(model_name_or_path=tiny_bert, textcnn_variant=variant)
-    tokenizer = load_tokenizer(arguments, "textcnn", train=None, max_length=24)
-    model = load_model(arguments, "textcnn", tokenizer, Task(SINGLE_LABEL, ["a", "b"]), seed=0)
+    arguments = ModelArguments(model_name_or_path=tiny_bert)
+    settings = TextCNNSettings(textcnn_variant=variant)
+    tokenizer = load_textcnn_tokenizer(arguments, settings, train=None, max_length=24)
+    model = build_textcnn(arguments, settings, tokenizer, Task(SINGLE_LABEL, ["a", "b"]), seed=0)
     vectors = AutoModelForSequenceClassification.from_pretrained(tiny_bert).get_input_embeddings().weight
     assert torch.equal(model.embedding.weight[1:], vectors[1:])
     assert not model.embedding.weight[0].any()

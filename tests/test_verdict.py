@@ -9,6 +9,7 @@ from finetune.comparison.verdict import decide
 from finetune.errors import FinetuneError
 
 COSTS = {"cheap": 1.0, "middle": 5.0, "dear": 20.0}
+CERTAIN = {"cheap", "dear"}  # of methods that no seed changes, one run is all there is to know
 
 
 def make_scores(num_examples, *wrong, repeat=1):
@@ -24,7 +25,7 @@ EQUAL = {"cheap": [(0, 10)], "dear": [(2, 12)]}
 
 
 def test_the_cheaper_of_two_equals_is_taken_when_the_test_set_shows_it():
-    verdict = decide({name: make_scores(20_000, *wrong) for name, wrong in EQUAL.items()}, COSTS)
+    verdict = decide({name: make_scores(20_000, *wrong) for name, wrong in EQUAL.items()}, COSTS, deterministic=CERTAIN)
     assert (verdict.decided, verdict.chosen) == (True, "cheap")
     cheap, dear = verdict.comparisons["cheap"], verdict.comparisons["dear"]
     assert cheap.non_inferior
@@ -40,7 +41,7 @@ def test_the_cheaper_of_two_equals_is_taken_when_the_test_set_shows_it():
     {"cheap": make_scores(100, (0, 9)), "dear": make_scores(100, (0, 10))},  # the cheap one seems better
 ])  # fmt: skip
 def test_a_hundred_examples_crown_nobody(scores):
-    verdict = decide(scores, COSTS)
+    verdict = decide(scores, COSTS, deterministic=CERTAIN)
     assert (verdict.decided, verdict.chosen) == (False, None)
     assert verdict.sentences[0].startswith("Not decided")
     assert "more test examples" in verdict.sentences[1]
@@ -48,7 +49,7 @@ def test_a_hundred_examples_crown_nobody(scores):
 
 def test_a_worse_method_is_not_taken():
     scores = {"cheap": make_scores(5_000, (0, 14)), "dear": make_scores(5_000, (2, 13))}
-    verdict = decide(scores, COSTS)
+    verdict = decide(scores, COSTS, deterministic=CERTAIN)
     assert (verdict.decided, verdict.chosen, verdict.best) == (True, "dear", "dear")
     assert verdict.comparisons["cheap"].worse
     assert verdict.comparisons["cheap"].difference.estimate == pytest.approx(-0.03)
@@ -58,8 +59,6 @@ def test_a_worse_method_is_not_taken():
         "cheaper one is worse by more than that.",
         # 1.96 * sqrt(0.03 * 0.97 / 5000) = 0.0047
         "cheap is worse than dear by more than 1.0 point (difference −3.0 points, 95 % interval −3.5 to −2.5).",
-        "There is one run of cheap and dear: the verdict holds for what was trained, and what another seed would give "
-        "is not known. Three seeds or more would tell.",
         # 150 examples of 150 that differ, all one way
         "McNemar's exact test that cheap and dear, as trained, are right equally often: p = 1.4e-45.",
     ]
@@ -86,6 +85,19 @@ def test_a_method_in_the_middle():
     assert verdict.sentences[1].endswith("no practical number of test examples alone, or of seeds alone, would tell.")
 
 
+def test_with_more_methods_each_has_to_show_more():
+    """Of three methods two may be worse, so Holm doubles the smallest p-value."""
+    two = {"cheap": make_scores(2_400, (0, 10), repeat=3), "dear": make_scores(2_400, (2, 12), repeat=3)}
+    verdict = decide(two, COSTS)
+    p_value = verdict.comparisons["cheap"].p_value
+    assert verdict.level / 2 < p_value < verdict.level
+    assert verdict.chosen == "cheap"
+    three = decide({**two, "middle": make_scores(2_400, (1, 11), repeat=3)}, COSTS)
+    assert three.comparisons["cheap"].p_value == p_value
+    assert three.comparisons["cheap"].adjusted_p_value == pytest.approx(2 * p_value)
+    assert not three.comparisons["cheap"].non_inferior
+
+
 def test_a_run_that_failed_decides_nothing():
     rng = np.random.default_rng(0)
     scores = {
@@ -98,20 +110,21 @@ def test_a_run_that_failed_decides_nothing():
 
 def test_the_planned_number_of_examples_decides():
     scores = {name: make_scores(1_000, *wrong) for name, wrong in EQUAL.items()}
-    verdict = decide(scores, COSTS)
+    verdict = decide(scores, COSTS, deterministic=CERTAIN)
     cheap = verdict.comparisons["cheap"]
     assert not cheap.non_inferior
     assert cheap.more_seeds is None
     assert f"about {round(cheap.more_examples, -2):,} more test examples would probably tell." in verdict.sentences[1]
-    # (1.96 + 0.84)² * variance / distance², with the two added examples
-    assert cheap.more_examples == pytest.approx(7.85 * (0.04 + 2 / 1_000) / 0.01**2 - 1_000, rel=0.01)
+    # (2.67 + 0.84)² * variance / distance², with the two added examples, at the level of the second look: 0.38 %
+    assert cheap.more_examples == pytest.approx(12.3 * (0.04 + 2 / 1_000) / 0.01**2 - 1_000, rel=0.01)
     more = 1 + -(-cheap.more_examples // 1_000)
-    assert decide({name: np.tile(runs, more) for name, runs in scores.items()}, COSTS).chosen == "cheap"
+    again = {name: np.tile(runs, more) for name, runs in scores.items()}
+    assert decide(again, COSTS, deterministic=CERTAIN, look=2).chosen == "cheap"
 
 
 def test_seeds_are_planned_where_they_are_what_varies():
     rng = np.random.default_rng(0)
-    shares = {"cheap": [0.90, 0.915, 0.93], "dear": [0.895, 0.91, 0.925]}
+    shares = {"cheap": [0.905, 0.915, 0.925], "dear": [0.90, 0.91, 0.92]}
     scores = {name: (rng.random(20_000) < np.c_[runs]).astype(float) for name, runs in shares.items()}
     verdict = decide(scores, COSTS)
     cheap = verdict.comparisons["cheap"]
@@ -124,8 +137,9 @@ def test_seeds_are_planned_where_they_are_what_varies():
     )
     difference = paired_difference(scores["cheap"], scores["dear"])
     distance = difference.estimate + 0.01
-    assert difference.detectable_distance(20_000, (3 + cheap.more_seeds,) * 2) <= distance
-    assert difference.detectable_distance(20_000, (2 + cheap.more_seeds,) * 2) > distance
+    level = 0.025 * 6 / (2 * np.pi) ** 2  # of the second look
+    assert difference.detectable_distance(20_000, (3 + cheap.more_seeds,) * 2, level) <= distance
+    assert difference.detectable_distance(20_000, (2 + cheap.more_seeds,) * 2, level) > distance
 
 
 def test_errors_are_better_when_smaller():
@@ -146,17 +160,45 @@ def test_errors_are_better_when_smaller():
 
 def test_the_best_and_cheapest_needs_proof_too():
     scores = {"cheap": make_scores(5_000, (0, 5)), "dear": make_scores(5_000, (0, 10))}
-    verdict = decide(scores, COSTS)
+    verdict = decide(scores, COSTS, deterministic=CERTAIN)
     assert (verdict.decided, verdict.chosen, verdict.best) == (True, "cheap", "cheap")
     assert verdict.sentences[0].endswith("at the lowest cost.")
 
 
-def test_what_one_run_cannot_tell_is_said_but_not_of_a_deterministic_method():
-    scores = {"cheap": make_scores(5_000, (0, 10)), "dear": make_scores(5_000, (0, 10), repeat=3)}
-    assert "There is one run of cheap:" in " ".join(decide(scores, COSTS).sentences)
+def test_one_trained_model_crowns_no_method_unless_a_seed_changes_nothing():
+    scores = {"cheap": make_scores(20_000, (0, 10)), "dear": make_scores(20_000, (1, 11), repeat=3)}
+    verdict = decide(scores, COSTS)
+    assert (verdict.decided, verdict.chosen, verdict.best, verdict.as_trained) == (False, None, "cheap", ["cheap"])
+    assert verdict.sentences == [
+        "As trained, cheap was best, and no other is better by more than 1.0 point of accuracy; what another seed "
+        "would give is not known.",
+        "There is one run of cheap: three seeds or more would tell which method to take.",
+    ]
+    assert any(line.startswith("No method is chosen: of cheap one model was trained") for line in verdict.assumptions)
+    assert not any("is chosen with a probability" in line for line in verdict.assumptions)
     verdict = decide(scores, COSTS, deterministic={"cheap"})
+    assert (verdict.decided, verdict.chosen, verdict.as_trained) == (True, "cheap", [])
     assert "one run" not in " ".join(verdict.sentences)
     assert verdict.mcnemar_p_value is None
+    # The cheap one as good as the best, and a third that is worse: all as trained.
+    scores = {"cheap": make_scores(20_000, (2, 12)), "dear": make_scores(20_000, (0, 9)),
+              "middle": make_scores(20_000, (0, 20))}  # fmt: skip
+    verdict = decide(scores, COSTS, margin=0.02)
+    assert verdict.chosen is None
+    assert verdict.sentences[0].startswith("As trained, dear was best, and cheap is no worse by more than 2.0 points")
+    assert verdict.sentences[1] == "As trained, middle is worse than another by more than 2.0 points of accuracy."
+    assert verdict.sentences[2].startswith("There is one run each of cheap, middle and dear")
+
+
+def test_each_look_has_its_own_part_of_the_level():
+    scores = {"cheap": make_scores(4_000, (0, 10), repeat=3), "dear": make_scores(4_000, (2, 12), repeat=3)}
+    levels = [decide(scores, COSTS, look=look).level for look in range(1, 2_000)]
+    assert levels[0] == pytest.approx(0.025 * 0.6079, rel=1e-3)
+    assert 0.0249 < sum(levels) < 0.025
+    # Enough for the first look, and not for one that comes after many.
+    assert decide(scores, COSTS, look=1).chosen == "cheap"
+    assert decide(scores, COSTS, look=10).chosen is None
+    assert any(line.startswith("This is look 10") for line in decide(scores, COSTS, look=10).assumptions)
 
 
 @pytest.mark.parametrize(("scores", "costs", "margin"), [

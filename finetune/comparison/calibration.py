@@ -1,7 +1,7 @@
 """How far probabilities can be believed: calibration error, its bins, and the temperature that mends the scale.
 
-For one class of several. Of several labels each is a task of its own: call these with the two logits `[0, logit]` of
-one label and its 0 and 1. The temperature is fitted on the validation split and applied to the test split.
+The temperature is fitted on the validation split and applied to the test split. Of several labels a text each is a task
+of its own, whose probability is held against how often the label is there.
 """
 
 from typing import NamedTuple
@@ -14,6 +14,8 @@ __all__ = [
     "compute_probabilities",
     "expected_calibration_error",
     "fit_temperature",
+    "label_calibration_error",
+    "label_reliability_bins",
     "reliability_bins",
 ]
 
@@ -39,6 +41,31 @@ class ReliabilityBins(NamedTuple):
     accuracy: np.ndarray
 
 
+def label_calibration_error(probabilities: np.ndarray, labels: np.ndarray, num_bins: int = 15) -> float:
+    """Compute the mean over labels of the distance between a label's probability and how often it is there.
+
+    The binary ECE of each label, by its probability and not by the confidence in a decision: most labels are rare, and
+    that they are not there says every model with confidence. Labels without examples count too.
+
+    Args:
+        probabilities: Of the labels, `(num_examples, num_labels)`, each in [0, 1].
+        labels: 0 and 1, of the same shape.
+        num_bins: Bins of equal width between 0 and 1.
+
+    Returns:
+        A value in [0, 1].
+
+    Example:
+        >>> label_calibration_error(np.array([[0.9], [0.9], [0.2]]), np.array([[1], [1], [0]]), num_bins=2)
+        0.13333333333333333
+    """
+    gaps = []
+    for column, truth in zip(probabilities.T, labels.T, strict=True):
+        bins = label_reliability_bins(column, truth, num_bins)
+        gaps.append(np.nan_to_num(np.abs(bins.accuracy - bins.confidence)) @ bins.num_examples / len(truth))
+    return float(np.mean(gaps))
+
+
 def compute_probabilities(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
     """Compute the softmax of logits over a temperature in float64, shape `(num_examples, num_labels)`."""
     return softmax(logits.astype(np.float64) / temperature, axis=-1)
@@ -55,14 +82,26 @@ def reliability_bins(probabilities: np.ndarray, labels: np.ndarray, num_bins: in
     Returns:
         What a reliability diagram draws (Guo et al. 2017, section 2).
     """
-    predictions = probabilities.argmax(axis=-1)
-    confidences = probabilities.max(axis=-1)
+    return label_reliability_bins(probabilities.max(axis=-1), probabilities.argmax(axis=-1) == labels, num_bins)
+
+
+def label_reliability_bins(probabilities: np.ndarray, labels: np.ndarray, num_bins: int = 15) -> ReliabilityBins:
+    """Group decisions between yes and no into bins of equal width by the probability of yes.
+
+    Args:
+        probabilities: `(num_decisions,)`, each in [0, 1].
+        labels: 0 and 1, `(num_decisions,)`.
+        num_bins: Bins between 0 and 1.
+
+    Returns:
+        The bins, whose `accuracy` is the share of yes.
+    """
     edges = np.linspace(0.0, 1.0, num_bins + 1)
-    bins = np.searchsorted(edges[1:-1], confidences, side="left")
+    bins = np.searchsorted(edges[1:-1], probabilities, side="left")
     counts = np.bincount(bins, minlength=num_bins)
     with np.errstate(invalid="ignore"):
-        confidence = np.bincount(bins, confidences, num_bins) / counts
-        accuracy = np.bincount(bins, predictions == labels, num_bins) / counts
+        confidence = np.bincount(bins, probabilities, num_bins) / counts
+        accuracy = np.bincount(bins, labels, num_bins) / counts
     return ReliabilityBins(edges[:-1], edges[1:], counts, confidence, accuracy)
 
 

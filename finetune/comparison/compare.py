@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from finetune.catalogue import CATALOGUE
+from finetune.catalogue import CATALOGUE, FLOOR, family_of, file_name_of, import_method
 from finetune.errors import FinetuneError
 from finetune.files import write_json
 from finetune.run.lock import find_holder
@@ -56,7 +56,7 @@ class Plan:
 
     Attributes:
         recipe: The script, or `TRAIN`.
-        methods: Names of the catalogue.
+        methods: Names of the catalogue, or where others are imported from.
         seeds: Training seeds. A method without chance in it runs with the first alone.
         output_directory: Gets a run directory for each run, `comparison.json`, and `logs/`.
         flags: Of the recipe, for every run.
@@ -84,17 +84,19 @@ class Plan:
         for given in (self.methods, self.seeds):
             if not given or len(set(given)) < len(given):
                 raise FinetuneError(f"Expected each method and seed once, but got {list(given)}.")
-        unknown = [name for name in self.methods if name not in CATALOGUE]
+        unknown = [name for name in self.methods if name not in CATALOGUE and not {":", "."} & set(name)]
         if unknown:
             raise FinetuneError(f"Expected --methods from {', '.join(CATALOGUE)}, but got {', '.join(unknown)}.")
+        methods = [import_method(name) for name in self.methods]
+        object.__setattr__(self, "methods", methods)
         for name in OWN_FLAGS:
             if any(flag.split("=")[0] == f"--{name}" for flag in self.flags):
                 raise FinetuneError(f"Expected no --{name} after --: every run gets its own. Leave it out.")
         planned = [
-            Planned(method, seed, self.output_directory / f"{method}-seed{seed}")
+            Planned(method, seed, self.output_directory / f"{file_name_of(method)}-seed{seed}")
             for seed in self.seeds
-            for method in self.methods
-            if seed == self.seeds[0] or not CATALOGUE[method].is_deterministic
+            for method in methods
+            if seed == self.seeds[0] or not family_of(method).is_deterministic
         ]
         object.__setattr__(self, "runs", planned)
 
@@ -102,7 +104,7 @@ class Plan:
         """Give the command line of a run."""
         config = [] if self.accelerate_config is None else ["--config_file", str(self.accelerate_config)]
         program = ["-m", "finetune", "train"] if self.recipe == TRAIN else [str(self.recipe)]
-        floor = ["--no_floor"] if "tfidf" in self.methods and "--no_floor" not in self.flags else []
+        floor = ["--no_floor"] if FLOOR in self.methods and "--no_floor" not in self.flags else []
         return [
             *(sys.executable, "-m", "accelerate.commands.launch", *config, *program, *self.flags, *floor),
             *("--method", run.method, "--seed", str(run.seed), "--output_dir", str(run.directory)),

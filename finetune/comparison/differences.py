@@ -12,7 +12,7 @@ import numpy as np
 from scipy.special import expit, softmax
 
 from finetune.comparison.groups import Group
-from finetune.metrics import MULTI_LABEL, REGRESSION, predict_labels
+from finetune.metrics import MULTI_LABEL, REGRESSION
 
 __all__ = ["Answer", "Confusion", "Differences", "Example", "find_confusions", "find_differences"]
 
@@ -115,7 +115,7 @@ def find_differences(
     if sum(len(group.runs) for group in groups) < 2:
         return Differences(num_only_right, only_right, mistakes, 0, None)
     runs = [run for group in groups for run in group.runs]
-    decided = np.stack([predict_labels(run.test.logits, first.problem_type) for run in runs])
+    decided = np.stack([run.decide() for run in runs])
     differ = (decided != decided[0]).any(axis=0)
     agree = ~(differ.any(axis=1) if differ.ndim == 2 else differ)
     wrong = ~np.any([table.any(axis=0) for table in right.values()], axis=0)
@@ -151,16 +151,16 @@ def _answer(group: Group, temperatures: Sequence[float]) -> _Answers:
         tables.append(expit(logits) if several else softmax(logits, axis=1))
     table = np.mean(tables, axis=0)
     if several:
-        decided, of_label = (table >= 0.5).astype(np.int64), np.where(labels == 1, table, 1 - table).prod(axis=1)
-        is_right = (decided == labels).all(axis=1)
-        return _Answers(table, decided, is_right, np.maximum(table, 1 - table).prod(axis=1), of_label)
+        decided = (np.mean([run.decide() for run in group.runs], axis=0) >= 0.5).astype(np.int64)  # by most seeds
+        of_answer, of_label = (np.where(one == 1, table, 1 - table).prod(axis=1) for one in (decided, labels))
+        return _Answers(table, decided, (decided == labels).all(axis=1), of_answer, of_label)
     decided = table.argmax(axis=1)
     return _Answers(table, decided, decided == labels, table.max(axis=1), table[np.arange(len(labels)), labels])
 
 
 def _is_right(group: Group) -> np.ndarray:
     """Tell which examples each seed gets right, of several labels all of them; shape `(num_seeds, num_examples)`."""
-    right = np.stack([predict_labels(run.test.logits, run.problem_type) == run.test.labels for run in group.runs])
+    right = np.stack([run.decide() == run.test.labels for run in group.runs])
     return np.asarray(right.all(axis=2) if right.ndim == 3 else right)
 
 

@@ -24,7 +24,7 @@ from finetune.comparison.figures import (
 from finetune.comparison.report import Report
 from finetune.comparison.statistics import Interval
 from finetune.comparison.table import METRIC_NAMES, format_cost, format_interval, format_metric
-from finetune.metrics import GREATER_IS_BETTER, REGRESSION
+from finetune.metrics import GREATER_IS_BETTER, MULTI_LABEL, REGRESSION
 
 __all__ = ["Drawing", "draw_report"]
 
@@ -237,5 +237,7 @@ def _draw_calibration(report: Report) -> Iterator[Parts]:
             f"Reliability of {method}: expected calibration error {one.before:.3f}, and {one.after:.3f} after "
             f"temperature scaling with {', '.join(f'{value:.2f}' for value in one.temperatures)}"
         )
-        axes = plot_reliability(one.bins_before, one.bins_after, (one.before, one.after), position)
+        several = report.problem_type == MULTI_LABEL
+        named = ("probability of a label", "share with the label") if several else ("confidence", "accuracy")
+        axes = plot_reliability(one.bins_before, one.bins_after, (one.before, one.after), position, named)
         yield f"reliability-{position}", "calibration", method, alt, axes

@@ -366,7 +366,7 @@ def plot_confusion(shares: np.ndarray, label_names: Sequence[str], position: int
 @mpl.rc_context(STYLE)
 def plot_reliability(
     before: ReliabilityBins, after: ReliabilityBins, errors: tuple[float, float], position: int = 0,
-    ax: Axes | None = None,
+    axis_labels: tuple[str, str] = ("confidence", "accuracy"), ax: Axes | None = None,
 ) -> Axes:  # fmt: skip
     """Draw accuracy against confidence, before and after temperature scaling.
 
@@ -374,6 +374,7 @@ def plot_reliability(
         before: Bins of the probabilities as they are.
         after: Bins of the scaled ones.
         errors: The expected calibration errors of both, in [0, 1].
+        axis_labels: Of the two axes.
         position: Of the colour in `COLOURS`.
         ax: Axes to draw on.
     """
@@ -393,8 +394,8 @@ def plot_reliability(
     low = min(float(np.floor(10 * bins.low[bins.num_examples > 0].min()) / 10) for bins in (before, after))
     ax.set_xlim(low - 0.02, 1.02)
     ax.set_ylim(-0.03, 1.03)
-    ax.set_xlabel("confidence")
-    ax.set_ylabel("accuracy")
+    ax.set_xlabel(axis_labels[0])
+    ax.set_ylabel(axis_labels[1])
     ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     ax.legend(loc="lower right" if low < 0.3 else "lower left")

@@ -10,7 +10,7 @@ import numpy as np
 from finetune.comparison.runs import SPLITS, StoredRun
 from finetune.errors import FinetuneError
 from finetune.settings.declaration import Values
-from finetune.settings.declared import default_values, facts_of
+from finetune.settings.declared import default_values, facts_of, is_used
 
 __all__ = ["Group", "describe_machines", "describe_settings", "group_runs", "refuse_different_splits"]
 
@@ -139,7 +139,7 @@ def _settings(run: StoredRun) -> dict[str, Any]:
     return {
         name: value
         for name, value in flat.items()
-        if (facts := facts_of(name)).changes == "results" and not facts.refused and facts.is_used(values)
+        if (facts := facts_of(name)).changes == "results" and not facts.refused and is_used(name, values)
     }
 
 

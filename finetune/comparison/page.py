@@ -207,12 +207,14 @@ def _per_class(report: Report) -> Iterator[dict[str, Any]]:
 
 
 def _describe_calibration(report: Report) -> str:
-    what = "of every label's yes or no" if report.problem_type == MULTI_LABEL else "of the class that is predicted"
+    if report.problem_type == MULTI_LABEL:
+        what, error = "How often a label is there by its probability", "mean over labels and seeds"
+    else:
+        what, error = "How often the class that is predicted is right by its probability", "mean over seeds"
     return (
-        f"How often the answer is right by its probability, {what}: on the dotted line one can take the probability "
-        "at its word. Large circles are many test examples. ECE is the mean distance from the line (Guo et al. 2017) "
-        "over 15 bins, mean over seeds; scaled means with the temperature that fits the validation split, which "
-        "changes no answer."
+        f"{what}: on the dotted line one can take the probability at its word. Large circles are many test examples. "
+        f"ECE is the mean distance from the line (Guo et al. 2017) over 15 bins, {error}; scaled means with the "
+        "temperature that fits the validation split, which changes no answer."
     )
 
 

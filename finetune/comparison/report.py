@@ -11,19 +11,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.special import expit
 
 from finetune import __version__
-from finetune.catalogue import find_method
+from finetune.catalogue import FLOOR, family_of
 from finetune.comparison.calibration import (
     ReliabilityBins,
     compute_probabilities,
     expected_calibration_error,
     fit_temperature,
+    label_calibration_error,
+    label_reliability_bins,
     reliability_bins,
 )
 from finetune.comparison.differences import Differences, find_differences
 from finetune.comparison.groups import Group, describe_machines, group_runs, refuse_different_splits
+from finetune.comparison.looks import note_look
 from finetune.comparison.runs import Predictions, StoredRun, Texts, load_findings, load_runs, load_texts
+from finetune.comparison.statistics import FEWEST_OF_A_CLASS, Support, find_support
 from finetune.comparison.table import (
     METRIC_NAMES,
     QUALITY_METRICS,
@@ -36,7 +41,7 @@ from finetune.comparison.table import (
 from finetune.comparison.verdict import Verdict, decide
 from finetune.errors import FinetuneError
 from finetune.examination.findings import Finding
-from finetune.metrics import GREATER_IS_BETTER, MULTI_LABEL, REGRESSION, SINGLE_LABEL, compute_per_class, predict_labels
+from finetune.metrics import GREATER_IS_BETTER, MULTI_LABEL, REGRESSION, SINGLE_LABEL, compute_per_class, present_labels
 
 __all__ = ["REPORT_SCHEMA_VERSION", "VERDICT_COSTS", "Calibration", "Lengths", "Report", "build_report", "to_json"]
 
@@ -95,7 +100,8 @@ class Report:
         metric: That of the verdict.
         margin: In the metric's unit.
         cost: That of the verdict, one of `VERDICT_COSTS`.
-        verdict: None with a single group.
+        verdict: None with a single group, or where the metric can't be judged by on these test examples.
+        no_verdict: Why there is none, in a sentence; empty if there is one.
         calibration: None for regression.
         per_class: Precision, recall and F1 of each class, mean over seeds; empty for regression.
         confusion: Examples by label and prediction, mean over seeds; for one class of several.
@@ -114,6 +120,7 @@ class Report:
     margin: float
     cost: str
     verdict: Verdict | None
+    no_verdict: str
     calibration: dict[str, Calibration] | None
     per_class: dict[str, dict[str, dict[str, float]]]
     confusion: dict[str, np.ndarray] | None
@@ -175,15 +182,20 @@ def build_report(
 
     metrics = list(dict.fromkeys([metric, *TABLE_METRICS[problem_type]]))
     rows = build_rows(groups, metrics)
-    verdict = None
-    if len(groups) > 1:
+    support = find_support(metric, runs[0].test.labels)
+    verdict, unkept = None, None
+    no_verdict = _refuse_verdict(groups, metric, support)
+    if not no_verdict:
+        look, unkept = note_look([run for group in groups for run in group.runs])
         verdict = decide(
             scores={group.name: compute_scores(group, metric) for group in groups},
             costs={row.name: row.costs[cost] or 0.0 for row in rows},
             margin=margin,
             greater_is_better=GREATER_IS_BETTER[metric],
             metric=METRIC_NAMES[metric],
-            deterministic={group.name for group in groups if find_method(group.method).is_deterministic},
+            deterministic={group.name for group in groups if family_of(group.method).is_deterministic},
+            support=support,
+            look=look,
         )
     floor = build_floor_row(groups, metrics)
     calibration = None if problem_type == REGRESSION else {group.name: _calibrate(group) for group in groups}
@@ -198,6 +210,7 @@ def build_report(
         margin=margin,
         cost=cost,
         verdict=verdict,
+        no_verdict=no_verdict,
         calibration=calibration,
         per_class={} if problem_type == REGRESSION else {group.name: _per_class(group) for group in groups},
         confusion={group.name: _confusion(group) for group in groups} if problem_type == SINGLE_LABEL else None,
@@ -205,9 +218,22 @@ def build_report(
         differences=find_differences(groups, temperatures),
         texts=texts,
         findings=load_findings(runs),
-        warnings=_warn(groups, floor),
+        warnings=[*_warn(groups, floor), *([unkept] if unkept else [])],
         left_out=left_out + doubled,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _refuse_verdict(groups: Sequence[Group], metric: str, support: Support | None) -> str:
+    """Say why there is no verdict, if there can't be one."""
+    if len(groups) == 1:
+        return f"There is one method, {groups[0].name}, so there is nothing to compare it with."
+    if support is None or support.is_enough:
+        return ""
+    return (
+        f"No verdict by {METRIC_NAMES[metric]}: it averages over classes, and the rarest has {support.smallest} test "
+        f"{'example' if support.smallest == 1 else 'examples'}, where {FEWEST_OF_A_CLASS} are needed for intervals and "
+        "tests that hold. Judge by accuracy, or test on more examples."
     )
 
 
@@ -218,29 +244,45 @@ def _warn(groups: Sequence[Group], floor: Row | None) -> list[str]:
         found = sorted({str(run.record.environment.packages.get(package)) for run in runs})
         if len(found) > 1:
             lines.append(f"The runs were made with different versions of {package}: {', '.join(found)}.")
-    if floor is None and not any(find_method(group.method).is_deterministic for group in groups):
+    first = runs[0]
+    if first.problem_type != REGRESSION:
+        absent = len(first.label_names) - len(present_labels(first.test.labels))
+        if absent:
+            lines.append(
+                f"The test split has no example of {absent} of {len(first.label_names)} classes: averages over classes "
+                "are over the others."
+            )
+    if floor is None and not any(group.method == FLOOR for group in groups):
         lines.append(
-            "No run measured a floor: run the recipe with --method tfidf to see what the simplest method gives."
+            f"No run measured a floor: run the recipe with --method {FLOOR} to see what the simplest method gives."
         )
     return lines
 
 
 def _calibrate(group: Group) -> Calibration:
     several = group.runs[0].problem_type == MULTI_LABEL
-    temperatures, before, after = [], [], []
-    labels = _decisions(group.runs[0].test, several)[1]
+    labels = group.runs[0].test.labels
+    temperatures: list[float] = []
+    before: list[np.ndarray] = []
+    after: list[np.ndarray] = []
     for run in group.runs:
         temperatures.append(fit_temperature(*_decisions(run.validation, several)))
-        logits = _decisions(run.test, several)[0]
-        before.append(compute_probabilities(logits))
-        after.append(compute_probabilities(logits, temperatures[-1]))
-    pooled = np.tile(labels, len(group.runs))
+        for tables, temperature in ((before, 1.0), (after, temperatures[-1])):
+            logits = run.test.logits.astype(np.float64)
+            tables.append(expit(logits / temperature) if several else compute_probabilities(logits, temperature))
+    error = label_calibration_error if several else expected_calibration_error
+    bins = []
+    for tables in (before, after):
+        pooled, truth = np.concatenate(tables), np.concatenate([labels] * len(tables))
+        bins.append(
+            label_reliability_bins(pooled.ravel(), truth.ravel()) if several else reliability_bins(pooled, truth)
+        )
     return Calibration(
         temperatures=temperatures,
-        before=float(np.mean([expected_calibration_error(table, labels) for table in before])),
-        after=float(np.mean([expected_calibration_error(table, labels) for table in after])),
-        bins_before=reliability_bins(np.concatenate(before), pooled),
-        bins_after=reliability_bins(np.concatenate(after), pooled),
+        before=float(np.mean([error(table, labels) for table in before])),
+        after=float(np.mean([error(table, labels) for table in after])),
+        bins_before=bins[0],
+        bins_after=bins[1],
     )
 
 
@@ -254,7 +296,8 @@ def _decisions(predictions: Predictions, several: bool) -> tuple[np.ndarray, np.
 
 def _per_class(group: Group) -> dict[str, dict[str, float]]:
     tables = [
-        compute_per_class(run.test.logits, run.test.labels, run.label_names, run.problem_type) for run in group.runs
+        compute_per_class(run.test.logits, run.test.labels, run.label_names, run.problem_type, run.thresholds)
+        for run in group.runs
     ]
     return {
         label: {name: float(np.mean([table[label][name] for table in tables])) for name in tables[0][label]}
@@ -264,10 +307,7 @@ def _per_class(group: Group) -> dict[str, dict[str, float]]:
 
 def _confusion(group: Group) -> np.ndarray:
     num_labels, labels = len(group.runs[0].label_names), group.runs[0].test.labels
-    counts = [
-        np.bincount(labels * num_labels + predict_labels(run.test.logits, SINGLE_LABEL), minlength=num_labels**2)
-        for run in group.runs
-    ]
+    counts = [np.bincount(labels * num_labels + run.decide(), minlength=num_labels**2) for run in group.runs]
     return np.mean(counts, axis=0).reshape(num_labels, num_labels)
 
 
@@ -334,6 +374,7 @@ def to_json(report: Report) -> dict[str, Any]:
         "warnings": report.warnings,
         "left_out": report.left_out,
         "verdict": report.verdict and _verdict_to_json(report.verdict),
+        "no_verdict": report.no_verdict or None,
         "groups": groups,
         "floor": floor
         and {"quality": {name: one._asdict() for name, one in floor.quality.items()}, "costs": floor.costs},

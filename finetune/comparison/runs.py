@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from finetune.errors import FinetuneError
 from finetune.examination.findings import Finding, from_json
-from finetune.metrics import MULTI_LABEL, REGRESSION, compute_metrics
+from finetune.metrics import MULTI_LABEL, REGRESSION, compute_metrics, predict_labels, present_labels
 from finetune.run.fields import Metrics
 from finetune.run.record import RECORD_FILE, CompleteRecord
 
@@ -61,7 +61,7 @@ class StoredRun:
         record: Its `run.json`.
         validation: Predictions on the validation split.
         test: Predictions on the test split.
-        metrics: Every metric of the test split, computed from `test`.
+        metrics: Every metric of the test split, computed from `test`, decided as the model decides.
         history: What was logged, a dictionary a line; empty for a method without steps.
     """
 
@@ -87,6 +87,15 @@ class StoredRun:
     @property
     def label_names(self) -> list[str]:
         return self.record.data.label_names
+
+    @property
+    def thresholds(self) -> list[float] | None:
+        """Probabilities from which on the model predicts each of several labels; None for other tasks."""
+        return None if self.record.thresholds is None else self.record.thresholds.values
+
+    def decide(self) -> np.ndarray:
+        """Return what the model answers on the test split, as `finetune.metrics.predict_labels` does."""
+        return predict_labels(self.test.logits, self.problem_type, self.thresholds)
 
     def cost(self, name: str) -> float | None:
         """Give one of `costs`, or of `model` (`bytes`, `trainable_parameters`); None if the method has no such cost."""
@@ -170,6 +179,9 @@ def load_run(directory: Path) -> StoredRun:
     """
     record = CompleteRecord.read(directory)
     problem_type, num_labels = record.data.problem_type, len(record.data.label_names)
+    thresholds = None if record.thresholds is None else record.thresholds.values
+    if thresholds is not None and len(thresholds) != num_labels:
+        raise FinetuneError(f"expected {num_labels} thresholds in run.json, but found {len(thresholds)}")
     predictions, metrics = {}, {}
     for split, recorded in record.metrics:
         if recorded.labels_withheld:
@@ -181,8 +193,12 @@ def load_run(directory: Path) -> StoredRun:
             raise FinetuneError(f"expected {rows} rows in {split}.parquet, as run.json says, but found {found}")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"sklearn\..*")  # of classes without examples, which have no ROC
-            metrics[split] = compute_metrics(predictions[split].logits, predictions[split].labels, problem_type)
-        _check_metrics(recorded, metrics[split], split)
+            measured = compute_metrics(predictions[split].logits, predictions[split].labels, problem_type, thresholds)
+            at_half = measured
+            if record.thresholds is not None and record.thresholds.validation is not None:  # of 0.1
+                at_half = compute_metrics(predictions[split].logits, predictions[split].labels, problem_type)
+        _check_metrics(recorded, at_half, predictions[split].labels, num_labels, split)
+        metrics[split] = measured
     history = _read_history(directory / "history.jsonl")
     return StoredRun(directory, record, predictions["validation"], predictions["test"], metrics["test"], history)
 
@@ -277,14 +293,21 @@ def _to_labels(column: pa.ChunkedArray, problem_type: str, num_labels: int) -> n
     return numbers.astype(np.int64)
 
 
-def _check_metrics(recorded: Metrics, computed: dict[str, float], split: str) -> None:
-    """Refuse predictions that don't give the metrics of `run.json`; what is not a number is null there."""
+def _check_metrics(
+    recorded: Metrics, computed: dict[str, float], labels: np.ndarray, num_labels: int, split: str
+) -> None:
+    """Refuse predictions that don't give the metrics of `run.json`; what is not a number is null there.
+
+    In a mean over classes, 0.1 counted those without examples as 0.
+    """
+    share = 1.0 if labels.dtype.kind == "f" and labels.ndim == 1 else len(present_labels(labels)) / num_labels
     for name, value in computed.items():
         found = recorded.get(name)
         if found is None:
             agrees = math.isnan(value) and name in recorded.model_fields_set
         else:
-            agrees = math.isclose(found, value, rel_tol=METRIC_TOLERANCE, abs_tol=METRIC_TOLERANCE)
+            known = (value, value * share) if name in ("macro_f1", "precision", "recall") else (value,)
+            agrees = any(math.isclose(found, one, rel_tol=METRIC_TOLERANCE, abs_tol=METRIC_TOLERANCE) for one in known)
         if not agrees:
             raise FinetuneError(
                 f"its predictions give a {split} {name} of {value:.6g}, but run.json says {found}; one of the "

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from finetune.catalogue import FLOOR
 from finetune.comparison.groups import Group, describe_settings
 from finetune.comparison.runs import StoredRun
-from finetune.comparison.statistics import INFLUENCE_METRICS, Interval, mean_interval, metric_influence
-from finetune.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL, predict_labels
+from finetune.comparison.statistics import INFLUENCE_METRICS, Interval, find_support, mean_interval, metric_influence
+from finetune.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 __all__ = [
     "COSTS",
@@ -90,8 +91,11 @@ def build_rows(groups: Sequence[Group], metrics: Sequence[str]) -> list[Row]:
 
 
 def _summarize(group: Group, name: str) -> Interval:
-    if name in QUALITY_METRICS[group.runs[0].problem_type] and len(group.runs[0].test.labels) > 1:
-        return mean_interval(compute_scores(group, name))
+    labels = group.runs[0].test.labels
+    if name in QUALITY_METRICS[group.runs[0].problem_type] and len(labels) > 1:
+        support = find_support(name, labels)
+        if support is None or support.is_enough:
+            return mean_interval(compute_scores(group, name), support=support)
     return Interval(float(np.mean([run.metrics[name] for run in group.runs])), float("nan"), float("nan"))
 
 
@@ -112,7 +116,7 @@ def _compute_run_scores(run: StoredRun, name: str) -> np.ndarray:
     if run.problem_type == REGRESSION:
         errors = logits[:, 0].astype(np.float64) - labels
         return np.abs(errors) if name == "mae" else errors**2
-    predictions = predict_labels(logits, run.problem_type)
+    predictions = run.decide()
     if name == "accuracy":
         right = labels == predictions
         return (right.all(axis=1) if right.ndim == 2 else right).astype(np.float64)
@@ -124,11 +128,11 @@ def build_floor_row(groups: Sequence[Group], metrics: Sequence[str]) -> Row | No
     """Build the row of TF-IDF and a linear model as the runs measured it beside themselves.
 
     Returns:
-        None if there is a group of the method `tfidf`, which says more, or no run measured it.
+        None if there is a group of the method itself, which says more, or no run measured it.
     """
     measured = [run.record.floor for group in groups for run in group.runs]
     floors = [floor for floor in measured if floor and all(floor.test.get(name) is not None for name in metrics)]
-    if not floors or any(group.method == "tfidf" for group in groups):
+    if not floors or any(group.method == FLOOR for group in groups):
         return None
     test, seconds = floors[0].test, float(np.mean([floor.train_seconds for floor in floors]))
     unknown = float("nan"), float("nan")

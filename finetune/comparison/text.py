@@ -44,10 +44,8 @@ def describe_subject(report: Report) -> str:
 
 
 def describe_verdict(report: Report) -> list[str]:
-    """Give the verdict's sentences; with one method, that there is none."""
-    if report.verdict is None:
-        return [f"There is one method, {report.groups[0].name}, so there is nothing to compare it with."]
-    return report.verdict.sentences
+    """Return the verdict's sentences, or why there is none."""
+    return [report.no_verdict] if report.verdict is None else report.verdict.sentences
 
 
 def describe_report(report: Report) -> str:

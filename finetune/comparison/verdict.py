@@ -4,6 +4,11 @@ Shown means shown. That two methods can't be told apart on a hundred examples is
 "no worse" is what has to be proved (non-inferiority), and a small test set proves nothing. A method is compared with
 every other, and all of these tests must reject (an intersection-union test: Berger 1982; for comparisons with the best
 Hsu 1984). So the best need not be known, and nothing is lost by taking it from the same data.
+
+Of one trained model the tests say what it does on other texts, and nothing of what another seed would have made of it:
+then no method is named. Who looks, trains on and looks again has another chance to be wrong each time, so each look has
+its own share of the level: 6 / (pi k)**2 of it the k-th, which add up to one, however many looks there will be (the
+union bound on a level that is spent over looks: Lan and DeMets 1983). The first has 61 %, the second 15 %.
 """
 
 import math
@@ -12,7 +17,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from finetune.comparison.statistics import Difference, Interval, holm, mcnemar, paired_difference
+from finetune.comparison.statistics import (
+    FEWEST_OF_A_CLASS,
+    Difference,
+    Interval,
+    Support,
+    holm,
+    mcnemar,
+    paired_difference,
+)
 from finetune.errors import FinetuneError
 
 __all__ = ["Comparison", "Verdict", "decide"]
@@ -60,8 +73,12 @@ class Verdict:
             While a cheaper method is open, it is a safe choice and perhaps not the cheapest one.
         best: The method with the best mean.
         margin: In the metric's unit.
-        confidence: Of the two-sided intervals; the tests have the level `(1 - confidence) / 2` on their one side.
+        confidence: Of the two-sided intervals, which hold at one look; over all looks the tests have together the level
+            `(1 - confidence) / 2` on their one side.
         comparisons: For every method, cheapest first.
+        as_trained: Methods that another seed would change and that have one run: with any, `chosen` is None.
+        look: The how manieth look at these runs this is, from 1.
+        level: Of the tests on their one side, at this look.
         mcnemar_p_value: Of exactly two methods with one run each and scores of 0 and 1: of no difference between these
             two trained models; else None.
         sentences: The verdict in plain words, the choice first.
@@ -74,6 +91,9 @@ class Verdict:
     margin: float
     confidence: float
     comparisons: dict[str, Comparison]
+    as_trained: list[str]
+    look: int
+    level: float
     mcnemar_p_value: float | None
     sentences: list[str]
     assumptions: list[str]
@@ -87,6 +107,8 @@ def decide(
     greater_is_better: bool = True,
     metric: str = "accuracy",
     deterministic: Collection[str] = (),
+    support: Support | None = None,
+    look: int = 1,
 ) -> Verdict:
     """Find the cheapest method that is shown to be no worse than any other by more than a margin.
 
@@ -100,15 +122,22 @@ def decide(
         greater_is_better: False for errors.
         metric: Its name in the sentences, which give it in points (hundredths) if greater is better.
         deterministic: Methods whose runs would all be alike, so that one of them is all there is to know.
+        support: Of scores that are a metric plus the influences on it.
+        look: The how manieth look at this question it is, from 1: with other runs or other test examples each time.
 
     Raises:
-        FinetuneError: If there are fewer than two methods, a cost is missing, the margin is not above 0, or the scores
-            can't be compared.
+        FinetuneError: If there are fewer than two methods, a cost is missing, the margin is not above 0, the scores
+            can't be compared, or the support is not enough.
     """
     if len(scores) < 2:
         raise FinetuneError(f"Expected at least two methods to compare, but found {len(scores)}. Train another one.")
     if not 0 < margin < math.inf:
         raise FinetuneError(f"Expected a margin above 0, but got {margin}. Name the loss that doesn't matter: 0.01.")
+    if support is not None and not support.is_enough:
+        raise FinetuneError(
+            f"Expected {FEWEST_OF_A_CLASS} test examples of each class for a verdict by {metric}, but found "
+            f"{support.smallest} of one. Take accuracy, or a larger test split."
+        )
     without = [method for method in scores if not math.isfinite(costs.get(method, math.nan))]
     if without:
         raise FinetuneError(f"Expected a cost of every method, but found none of {_join(without)}. Train it again.")
@@ -118,12 +147,13 @@ def decide(
     methods = sorted(signed, key=lambda method: (costs[method], -means[method]))
     best = max(methods, key=means.__getitem__)
     pairs = {
-        (method, other): paired_difference(signed[method], signed[other], confidence)
+        (method, other): paired_difference(signed[method], signed[other], confidence, support)
         for method in methods
         for other in methods
         if method != other
     }
-    level, num_pairs = (1 - confidence) / 2, len(pairs) // 2
+    whole_level, num_pairs = (1 - confidence) / 2, len(pairs) // 2
+    level = _share_of_look(look) * whole_level
 
     # For each method the other one than which it is hardest to show no worse, and the one it is most surely worse than.
     rivals, betters = {}, {}
@@ -145,7 +175,7 @@ def decide(
             seems_worse = means[best] - means[method] > margin
             planned = pairs[method, betters[method] if seems_worse else rivals[method]]
             tests = num_pairs if seems_worse else len(methods) - 1
-            more_examples, more_seeds = _plan(planned, margin, level / tests)
+            more_examples, more_seeds = _plan(planned, margin, _share_of_look(look + 1) * whole_level / tests)
         difference = pairs[method, best].interval if method != best else Interval(0.0, 0.0, 0.0)
         comparisons[method] = Comparison(
             difference=difference if greater_is_better else _negate(difference),
@@ -163,16 +193,15 @@ def decide(
     cheaper = [method for method in methods if chosen is None or costs[method] < costs[chosen]]
     decided = chosen is not None and all(comparisons[method].worse for method in cheaper)
     words = _Words(metric, margin, confidence, greater_is_better)
-    sentences = [words.choose(chosen, best, decided, len(cheaper) > 0, comparisons)]
-    for method in cheaper:
-        other = betters[method] if comparisons[method].worse else rivals[method]
-        sentences.append(words.place(method, other, pairs[method, other], comparisons[method], len(methods)))
     single = [method for method in methods if len(signed[method]) == 1 and method not in deterministic]
     if single:
-        sentences.append(
-            f"There is one run of {_join(single)}: the verdict holds for what was trained, and what another seed would "
-            "give is not known. Three seeds or more would tell."
-        )
+        sentences = words.place_as_trained(chosen, best, comparisons, single)
+        chosen, decided = None, False
+    else:
+        sentences = [words.choose(chosen, best, decided, len(cheaper) > 0, comparisons)]
+        for method in cheaper:
+            other = betters[method] if comparisons[method].worse else rivals[method]
+            sentences.append(words.place(method, other, pairs[method, other], comparisons[method], len(methods)))
     p_mcnemar = None
     first, second = signed[methods[0]], signed[methods[1]]
     if len(methods) == 2 and len(first) == len(second) == 1 and np.isin([first, second], (0, 1)).all():
@@ -188,10 +217,18 @@ def decide(
         margin=margin,
         confidence=confidence,
         comparisons=comparisons,
+        as_trained=single,
+        look=look,
+        level=level,
         mcnemar_p_value=p_mcnemar,
         sentences=sentences,
-        assumptions=_list_assumptions(list(signed.values()), level, p_mcnemar is not None),
+        assumptions=_list_assumptions(signed, whole_level, level, look, single, p_mcnemar is not None),
     )
+
+
+def _share_of_look(look: int) -> float:
+    """Return the share of the level that a look has: 0.61, 0.15, 0.07, ... All of them add up to 1."""
+    return 6 / (math.pi * look) ** 2
 
 
 def _plan(difference: Difference, margin: float, level: float) -> tuple[int | None, int | None]:
@@ -261,6 +298,29 @@ class _Words:
             return f"Take {chosen}: {reason}{last}"
         return f"{chosen} is a safe choice: {reason}. Whether a cheaper one would do is not decided."
 
+    def place_as_trained(
+        self, leading: str | None, best: str, comparisons: dict[str, Comparison], single: Sequence[str]
+    ) -> list[str]:
+        """Say what holds for the trained models, and that it is not known of their methods."""
+        by_more = f"by more than {self.amount(self.margin)} of {self.metric}"
+        if leading is None:
+            shown = f"and none is shown to be no worse than every other {by_more}"
+        elif leading == best:
+            shown = f"and no other is better {by_more}"
+        else:
+            difference = self.interval(comparisons[leading].difference)
+            shown = f"and {leading} is no worse {by_more} (difference {difference})"
+        sentences = [f"As trained, {best} was best, {shown}; what another seed would give is not known."]
+        worse = [method for method, one in comparisons.items() if one.worse]
+        if worse:
+            verb = "is" if len(worse) == 1 else "are"
+            sentences.append(f"As trained, {_join(worse)} {verb} worse than another {by_more}.")
+        each = " each" if len(single) > 1 else ""
+        return [
+            *sentences,
+            f"There is one run{each} of {_join(single)}: three seeds or more would tell which method to take.",
+        ]
+
     def place(self, method: str, other: str, difference: Difference, comparison: Comparison, num_methods: int) -> str:
         """Say where a method stands that is cheaper than the one to take and, if that isn't shown, what would tell."""
         measured = difference.interval if self.greater_is_better else _negate(difference.interval)
@@ -287,18 +347,41 @@ class _Words:
         return f"{sentence}; more {'seeds' if comparison.more_seeds is None else 'test examples'} alone would not."
 
 
-def _list_assumptions(tables: Sequence[np.ndarray], level: float, with_mcnemar: bool) -> list[str]:
-    """Say what the tests take for granted."""
+def _list_assumptions(
+    tables: Mapping[str, np.ndarray],
+    whole_level: float,
+    level: float,
+    look: int,
+    single: Sequence[str],
+    with_mcnemar: bool,
+) -> list[str]:
+    """Say what the tests take for granted, and how often they are wrong."""
     assumptions = [
         "The test examples are drawn independently from the texts that the method will meet.",
         "All methods were trained on the same training and validation split: another split is not in the intervals.",
-        f"A method that is worse by the margin or more is chosen with a probability of at most {100 * level:g} %: it "
-        "would have to pass against every other one, so the best need not be known, and Holm's correction keeps that "
-        "level over the methods; where one is called worse, Bonferroni's does.",
-        "Mean differences vary about normally. Two test examples on which the methods differ, one each way, are added "
-        "to the variance, so that agreement on few examples shows little.",
     ]
-    if any(len(table) > 1 for table in tables):
+    if single:
+        assumptions.append(
+            f"No method is chosen: of {_join(single)} one model was trained, and a test of it holds for that model. A "
+            f"model that is worse by the margin or more is called no worse with a probability of at most "
+            f"{100 * whole_level:.2g} %."
+        )
+    else:
+        assumptions.append(
+            f"A method that is worse by the margin or more is chosen with a probability of at most "
+            f"{100 * whole_level:.2g} %, over all looks: it would have to pass against every other one, so the best "
+            "need not be known, and Holm's correction keeps that level over the methods; where one is called worse, "
+            "Bonferroni's does."
+        )
+    assumptions.append(
+        f"This is look {look} at these runs, with {100 * level:.2g} % for its own; each has its part, so that looking "
+        "again after more seeds or examples is allowed, and costs some of the next one's."
+    )
+    assumptions.append(
+        "Mean differences vary about normally. Two test examples on which the methods differ, one each way, are added "
+        "to the variance, so that agreement on few examples shows little."
+    )
+    if any(len(table) > 1 for table in tables.values()):
         assumptions.append(
             "Each method's seeds are drawn independently, and the means of its runs vary normally around its own. One "
             "run that failed makes its method's intervals very wide."

@@ -8,7 +8,6 @@ import json
 import math
 import re
 import shlex
-from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -16,15 +15,15 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
-from finetune.catalogue import CATALOGUE
+from finetune.catalogue import FAMILIES, find_method, name_of
 from finetune.data.embedded import EMBEDDED_MODEL_ID
 from finetune.errors import FinetuneError
+from finetune.family import Shipped
 from finetune.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL
-from finetune.models.save import FinetuneConfig
 from finetune.run.fields import Metrics
 from finetune.run.record import CompleteRecord
 
-__all__ = ["Shipped", "build_card", "check_card", "read_comparison", "read_results", "write_snippet"]
+__all__ = ["build_card", "check_card", "read_comparison", "read_results"]
 
 SECTIONS = ["How to use", "Data", "Training", "Results", "Costs", "Limitations"]
 # In the table and in the metadata, by task; an interval is shown where run.json has one.
@@ -45,64 +44,6 @@ SETTINGS = {
 }  # fmt: skip
 ABSOLUTE_PATH = re.compile(r"(?<![\w./:<`-])(?:[A-Za-z]:\\|/[\w.@+~-]+[/\\]|~/)[^\s'\"`|,;)]*|file://\S+")
 TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
-
-
-@dataclass(frozen=True)
-class Shipped:
-    """What goes to the Hub.
-
-    Attributes:
-        name: `user/name`.
-        revision: The branch; None for main.
-        kind: "whole" for what the Auto classes load, "adapter", "textcnn", or "tfidf".
-        label_names: In the order of their numbers.
-        config: How texts are cut, the task, thresholds.
-        base: Id and revision of the pretrained model on the Hub; None if there is none, or it is not there.
-        merged: Whether an adapter was merged into the weights.
-    """
-
-    name: str
-    revision: str | None
-    kind: str
-    label_names: list[str]
-    config: FinetuneConfig
-    base: tuple[str, str | None] | None = None
-    merged: bool = False
-
-
-def write_snippet(shipped: Shipped) -> str:
-    """Write the lines of Python that a stranger types; they print what the model says of one text, or of one pair."""
-    name, task, is_paired = shipped.name, shipped.config.problem_type, shipped.config.is_paired
-    revision = f', revision="{shipped.revision}"' if shipped.revision else ""
-    if shipped.kind == "tfidf":
-        path = f"{name}@{shipped.revision}" if shipped.revision else name
-        pair = ', ["Its second text."]' if is_paired else ""
-        return (
-            "from finetune.delivery.predict import load_predictor\n\n"
-            f'predictor = load_predictor("{path}")\nprint(predictor.predict(["A text to classify."]{pair}))'
-        )
-    options = {MULTI_LABEL: ", top_k=None", REGRESSION: ', function_to_apply="none"'}.get(task, "")
-    text = '{"text": "A text to classify.", "text_pair": "Its second text."}' if is_paired else '"A text to classify."'
-    use = f"print(classify({text}, truncation=True))"
-    if shipped.kind == "adapter":
-        names = repr(dict(enumerate(shipped.label_names)))
-        problem = f', problem_type="{task}"' if task != SINGLE_LABEL else ""
-        return (
-            "from peft import AutoPeftModelForSequenceClassification\n"
-            "from transformers import AutoTokenizer, pipeline\n\n"
-            f"id2label = {names}\n"
-            "label2id = {name: number for number, name in id2label.items()}\n"
-            "model = AutoPeftModelForSequenceClassification.from_pretrained(\n"
-            f'    "{name}"{revision}, id2label=id2label, label2id=label2id{problem}\n'
-            ")\n"
-            f'tokenizer = AutoTokenizer.from_pretrained("{name}"{revision})\n'
-            f'classify = pipeline("text-classification", model=model, tokenizer=tokenizer{options})\n{use}'
-        )
-    code = ", trust_remote_code=True" if shipped.kind == "textcnn" else ""
-    return (
-        "from transformers import pipeline\n\n"
-        f'classify = pipeline("text-classification", model="{name}"{revision}{code}{options})\n{use}'
-    )
 
 
 def build_card(shipped: Shipped, record: CompleteRecord | None, comparison: dict[str, Any] | None = None) -> str:
@@ -128,9 +69,9 @@ def build_card(shipped: Shipped, record: CompleteRecord | None, comparison: dict
 
 def _metadata(shipped: Shipped, record: CompleteRecord | None) -> str:
     results = None if record is None else _eval_results(record)
-    library = {"adapter": "peft", "tfidf": "finetune"}.get(shipped.kind, "transformers")
+    library = "peft" if shipped.is_adapter else shipped.family.library_name
     dataset = _dataset_of(record)[0] if record else None
-    tags = ["text-classification", "finetune", *([record.method] if record else [])]
+    tags = ["text-classification", "finetune", *([record.method.rpartition(":")[2]] if record else [])]
     data = ModelCardData(
         model_name=shipped.name.split("/")[1],
         base_model=shipped.base and shipped.base[0],
@@ -148,7 +89,7 @@ def _metadata(shipped: Shipped, record: CompleteRecord | None) -> str:
 def _relation(shipped: Shipped) -> str | None:
     if shipped.base is None:
         return None
-    return "adapter" if shipped.kind == "adapter" else "finetune"
+    return "adapter" if shipped.is_adapter else "finetune"
 
 
 def _dataset_of(record: CompleteRecord) -> tuple[str, str, str | None, str | None]:
@@ -223,8 +164,7 @@ def _what_it_does(shipped: Shipped, record: CompleteRecord | None) -> str:
 
 def _how_to_use(shipped: Shipped) -> str:
     text = shipped.config.text
-    path = f"{shipped.name}@{shipped.revision}" if shipped.revision else shipped.name
-    lines = [f"```python\n{write_snippet(shipped)}\n```"]
+    lines = [f"```python\n{shipped.family.write_snippet(shipped)}\n```"]
     if text is not None:
         cut = {
             "head": f"Texts are cut at their end, to {text.max_length} tokens, as in training.",
@@ -239,9 +179,9 @@ def _how_to_use(shipped: Shipped) -> str:
     if shipped.config.thresholds is not None:
         lines.append("`pipeline` gives all probabilities and knows nothing of the thresholds above.")
     pair = ' --pairs "Its second text."' if shipped.config.is_paired else ""
-    lines.append(
-        f'As it was measured, with finetune:\n\n```bash\nfinetune predict {path} "A text to classify."{pair}\n```'
-    )
+    own = "" if name_of(shipped.family) in FAMILIES else f" --family {name_of(shipped.family)}"
+    command = f'finetune predict {shipped.path} "A text to classify."{pair}{own}'
+    lines.append(f"As it was measured, with finetune:\n\n```bash\n{command}\n```")
     return "\n\n".join(lines)
 
 
@@ -264,12 +204,13 @@ def _training(shipped: Shipped, record: CompleteRecord | None) -> str:
         )
     if record is None:
         return "\n\n".join([*lines, "Not recorded: the model was pushed without its run."])
-    method = CATALOGUE[record.method]
+    method = find_method(record.method)
     merged = " The adapter is merged into the weights." if shipped.merged else ""
     lines.append(f"Method `{record.method}`: {method.what} ({method.paper}).{merged}")
+    parts = {**SETTINGS, "family": tuple(record.arguments.family)}
     settings = [
         f"`{name}` {value}"
-        for part, names in SETTINGS.items()
+        for part, names in parts.items()
         for name in names
         if (value := dict(record.arguments)[part].get(name)) not in (None, -1, 0.0, "none")
     ]
@@ -303,12 +244,15 @@ def _results(record: CompleteRecord | None, comparison: dict[str, Any] | None) -
         "saved model, reloaded."
     )
     parts = ["\n".join(lines), notes]
-    if record.thresholds is not None and record.thresholds.test is not None:
-        tuned = record.thresholds.test
-        parts.append(
-            "The figures above decide at probability one half. With the thresholds chosen on validation, on test: "
-            f"micro-F1 {tuned.micro_f1:.4f}, macro-F1 {tuned.macro_f1:.4f}, accuracy {tuned.accuracy:.4f}."
-        )
+    if record.thresholds is not None:
+        half, tuned = record.thresholds.at_half, record.thresholds.test  # the latter of a run of 0.1
+        decides = "by the thresholds above. One half would give" if half else "at one half. The thresholds above give"
+        other = half or tuned
+        if other is not None:
+            parts.append(
+                f"The figures decide {decides} on test: micro-F1 {other.micro_f1:.4f}, macro-F1 {other.macro_f1:.4f}, "
+                f"accuracy {other.accuracy:.4f}."
+            )
     per_class = record.metrics.test.per_class
     if per_class:
         table = ["| label (test) | precision | recall | F1 | examples |", "|---|---|---|---|---|"]
@@ -422,7 +366,7 @@ def check_card(card: str, shipped: Shipped, record: CompleteRecord | None) -> No
         wrong.append(f"base_model is not {shipped.base[0]}")
     headings = re.findall(r"^## (.+?)\s*$", card, re.MULTILINE)
     wrong += [f"there is no section '## {section}'" for section in SECTIONS if section not in headings]
-    if f"```python\n{write_snippet(shipped)}\n```" not in card:
+    if f"```python\n{shipped.family.write_snippet(shipped)}\n```" not in card:
         wrong.append("the snippet that loads the model is missing")
     wrong += [f"the label {name!r} is not named" for name in shipped.label_names if f"`{name}`" not in card]
     if record is not None:

@@ -1,7 +1,7 @@
 """Measure the saved model, reloaded: the one place where the test split is used."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,15 @@ import pyarrow.parquet as pq
 import torch
 from accelerate.utils import extract_model_from_parallel
 from datasets import Dataset, DatasetDict
-from scipy.special import expit
-from sklearn.metrics import f1_score
 from transformers import PreTrainedTokenizerBase
 
 from finetune.accelerated.precision import DTYPES
+from finetune.catalogue import FLOOR, family_of
 from finetune.data.labels import Task, label_matrix
 from finetune.data.load import read_examples
-from finetune.delivery.predict import Predictor, load_predictor
+from finetune.delivery.predict import load_predictor
 from finetune.errors import FinetuneError
-from finetune.families.tfidf.classifier import fit_floor
+from finetune.families.save import write_thresholds
 from finetune.files import write_aside
 from finetune.hardware import fastest_precision
 from finetune.metrics import (
@@ -34,10 +33,10 @@ from finetune.metrics import (
     tune_thresholds,
 )
 from finetune.models.answers import TextClassifier, unit_of_logits
-from finetune.models.save import write_thresholds
 from finetune.progress_bar import progress_bar
 from finetune.run.fields import Decisions, Floor, MeasuredSplits, Metrics, Reload, Thresholds
 from finetune.run.run import Run
+from finetune.settings.arguments import Arguments
 from finetune.settings.parts import DataArguments
 
 __all__ = [
@@ -71,12 +70,12 @@ def evaluate_run(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase | None
         FinetuneError: If the saved model gives other logits than the one in memory.
     """
     accelerated = run.arguments.run.accelerated
-    predictor: Any = load_predictor(run.model_directory, torch.float32, accelerated=accelerated)
+    predictor = load_predictor(run.model_directory, torch.float32, accelerated=accelerated)
     probes = splits["validation"].select(range(min(NUM_PROBES, len(splits["validation"]))))
     if isinstance(model, torch.nn.Module):  # which accelerate has let compute in lower precision
         model = extract_model_from_parallel(model, keep_fp32_wrapper=False)
-    text_config = getattr(predictor, "text_config", None)
-    reference = Predictor(model, tokenizer, text_config, torch.float32, accelerated=accelerated)
+    family = family_of(run.record.method)
+    reference = family.build_predictor(model, tokenizer, predictor.text_config, torch.float32, accelerated)
     in_memory = reference.compute_logits(*_texts(probes))[0]
     difference = float(np.abs(predictor.compute_logits(*_texts(probes))[0] - in_memory).max())
     if not difference <= MAX_RELOAD_DIFFERENCE * unit_of_logits(in_memory, predictor.task.problem_type):
@@ -93,15 +92,15 @@ def evaluate_run(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase | None
         with progress_bar(len(split), f"Evaluating on {name}") as advance:
             logits, num_tokens = predictor.compute_logits(*_texts(split), advance)
         throughput = len(split) / (time.perf_counter() - start)
-        metrics[name] = Metrics(**measure(logits, split, predictor.task))
         if predictor.task.problem_type == MULTI_LABEL and "label" in split.column_names:
             labels = label_matrix(split["label"], predictor.task)
             if name == "validation":
-                values = tune_thresholds(logits, labels)
-                predictor.thresholds = np.asarray(values)
-                thresholds = Thresholds(values=values, validation=_measure_decisions(predictor, logits, labels))
+                thresholds = Thresholds(values=tune_thresholds(logits, labels))
             elif thresholds is not None:
-                thresholds.test = _measure_decisions(predictor, logits, labels)
+                thresholds.at_half = _decide_at_half(logits, labels)
+        metrics[name] = Metrics(
+            **measure(logits, split, predictor.task, None if thresholds is None else thresholds.values)
+        )
         if run.is_main:
             write_predictions(run, name, split, logits, num_tokens)
     single = splits["test"].select(range(min(NUM_LATENCY_TEXTS, len(splits["test"]))))
@@ -109,8 +108,8 @@ def evaluate_run(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase | None
     if thresholds is not None and run.is_main:
         write_thresholds(run.model_directory, thresholds.values)
     floor = None
-    if run.is_main and run.arguments.run.floor and run.record.method != "tfidf":
-        floor = measure_floor(splits, run.record.seed)
+    if run.is_main and run.arguments.run.floor and run.record.method != FLOOR:
+        floor = measure_floor(splits, run.arguments)
     run.finish(
         metrics=MeasuredSplits(**metrics),
         reload=Reload(max_difference=difference, num_texts=len(probes)),
@@ -122,14 +121,10 @@ def evaluate_run(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase | None
     run.wait()
 
 
-def _measure_decisions(predictor: TextClassifier, logits: np.ndarray, labels: np.ndarray) -> Decisions:
-    """Measure the labels that are predicted by the tuned thresholds."""
-    chosen = predictor.decide(expit(logits))
-    return Decisions(
-        micro_f1=float(f1_score(labels, chosen, average="micro", zero_division=0)),
-        macro_f1=float(f1_score(labels, chosen, average="macro", zero_division=0)),
-        accuracy=float((chosen == labels).all(axis=1).mean()),
-    )
+def _decide_at_half(logits: np.ndarray, labels: np.ndarray) -> Decisions:
+    """Measure the labels that are predicted from a probability of one half on."""
+    found = compute_metrics(logits, labels, MULTI_LABEL)
+    return Decisions(micro_f1=found["micro_f1"], macro_f1=found["macro_f1"], accuracy=found["accuracy"])
 
 
 def _texts(split: Dataset) -> tuple[Any, Any]:
@@ -137,17 +132,19 @@ def _texts(split: Dataset) -> tuple[Any, Any]:
     return split["text"][:], split["text_pair"][:] if "text_pair" in split.column_names else None
 
 
-def measure(logits: np.ndarray, split: Dataset, task: Task) -> dict[str, Any]:
+def measure(
+    logits: np.ndarray, split: Dataset, task: Task, thresholds: Sequence[float] | None = None
+) -> dict[str, Any]:
     """Compute all metrics, 95 % intervals, and each class's own figures; only the count where labels are withheld."""
     if "label" not in split.column_names:
         return {"num_examples": len(split), "labels_withheld": True}
     labels = label_matrix(split["label"], task)
-    metrics: dict[str, Any] = compute_metrics(logits, labels, task.problem_type)
+    metrics: dict[str, Any] = compute_metrics(logits, labels, task.problem_type, thresholds)
     if task.problem_type == REGRESSION:
         metrics["mae_interval"] = mean_interval(np.abs(logits[:, 0] - labels))
     else:
         metrics["accuracy_interval"] = accuracy_interval(metrics["accuracy"], len(labels))
-        metrics["per_class"] = compute_per_class(logits, labels, task.label_names, task.problem_type)
+        metrics["per_class"] = compute_per_class(logits, labels, task.label_names, task.problem_type, thresholds)
     return {**metrics, "num_examples": len(labels)}
 
 
@@ -162,14 +159,21 @@ def measure_latency(predictor: TextClassifier, split: Dataset) -> float:
     return float(np.median(seconds))
 
 
-def measure_floor(splits: DatasetDict, seed: int) -> Floor:
-    """Fit TF-IDF and its linear model on the run's training rows and measure it on its test rows."""
-    test = splits["test"]
+def measure_floor(splits: DatasetDict, arguments: Arguments) -> Floor:
+    """Fit the method that is the floor on the run's training rows, and measure it on its test rows.
+
+    Of several labels it decides by thresholds that are chosen on validation, as every other method does.
+    """
+    validation, test, family = splits["validation"], splits["test"], family_of(FLOOR)
     start = time.perf_counter()
-    predictor = Predictor(fit_floor(splits["train"], seed), None)
+    predictor = family.build_predictor(family.fit_rows(splits["train"], arguments), None)
     seconds = time.perf_counter() - start
+    thresholds = None
+    if predictor.task.problem_type == MULTI_LABEL:
+        logits = predictor.compute_logits(*_texts(validation))[0]
+        thresholds = tune_thresholds(logits, label_matrix(validation["label"], predictor.task))
     logits = predictor.compute_logits(*_texts(test))[0]
-    return Floor(test=Metrics(**measure(logits, test, predictor.task)), train_seconds=seconds)
+    return Floor(test=Metrics(**measure(logits, test, predictor.task, thresholds)), train_seconds=seconds)
 
 
 def write_predictions(run: Run, name: str, split: Dataset, logits: np.ndarray, num_tokens: np.ndarray) -> None:
@@ -207,13 +211,11 @@ def evaluate_file(path: str | Path, test_file: str, columns: Mapping[str, Any]) 
     examples = read_examples(test_file, DataArguments(**columns), predictor.task, predictor.encoding)
     with progress_bar(len(examples), "Evaluating") as advance:
         logits, _ = predictor.compute_logits(*_texts(examples), advance)
-    metrics = measure(logits, examples, predictor.task)
-    if predictor.task.problem_type == MULTI_LABEL and "label" in examples.column_names:
-        decided = _measure_decisions(predictor, logits, label_matrix(examples["label"], predictor.task))
-        metrics |= {f"tuned_{name}": value for name, value in decided}
-    if predictor.task.problem_type == REGRESSION:
+    task, thresholds = predictor.task, None
+    if task.problem_type == MULTI_LABEL:
+        thresholds = np.broadcast_to(predictor.thresholds, len(task.label_names)).tolist()
+    metrics = measure(logits, examples, task, thresholds)
+    if task.problem_type == REGRESSION:
         return metrics, ""
-    labels = label_matrix(examples["label"], predictor.task)
-    return metrics, compute_classification_report(
-        logits, labels, predictor.task.label_names, predictor.task.problem_type
-    )
+    labels = label_matrix(examples["label"], task)
+    return metrics, compute_classification_report(logits, labels, task.label_names, task.problem_type, thresholds)

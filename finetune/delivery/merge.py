@@ -7,10 +7,11 @@ from peft import PeftModel
 from peft.utils import ModulesToSaveWrapper
 from transformers import PreTrainedModel
 
-from finetune.delivery.load import find_model_folder, load
+from finetune.delivery.load import find_model_folder, find_saved_family, load
 from finetune.errors import FinetuneError
+from finetune.families.save import write_model
+from finetune.models.finetune_config import read_finetune_config
 from finetune.models.quantization import is_four_bit
-from finetune.models.save import read_finetune_config, write_model
 
 __all__ = ["merge_adapter", "merge_folder"]
 
@@ -69,5 +70,6 @@ def merge_folder(path: str | Path, output: str | Path) -> Path:
     output.parent.mkdir(parents=True, exist_ok=True)
     config = read_finetune_config(folder)
     told = {name: getattr(config, name) for name in ("is_paired", "encoding", "is_numbered")}
-    write_model(output, merge_adapter(model), tokenizer, config.text, config.thresholds, **told)
+    family = find_saved_family(folder, config)
+    write_model(output, family, merge_adapter(model), tokenizer, config.text, config.thresholds, **told)
     return output

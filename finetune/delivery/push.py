@@ -16,6 +16,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, co
 from huggingface_hub.errors import RevisionNotFoundError
 from huggingface_hub.utils import disable_progress_bars, logging
 
+from finetune.catalogue import FAMILIES, import_family, name_of
 from finetune.delivery.load import download_model
 from finetune.delivery.predict import load_predictor
 from finetune.delivery.reload import compute_logits_elsewhere
@@ -31,9 +32,8 @@ MAX_DIFFERENCE = 1e-4
 BRANCH = re.compile(r"(?!refs/)\w[\w./-]*(?<![./])")
 # Files of an earlier push that would change how the model loads. What else lies in the repository stays.
 REPLACED = [
-    "*.safetensors", "*.safetensors.index.json", "*.bin", "config.json", "adapter_config.json", "label_names.json",
-    "finetune_config.json", "tfidf_terms.json", "textcnn.py", "tokenizer*", "vocab*", "merges.txt",
-    "special_tokens_map.json", "added_tokens.json",
+    "*.safetensors", "*.safetensors.index.json", "*.bin", "config.json", "adapter_config.json", "finetune_config.json",
+    "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json",
 ]  # fmt: skip
 
 
@@ -82,7 +82,8 @@ def push(
         )
         count = f"{len(staged.probes.texts)} texts, logits differ by at most"
         print(f"reloaded in a fresh process: {count} {difference:.1e}")
-        what = message or f"{staged.shipped.kind} model for {len(staged.shipped.label_names)} labels, by finetune"
+        kind = "adapter" if staged.shipped.is_adapter else name_of(staged.shipped.family)
+        what = message or f"{kind} model for {len(staged.shipped.label_names)} labels, by finetune"
         commit = upload_folder(api, staged.folder, name, private=private, revision=revision, message=what)
         print(f"pushed to {constants.ENDPOINT}/{name}: commit {commit}, {'private' if private else 'public'}")
 
@@ -178,4 +179,5 @@ def upload_folder(
 
 
 def _is_replaced(path: str) -> bool:
-    return "/" not in path and any(fnmatch.fnmatch(path, pattern) for pattern in REPLACED)
+    patterns = [*REPLACED, *(file for name in FAMILIES for file in import_family(name).files)]
+    return "/" not in path and any(fnmatch.fnmatch(path, pattern) for pattern in patterns)

@@ -1,5 +1,7 @@
 """Compute logits in a fresh process, which has nothing but a folder: `python -m finetune.delivery.reload FOLDER`.
 
+A family that is not finetune's own is named after the folder, for it to be imported.
+
 It reads `{"texts": [...], "pairs": [...] or null}` from standard input and writes float32 logits as JSON lists.
 """
 
@@ -12,7 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from finetune.catalogue import FAMILIES, import_family
 from finetune.errors import FinetuneError, exit_on_error
+from finetune.models.finetune_config import read_finetune_config
 
 __all__ = ["compute_logits_elsewhere", "main"]
 
@@ -23,7 +27,9 @@ def compute_logits_elsewhere(folder: Path, texts: Sequence[str], pairs: Sequence
     Raises:
         FinetuneError: If the folder does not load there.
     """
-    command = [sys.executable, "-m", "finetune.delivery.reload", str(folder)]
+    family = read_finetune_config(folder).family
+    own = [] if family is None or family in FAMILIES else [family]  # imported here already, by whoever named it
+    command = [sys.executable, "-m", "finetune.delivery.reload", str(folder), *own]
     asked = json.dumps({"texts": list(texts), "pairs": None if pairs is None else list(pairs)})
     done = subprocess.run(command, input=asked, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -38,6 +44,8 @@ def main(argv: Sequence[str]) -> None:
     from finetune.quiet import quiet_program
 
     quiet_program()
+    for family in argv[1:]:
+        import_family(family)
     asked = json.load(sys.stdin)
     logits, _ = load_predictor(argv[0], torch.float32).compute_logits(asked["texts"], asked["pairs"])
     print(json.dumps(logits.tolist()))

@@ -17,16 +17,15 @@ from finetune.data.embedded import (
     EMBEDDED_MODEL_SHA256,
     find_embedded_model,
 )
-from finetune.delivery.card import Shipped, build_card, check_card, read_comparison
-from finetune.delivery.load import find_model_folder, load
+from finetune.delivery.card import build_card, check_card, read_comparison
+from finetune.delivery.load import find_model_folder, find_saved_family, load
 from finetune.delivery.merge import merge_adapter
-from finetune.delivery.predict import Predictor
 from finetune.errors import FinetuneError
-from finetune.families.textcnn.textcnn import TextCNNForSequenceClassification
-from finetune.families.tfidf.classifier import TfidfClassifier
+from finetune.families.save import write_model
+from finetune.family import Shipped
 from finetune.hub import is_commit, parse_hub_id
+from finetune.models.finetune_config import read_finetune_config
 from finetune.models.load import hub_commit_of
-from finetune.models.save import read_finetune_config, write_model
 from finetune.run.record import CompleteRecord, has_record, read_status
 
 __all__ = ["Probes", "Staged", "stage"]
@@ -81,8 +80,9 @@ def stage(
     record = _read_record(Path(path))
     model, tokenizer = load(source)
     config = read_finetune_config(source)
+    family = find_saved_family(source, config)
     probes = _choose_probes(Path(path), config.is_paired or False)
-    predictor = Predictor(model, tokenizer, config.text, torch.float32)
+    predictor = family.build_predictor(model, tokenizer, config.text, torch.float32)
     logits = predictor.compute_logits(probes.texts, probes.pairs)[0]
 
     is_adapter = isinstance(model, PeftModel)
@@ -93,9 +93,9 @@ def stage(
         _name_base(model, base)
     shipping = merge_adapter(model) if is_adapter and not adapter else model
     told = {name: getattr(config, name) for name in ("is_paired", "encoding", "is_numbered")}
-    write_model(folder, shipping, tokenizer, config.text, config.thresholds, **told)
+    write_model(folder, family, shipping, tokenizer, config.text, config.thresholds, **told)
     shipped = Shipped(
-        name, revision, _kind_of(shipping), predictor.task.label_names, config, base, is_adapter and not adapter
+        name, revision, family, predictor.task.label_names, config, base, adapter, is_adapter and not adapter
     )
     try:
         text = build_card(shipped, record, read_comparison(Path(path))) if card is None else _read_card(card)
@@ -104,14 +104,6 @@ def stage(
         raise _spoilt(Path(path), f"reading them gave {type(error).__name__}: {error}") from error
     (folder / "README.md").write_text(text, encoding="utf-8")
     return Staged(folder, shipped, probes, logits)
-
-
-def _kind_of(model: Any) -> str:
-    if isinstance(model, TfidfClassifier):
-        return "tfidf"
-    if isinstance(model, PeftModel):
-        return "adapter"
-    return "textcnn" if isinstance(model, TextCNNForSequenceClassification) else "whole"
 
 
 def _read_record(path: Path) -> CompleteRecord | None:

@@ -1,1 +1,4 @@
-"""What can be fitted, one family each: an encoder, a TextCNN, TF-IDF."""
+"""What can be fitted, a module each, which nothing but the list in `finetune.catalogue` names.
+
+`network` is what those have in common that the `Trainer` trains, `save` writes a model of any of them.
+"""

@@ -11,7 +11,7 @@ from finetune.models.load import newly_initialised_modules
 from finetune.settings.parts import MethodArguments
 from finetune.settings.peft_config import read_peft_config
 
-__all__ = ["apply_method", "count_parameters", "new_modules_of"]
+__all__ = ["apply_method", "count_bytes", "count_parameters", "new_modules_of"]
 
 
 def apply_method(model: PreTrainedModel, arguments: MethodArguments) -> PreTrainedModel | PeftModel:
@@ -22,8 +22,8 @@ def apply_method(model: PreTrainedModel, arguments: MethodArguments) -> PreTrain
         arguments: The method and its settings.
 
     Returns:
-        The same model: as it is for "full" and "textcnn"; with frozen parts for "head", "last_layers" and "bitfit";
-        else wrapped in a `PeftModel`.
+        The same model: as it is for "full"; with frozen parts for "head", "last_layers" and "bitfit"; else wrapped in a
+        `PeftModel`.
 
     Raises:
         FinetuneError: If the method does not fit the model.
@@ -33,7 +33,7 @@ def apply_method(model: PreTrainedModel, arguments: MethodArguments) -> PreTrain
     if arguments.reinit_layers:
         reinitialise_layers(model, arguments.reinit_layers)
     match arguments.method:
-        case "full" | "textcnn":
+        case "full":
             return model
         case "head":
             return freeze_all_but(model, new_modules)
@@ -61,3 +61,9 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
     parameters = {name: parameter for name, parameter in model.named_parameters() if ".original_module." not in name}
     trainable = sum(parameter.numel() for parameter in parameters.values() if parameter.requires_grad)
     return trainable, sum(parameter.numel() for parameter in parameters.values())
+
+
+def count_bytes(model: nn.Module) -> int:
+    """Count the bytes of the weights that are saved: of an adapter those that are trained, else all."""
+    saved = [weight for weight in model.parameters() if weight.requires_grad or not isinstance(model, PeftModel)]
+    return sum(weight.numel() * weight.element_size() for weight in saved)

@@ -8,7 +8,7 @@ from peft import PeftModel, PeftType, TaskType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from transformers import PreTrainedModel
 
-from finetune.catalogue import CATALOGUE
+from finetune.catalogue import find_method
 from finetune.errors import FinetuneError
 from finetune.models.inputs import count_positions, make_sample
 from finetune.models.load import HEADS, hub_commit_of
@@ -27,15 +27,15 @@ def add_adapter(model: PreTrainedModel, method: str, settings: dict[str, Any], n
 
     Args:
         model: Its logits are unchanged until the first step for LoRA and its kin, whose B starts at zero.
-        method: A name of the catalogue; with "peft" `settings` holds the `peft_type`.
+        method: Its name; with "peft" `settings` holds the `peft_type`.
         settings: Fields of PEFT's config class on top of the preset's.
         new_modules: Names of the modules that the checkpoint lacked.
 
     Raises:
         FinetuneError: If there is no such PEFT method or field, or it does not fit the model.
     """
-    fields = {**CATALOGUE[method].peft_config, **settings}
-    preset = CATALOGUE[method].peft_type
+    fields = {**find_method(method).peft_config, **settings}
+    preset = find_method(method).peft_type
     peft_type = str(fields.pop("peft_type", preset)).upper()
     if preset is not None and peft_type != preset:
         raise FinetuneError(

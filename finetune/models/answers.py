@@ -71,6 +71,9 @@ class TextClassifier:
         self.encoding = encoding
         self.task = Task(self.task.problem_type, self.task.label_names, bool(is_numbered))
 
+    def compute_in(self, dtype: Any = None) -> None:
+        """Compute in this format of torch from now on, or in its own if None; not where a model has but one."""
+
     @property
     def label_names(self) -> list[str]:
         """The names of the labels, in the order of probabilities and logits."""

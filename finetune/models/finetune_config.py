@@ -13,7 +13,7 @@ from finetune.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 __all__ = ["FINETUNE_CONFIG_FILE", "FinetuneConfig", "read_finetune_config"]
 
 FINETUNE_CONFIG_FILE = "finetune_config.json"
-OPTIONAL = ("thresholds", "four_bit", "is_paired", "encoding", "is_numbered")
+OPTIONAL = ("thresholds", "four_bit", "is_paired", "encoding", "is_numbered", "family")
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class FinetuneConfig:
         encoding: What bytes of its training texts that are no UTF-8 were read as; None if there were none.
         is_numbered: Whether the order of its labels is that of the class names of their source, so that numbers may
             stand for them.
+        family: Which family reads the folder: a name of `finetune.catalogue.FAMILIES`, or where one is imported from;
+            None for models that don't say.
     """
 
     problem_type: str = SINGLE_LABEL
@@ -38,6 +40,7 @@ class FinetuneConfig:
     is_paired: bool | None = None
     encoding: str | None = None
     is_numbered: bool | None = None
+    family: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `finetune_config.json` holds: the task and how texts are cut, and what else is known."""
@@ -83,6 +86,8 @@ def _find_fault(config: FinetuneConfig) -> str | None:
     wrong = [
         name for name in ("four_bit", "is_paired", "is_numbered") if not isinstance(getattr(config, name), bool | None)
     ]
+    if not isinstance(config.family, str | None):
+        return f"family {config.family!r}"
     if config.encoding is not None and not _is_encoding(config.encoding):
         return f"encoding {config.encoding!r}"
     return f"{wrong[0]} {getattr(config, wrong[0])!r}" if wrong else None

@@ -1,4 +1,4 @@
-"""Load what a run starts from: an encoder with a fresh head or a TextCNN, and its tokenizer.
+"""Load what a run starts from: an encoder with a fresh head, and its tokenizer.
 
 The seed is set before any weight is drawn, so that a head depends on the seed alone.
 """
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -20,16 +19,12 @@ from transformers import (
     set_seed,
 )
 
-from finetune.catalogue import CATALOGUE
 from finetune.data.embedded import EMBEDDED_MODEL_ID, find_embedded_model
 from finetune.data.labels import Task
 from finetune.errors import FinetuneError
-from finetune.families.textcnn.textcnn import TextCNNConfig, TextCNNForSequenceClassification
-from finetune.families.textcnn.vocabulary import load_word_tokenizer
 from finetune.hub import find_commit
 from finetune.models.inputs import (
     add_embeddings,
-    count_rows,
     fit_model,
     fit_padding_token,
     fit_tokenizer,
@@ -49,9 +44,9 @@ __all__ = [
     "hub_commit_of",
     "load_encoder",
     "load_model",
+    "load_padding_tokenizer",
     "load_pretrained_tokenizer",
     "load_sketch",
-    "load_textcnn",
     "load_tokenizer",
     "newly_initialised_modules",
     "resolve_model",
@@ -61,6 +56,7 @@ __all__ = [
 HEADS = ["classifier", "score"]
 # Nothing that comes with a model is run: neither its code nor a pickle.
 SAFE_LOADING: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True}
+
 
 # What transformers raises on files and configs that no model can be made of.
 UNLOADABLE = (
@@ -118,8 +114,28 @@ def load_pretrained_tokenizer(name: str, revision: str | None = None) -> PreTrai
         raise _not_loaded("tokenizer", name, error) from error
 
 
-def load_tokenizer(arguments: ModelArguments, method: str, train: Dataset, max_length: int) -> PreTrainedTokenizerBase:
-    """Load the encoder's tokenizer, or train TextCNN's own on the training texts.
+def load_padding_tokenizer(arguments: ModelArguments) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of the pretrained model that is named, with a padding token.
+
+    Raises:
+        FinetuneError: If it can't be had, is no fast one, or has no padding token.
+    """
+    tokenizer = load_pretrained_tokenizer(arguments.model_name_or_path, arguments.model_revision)
+    require_fast(tokenizer, arguments.model_name_or_path)
+    fit_padding_token(tokenizer, arguments.model_name_or_path)
+    return tokenizer
+
+
+def load_tokenizer(
+    arguments: ModelArguments, max_length: int, saves_embeddings: bool = True
+) -> PreTrainedTokenizerBase:
+    """Load the encoder's tokenizer, and make it fit.
+
+    Args:
+        arguments: Which model.
+        max_length: Most tokens of a text.
+        saves_embeddings: Whether the embeddings will be saved, so that tokens that were added get some; no adapter's
+            are.
 
     Returns:
         A tokenizer whose `model_max_length` is `max_length`, so that this is saved with the model.
@@ -127,17 +143,11 @@ def load_tokenizer(arguments: ModelArguments, method: str, train: Dataset, max_l
     Raises:
         FinetuneError: If it can't be had, does not fit the model, or `max_length` is more than the encoder reads.
     """
-    if method == "textcnn" and not _uses_pretrained_tokens(arguments):
-        return load_word_tokenizer(train, arguments.textcnn_vocabulary_size, max_length)
-    tokenizer = load_pretrained_tokenizer(arguments.model_name_or_path, arguments.model_revision)
-    if method == "textcnn":
-        require_fast(tokenizer, arguments.model_name_or_path)
-        fit_padding_token(tokenizer, arguments.model_name_or_path)
-    else:
-        sketch = load_sketch(arguments)
-        saves_embeddings = not CATALOGUE[method].takes_adapter
-        fit_tokenizer(tokenizer, sketch, arguments.model_name_or_path, may_add=saves_embeddings)
-        refuse_wrong_length(max_length, sketch, tokenizer, arguments.model_name_or_path)
+    name = arguments.model_name_or_path
+    tokenizer = load_pretrained_tokenizer(name, arguments.model_revision)
+    sketch = load_sketch(arguments)
+    fit_tokenizer(tokenizer, sketch, name, may_add=saves_embeddings)
+    refuse_wrong_length(max_length, sketch, tokenizer, name)
     tokenizer.model_max_length = max_length
     return tokenizer
 
@@ -159,44 +169,36 @@ def load_sketch(arguments: ModelArguments) -> PreTrainedModel:
 def load_model(
     arguments: ModelArguments, method: str, tokenizer: PreTrainedTokenizerBase, task: Task, seed: int
 ) -> PreTrainedModel:
-    """Load the encoder with a classification head, or build a TextCNN.
+    """Load the encoder with a classification head.
 
     The head is drawn at random, unless the checkpoint has one for as many classes: then it is kept, with a warning.
 
     Args:
-        arguments: Which model, and TextCNN's settings.
-        method: "textcnn" builds a TextCNN; every other method takes `arguments.model_name_or_path`.
-        tokenizer: Its size is TextCNN's vocabulary.
+        arguments: Which model.
+        method: "qlora" holds its weights in four bits.
+        tokenizer: Its padding token becomes the model's; tokens that were added to it get embeddings.
         task: The kind of task and the names of its labels.
         seed: Set before weights are drawn.
 
     Returns:
         A model in float32 of plain transformers, one logit a label; see `newly_initialised_modules` for what was drawn.
     """
-    labels = {
-        "id2label": dict(enumerate(task.label_names)),
-        "label2id": {name: number for number, name in enumerate(task.label_names)},
-        "problem_type": task.problem_type,
-    }
+    labels = task.to_config()
     set_seed(seed)
-    if method == "textcnn":
-        model = load_textcnn(arguments, tokenizer, labels)
-    else:
-        model = load_encoder(arguments, labels)
-        if method == "qlora":
-            new_modules = newly_initialised_modules(model)
-            set_seed(seed)
-            model = load_encoder(arguments, labels, four_bit_settings([*HEADS, *new_modules]))
-    if method != "textcnn" and not model.missing_weights:
+    model = load_encoder(arguments, labels)
+    if method == "qlora":
+        new_modules = newly_initialised_modules(model)
+        set_seed(seed)
+        model = load_encoder(arguments, labels, four_bit_settings([*HEADS, *new_modules]))
+    if not model.missing_weights:
         warnings.warn(
             f"{arguments.model_name_or_path} has a head for as many classes already, which is trained further: "
             f"its classes must be {task.label_names}, in this order",
             stacklevel=2,
         )
-    if method != "textcnn":
-        _warn_of_random_encoder(model, arguments.model_name_or_path)
-        add_embeddings(model, tokenizer, arguments.model_name_or_path)
-        fit_model(model, tokenizer, arguments.model_name_or_path)
+    _warn_of_random_encoder(model, arguments.model_name_or_path)
+    add_embeddings(model, tokenizer, arguments.model_name_or_path)
+    fit_model(model, tokenizer, arguments.model_name_or_path)
     return model
 
 
@@ -275,33 +277,6 @@ def newly_initialised_modules(model: PreTrainedModel) -> list[str]:
         if name and own and not under_another and missing.intersection(own) and missing.issuperset(own):
             complete.append(name)
     return complete
-
-
-def load_textcnn(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase, labels: dict) -> PreTrainedModel:
-    """Build a TextCNN, with the word vectors of a pretrained encoder in the variants that want them."""
-    config = TextCNNConfig(
-        vocab_size=count_rows(tokenizer),
-        embedding_dim=arguments.textcnn_embedding_dim,
-        classifier_dropout=arguments.textcnn_dropout,
-        variant=arguments.textcnn_variant,
-        pad_token_id=tokenizer.pad_token_id,
-        **labels,
-    )
-    if arguments.textcnn_variant == "rand":
-        return TextCNNForSequenceClassification(config)
-    encoder = load_encoder(arguments, labels)
-    add_embeddings(encoder, tokenizer, arguments.model_name_or_path)
-    embeddings = encoder.get_input_embeddings()
-    assert isinstance(embeddings, nn.Embedding)
-    vectors = embeddings.weight.detach()
-    config.vocab_size, config.embedding_dim = vectors.shape
-    model = TextCNNForSequenceClassification(config)
-    model.set_word_vectors(vectors)
-    return model
-
-
-def _uses_pretrained_tokens(arguments: ModelArguments) -> bool:
-    return arguments.textcnn_variant != "rand" or arguments.textcnn_tokenizer == "model"
 
 
 def _not_loaded(what: str, name: str, error: Exception) -> FinetuneError:

@@ -8,16 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from datasets import DatasetDict
-from peft import PeftModel
-from transformers import PreTrainedModel
 
+from finetune.catalogue import family_of
 from finetune.data.labels import Task
 from finetune.data.split import describe_split
 from finetune.environment import describe_environment
-from finetune.families.tfidf.classifier import TfidfClassifier
+from finetune.family import Family
 from finetune.hardware import fastest_precision
-from finetune.methods import count_parameters
-from finetune.metrics import REGRESSION
 from finetune.run.fields import DataRecord, Environment, ModelRecord, Settings
 from finetune.run.record import SCHEMA_VERSION, RunRecord
 from finetune.settings.arguments import Arguments
@@ -66,39 +63,27 @@ def describe_data(
     )
 
 
-def describe_model(model: PreTrainedModel | PeftModel | TfidfClassifier, name: str | None, folder: Path) -> ModelRecord:
+def describe_model(model: Any, family: Family, name: str | None, folder: Path) -> ModelRecord:
     """Return what a model is, and the size of the folder that it was saved in.
 
     Args:
         model: In memory.
+        family: That of its method.
         name: What it was made from; None if from nothing.
         folder: Its `model/`.
     """
-    if isinstance(model, TfidfClassifier):
-        trainable = total = model.num_parameters()
-        linear = "Ridge" if model.problem_type == REGRESSION else "LogisticRegression"
-        architecture = f"TfidfVectorizer + {linear}"
-    else:
-        trainable, total = count_parameters(model)
-        base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-        architecture = type(base).__name__.removeprefix("FSDP")  # which fully_shard puts before a class's name
     return ModelRecord(
         name=name,
-        architecture=architecture,
-        trainable_parameters=trainable,
-        total_parameters=total,
+        **family.describe(model)._asdict(),
         bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
     )
 
 
 def _precision(arguments: Arguments) -> str:
-    if arguments.method.method == "tfidf":
-        return "fp64"
     training = arguments.training
-    return "bf16" if training.bf16 else "fp16" if training.fp16 else "tf32" if training.tf32 else "fp32"
+    chosen = "bf16" if training.bf16 else "fp16" if training.fp16 else "tf32" if training.tf32 else "fp32"
+    return family_of(arguments.method.method).precision or chosen
 
 
 def _prediction_precision(arguments: Arguments) -> str:
-    if arguments.method.method == "tfidf":
-        return "fp64"
-    return fastest_precision()
+    return family_of(arguments.method.method).precision or fastest_precision()

@@ -62,8 +62,13 @@ class Settings(Part):
     """Every setting with its value, defaults filled in; no tokens. The flags of the recipes, by part."""
 
     data: dict[str, Any] = Field(description="where texts and labels come from, and how texts are cut")
-    model: dict[str, Any] = Field(description="the pretrained model, and the sizes of a TextCNN")
+    model: dict[str, Any] = Field(description="the pretrained model; in the first runs also the sizes of a TextCNN")
     method: dict[str, Any] = Field(description="the method and its own settings, `peft_config` with the file's content")
+    family: dict[str, Any] = Field(
+        default_factory=dict,
+        description="settings that the method's family has of its own, such as the sizes of a TextCNN; absent in the "
+        "first runs",
+    )
     tuning: dict[str, Any] = Field(description="learning rates by layer, unfreezing, schedules")
     run: dict[str, Any] = Field(description="threads, restarts, early stopping, what is stored")
     training: dict[str, Any] = Field(description="transformers' `TrainingArguments`")
@@ -293,7 +298,7 @@ class Reload(Part):
 
 
 class Decisions(Part):
-    """Figures of the labels that are predicted by the thresholds."""
+    """Figures of the labels that are predicted from some probabilities on."""
 
     micro_f1: Figure = Field(description="F1 of all decisions of all labels together")
     macro_f1: Figure = Field(description="macro mean of F1")
@@ -303,11 +308,15 @@ class Decisions(Part):
 class Thresholds(Part):
     """From which probability on each of several labels is predicted, for the greatest F1 on validation."""
 
-    values: list[float] = Field(description="thresholds in the order of the labels, 0 to 1")
-    validation: Decisions = Field(description="figures on the split that chose them")
-    test: Decisions | None = Field(
-        default=None, description="figures on the test split; absent where its labels are withheld"
+    values: list[float] = Field(description="thresholds in the order of the labels, 0 to 1; `metrics` are by them")
+    at_half: Decisions | None = Field(
+        default=None, description="what one half would have given on the test split; absent if its labels are withheld"
     )
+    validation: Decisions | None = Field(
+        default=None,
+        description="figures by the thresholds, in runs of 0.1, whose `metrics` are at one half; else absent",
+    )
+    test: Decisions | None = Field(default=None, description="the same on the test split; in runs of 0.1, else absent")
 
 
 class Floor(Part):

@@ -45,7 +45,11 @@ class RunRecord(Part):
     )
     started: str = Field(description="when the run was first started, UTC, ISO 8601")
     command: list[str] = Field(description="the recipe and its flags, word by word")
-    method: str = Field(pattern=r"^[\w.+-]{1,40}$", description="how the model was fitted; see below")
+    method: str = Field(
+        pattern=r"^([\w.+-]{1,40}|[\w.]+:\w+)$",
+        max_length=200,
+        description="how the model was fitted; see below, or `package.module:NAME` of a method from elsewhere",
+    )
     seed: int = Field(description="the training seed; it draws new weights, the order of examples, and dropout")
     arguments: Settings = Field(description="every setting, by part")
     environment: Environment = Field(description="versions, code and machine")

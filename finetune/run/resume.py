@@ -5,17 +5,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from finetune.catalogue import family_of
 from finetune.errors import FinetuneError
 from finetune.hub import is_commit
 from finetune.run.fields import Change, Environment, Settings
 from finetune.run.record import RunRecord
 from finetune.settings.arguments import Arguments
+from finetune.settings.declaration import Values
 from finetune.settings.declared import facts_of
 
 __all__ = ["flatten", "go_on_from"]
 
 # Parts whose settings decide what the weights in a checkpoint are: they can't change on the way.
-FIXED_PARTS = ("model", "method")
+FIXED_PARTS = ("model", "method", "family")
 
 
 def go_on_from(before: RunRecord, record: RunRecord, checkpoint: Path, arguments: Arguments, directory: Path) -> bool:
@@ -88,10 +90,8 @@ def _find_changes(before: RunRecord, now: RunRecord, arguments: Arguments) -> tu
     moved = f" (pass --dataset_revision {before.data.commit})" if _has_moved(before, now) else ""
     for (name, then), (_, split) in zip(before.data.splits, now.data.splits, strict=True):
         if then.sha256 != split.sha256:
-            own_words = name == "train" and "textcnn_vocabulary_size" not in arguments.unused()
-            (fixed if own_words and now.method == "textcnn" else changed).append(
-                f"the data: split {name!r} has changed since{moved}"
-            )
+            own_words = name == "train" and family_of(now.method).learns_tokens(Values(arguments.values()))
+            (fixed if own_words else changed).append(f"the data: split {name!r} has changed since{moved}")
     return changed, fixed
 
 
@@ -106,7 +106,8 @@ def _changed_settings(before: RunRecord, now: RunRecord) -> tuple[list[str], lis
     changed: list[str] = []
     fixed: list[str] = []
     commits = {"model_revision": before.pretrained, "dataset_revision": before.data and before.data.commit}
-    for (_, earlier), (part, settings) in zip(before.arguments, now.arguments, strict=True):
+    earlier = {name: value for _, part in before.arguments for name, value in part.items()}  # some have moved
+    for part, settings in now.arguments:
         for name, value in settings.items():
             is_pinned = value is not None and value == commits.get(name)  # since the branch has moved on
             if facts_of(name).changes != "nothing" and name in earlier and earlier[name] != value and not is_pinned:

@@ -16,13 +16,9 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict
 from huggingface_hub import HfApi
-from peft import PeftModel
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TrainerCallback,
-)
+from transformers import PreTrainedTokenizerBase, TrainerCallback
 
+from finetune.catalogue import family_of
 from finetune.data.labels import Task, task_of
 from finetune.data.load import GivenSplits, open_stream
 from finetune.data.stream import TokenizingRows
@@ -31,12 +27,11 @@ from finetune.data.understood import describe_understanding
 from finetune.errors import FinetuneError
 from finetune.examination.doctor import examine
 from finetune.examination.findings import describe_findings, to_json
-from finetune.families.tfidf.classifier import TfidfClassifier
+from finetune.families.save import write_model
 from finetune.files import write_json
 from finetune.hardware import peak_memory_bytes, use_processor
 from finetune.hub import check_login, find_commit
 from finetune.models.load import fingerprint_model, resolve_model
-from finetune.models.save import write_model
 from finetune.quiet import quiet_program
 from finetune.run.describe import describe_data, describe_model, now, start_record
 from finetune.run.directory import FINDINGS_FILE, HISTORY_FILE, RunDirectory
@@ -299,14 +294,14 @@ class Run:
             train_seconds=time.perf_counter() - start, peak_memory_bytes=peak_memory_bytes()
         )
 
-    def save_model(
-        self, model: PreTrainedModel | PeftModel | TfidfClassifier, tokenizer: PreTrainedTokenizerBase | None
-    ) -> None:
+    def save_model(self, model: Any, tokenizer: PreTrainedTokenizerBase | None) -> None:
         """Write `model/` with how texts are cut, and note its size."""
         if self.is_main:
+            family = family_of(self.record.method)
             text_config = None if tokenizer is None else self.text_config
             write_model(
                 self.model_directory,
+                family,
                 model,
                 tokenizer,
                 text_config,
@@ -317,7 +312,7 @@ class Run:
             )
             starts_from = "model_name_or_path" not in self.arguments.unused()
             name = self.arguments.model.model_name_or_path if starts_from else None
-            self.record.model = describe_model(model, name, self.model_directory)
+            self.record.model = describe_model(model, family, name, self.model_directory)
         self._write()
         self.processes.wait()
 

@@ -30,10 +30,11 @@ def summarize(record: CompleteRecord, directory: Path) -> str:
     rows.append(("reloaded", f"the saved model's logits differ by at most {record.reload.max_difference:.1e}"))
     for name, metrics in record.metrics:
         rows.append((name, _quality(metrics)))
-    if record.thresholds is not None and record.thresholds.test is not None:
-        tuned = record.thresholds.test
-        rows.append(("tuned (test)", f"micro-F1 {tuned.micro_f1:.3f}, macro-F1 {tuned.macro_f1:.3f}, with the "
-                     "thresholds that `predict` uses, chosen on validation"))  # fmt: skip
+    if record.thresholds is not None and record.thresholds.at_half is not None:
+        half = record.thresholds.at_half
+        chosen = sum(value != 0.5 for value in record.thresholds.values)
+        rows.append(("thresholds", f"{chosen} of {len(record.thresholds.values)} chosen on validation; with all at "
+                     f"one half: micro-F1 {half.micro_f1:.3f}, macro-F1 {half.macro_f1:.3f} on test"))  # fmt: skip
     if record.floor is not None:
         rows.append(("floor (test)", f"{_quality(record.floor.test)}, by TF-IDF and a linear model on whole texts"))
     rows.append(("model", str(directory / "model")))

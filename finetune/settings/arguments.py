@@ -1,15 +1,15 @@
 """All settings of a run, resolved: what the user chose, what follows from the task, what the method has a use for."""
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import TrainingArguments
 
+from finetune.catalogue import family_of
 from finetune.errors import FinetuneError
 from finetune.metrics import DEFAULT_METRIC, METRICS, MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from finetune.settings.declaration import Values
-from finetune.settings.declared import default_values, facts_of
+from finetune.settings.declared import default_values, is_used
 from finetune.settings.parts import (
     DataArguments,
     HubTarget,
@@ -22,13 +22,23 @@ from finetune.settings.peft_config import read_peft_config
 
 __all__ = ["Arguments"]
 
-# What a network from scratch needs before it has learnt small data: so many steps, though not more epochs than these.
-TEXTCNN_STEPS, TEXTCNN_EPOCHS = 1_000, 20
-
 
 @dataclass
 class Arguments:
-    """All settings of a run, resolved and checked, and the names of those that the user chose."""
+    """All settings of a run, resolved and checked, and the names of those that the user chose.
+
+    Attributes:
+        data: Where the text comes from and how it is cut.
+        model: What is fine-tuned.
+        method: Which parameters move.
+        family: The settings that the method's family has of its own, in its dataclass; None if it has none.
+        tuning: How fast each parameter moves, and when.
+        run: How it runs on this machine.
+        training: transformers' own.
+        given: Names of the settings that the user chose.
+        hub: Where the finished run goes.
+        unpinned: Revisions as they were asked for, by part.
+    """
 
     data: DataArguments
     model: ModelArguments
@@ -37,6 +47,7 @@ class Arguments:
     run: RunArguments
     training: TrainingArguments
     given: frozenset[str]
+    family: Any = None
     hub: HubTarget | None = None
     unpinned: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -55,8 +66,8 @@ class Arguments:
 
     def values(self) -> dict[str, Any]:
         """Return every setting by its name."""
-        parts = (self.data, self.model, self.method, self.tuning, self.run, self.training)
-        return {name: value for part in parts for name, value in vars(part).items()}
+        parts = (self.data, self.model, self.method, self.family, self.tuning, self.run, self.training)
+        return {name: value for part in parts if part is not None for name, value in vars(part).items()}
 
     def settle(self, problem_type: str, is_paired: bool = False, num_rows: int | None = None) -> None:
         """Set what depends on the task and the number of training rows, and refuse what does not fit the task.
@@ -70,10 +81,8 @@ class Arguments:
                 "The longer one is cut."
             )
         method, training = self.method, self.training
-        if method.method == "textcnn" and num_rows and not {"num_train_epochs", "max_steps"} & self.given:
-            step = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
-            wanted = math.ceil(TEXTCNN_STEPS * step / num_rows)
-            training.num_train_epochs = max(training.num_train_epochs, min(wanted, TEXTCNN_EPOCHS))
+        if num_rows:
+            family_of(method.method).settle(self, num_rows)
         what = {MULTI_LABEL: "several labels a text", REGRESSION: "a number to predict"}.get(problem_type, "classes")
         metric = (training.metric_for_best_model or "loss").removeprefix("eval_")
         chosen = "metric_for_best_model" in self.given
@@ -101,15 +110,17 @@ class Arguments:
             raise FinetuneError("Expected --window_pooling mean with a number to predict. Leave it out.")
 
     def unused(self) -> set[str]:
-        """Name the settings that the method has no use for, given the others."""
-        values = self.values()
+        """Name the settings that the method has no use for; those of other families only if they were given."""
+        values = {**default_values(), **self.values()}
         # Where to push is taken out of `TrainingArguments` for the end of the run.
-        settings = Values({**values, "push_to_hub": self.hub is not None}, default_values())
-        return {name for name in values if not facts_of(name).is_used(settings)}
+        settings = Values({**values, "push_to_hub": self.hub is not None})
+        known = {*self.values(), *(self.given & set(values))}
+        return {name for name in known if not is_used(name, settings)}
 
     def to_dict(self) -> dict[str, Any]:
         """Give every setting by part and name, without tokens, for `run.json`."""
         parts = {part: vars(getattr(self, part)).copy() for part in ("data", "model", "method", "tuning", "run")}
+        parts["family"] = {} if self.family is None else vars(self.family).copy()
         for part, revisions in self.unpinned.items():
             parts[part].update(revisions)
         if self.method.peft_config is not None:

@@ -8,7 +8,7 @@ import torch
 from transformers.integrations import get_available_reporting_integrations
 
 from finetune.accelerated.processor import multiplies_fast
-from finetune.catalogue import CATALOGUE
+from finetune.catalogue import family_of, find_method
 from finetune.errors import FinetuneError
 from finetune.metrics import GREATER_IS_BETTER
 from finetune.settings.arguments import Arguments
@@ -120,7 +120,7 @@ def _check_streaming(arguments: Arguments) -> None:
             "Expected --validation_file and --test_file with --streaming, which can't carve splits. Pass both."
         )
     wants_all = {
-        "--method tfidf": method.method == "tfidf",
+        f"--method {method.method}": not family_of(method.method).can_stream,
         "--oversample": method.oversample,
         "--class_weights balanced": method.class_weights == "balanced",
         "--max_train_samples": data.max_train_samples is not None,
@@ -134,7 +134,7 @@ def _check_streaming(arguments: Arguments) -> None:
 def _check_tuning(arguments: Arguments) -> None:
     """Refuse settings of the method that contradict one another."""
     method, tuning, training = arguments.method, arguments.tuning, arguments.training
-    if (method.method == "peft") != (method.peft_config is not None) and CATALOGUE[method.method].peft_type is None:
+    if (method.method == "peft") != (method.peft_config is not None) and find_method(method.method).peft_type is None:
         raise FinetuneError(
             f"Expected --peft_config with --method peft or an adapter, but got --method {method.method} "
             f"{'with' if method.peft_config else 'without'} it. Give both, or neither."
@@ -170,7 +170,7 @@ def _check_tuning(arguments: Arguments) -> None:
 def _warn_of_learning_rate(arguments: Arguments) -> None:
     """Warn of a rate for full fine-tuning given to an adapter, and of the reverse."""
     method, rate = arguments.method.method, arguments.training.learning_rate
-    usual = CATALOGUE[method].defaults.get("learning_rate")
+    usual = find_method(method).defaults.get("learning_rate")
     if "learning_rate" not in arguments.given or usual is None:
         return
     if rate <= usual / 8:

@@ -11,10 +11,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from finetune.catalogue import find_method
+from finetune.catalogue import family_of, find_method
 from finetune.errors import FinetuneError
 
-__all__ = ["Condition", "Setting", "Values", "always", "read_declarations", "takes_adapter", "trains_network"]
+__all__ = [
+    "Condition",
+    "Setting",
+    "Values",
+    "always",
+    "belongs_to",
+    "read_declarations",
+    "starts_from_pretrained",
+    "takes_adapter",
+    "trains_encoder",
+    "trains_network",
+]
 
 
 class Values:
@@ -40,7 +51,22 @@ def always(settings: Values) -> bool:
 
 def trains_network(settings: Values) -> bool:
     """Return whether the method trains a network in steps."""
-    return find_method(settings.method).is_network
+    return family_of(settings.method).trains_network
+
+
+def trains_encoder(settings: Values) -> bool:
+    """Return whether the method trains a pretrained encoder, or a part of one."""
+    return family_of(settings.method).trains_encoder
+
+
+def starts_from_pretrained(settings: Values) -> bool:
+    """Return whether the method reads anything of `--model_name_or_path`."""
+    return family_of(settings.method).starts_from_pretrained(settings)
+
+
+def belongs_to(part: type) -> Condition:
+    """Return the condition that the method's family declares these settings as its own."""
+    return lambda settings: family_of(settings.method).settings is part
 
 
 def takes_adapter(settings: Values) -> bool:

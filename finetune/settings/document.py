@@ -6,7 +6,7 @@ python -m finetune.settings.document > docs/settings.md
 import dataclasses
 from typing import Any
 
-from finetune.settings.declared import facts_of
+from finetune.settings.declared import facts_of, own_settings
 from finetune.settings.parts import PARTS
 from finetune.settings.training import TRAINING
 
@@ -43,14 +43,18 @@ setting too. These are refused, because they could have no effect:
 def describe_settings() -> str:
     """Return the page in Markdown: a table of each part, and what is refused of `TrainingArguments`."""
     page = INTRODUCTION
-    for name, (part, _) in PARTS.items():
-        page += f"\n## {name.capitalize()}\n\n{part.__doc__}\n\n| setting | default | what it does | changes |\n"
+    parts = [*(part for part, _ in PARTS.values()), *own_settings()]
+    for part in parts:
+        name = part._argument_group_name  # type: ignore[attr-defined]
+        page += (
+            f"\n## {name[0].upper()}{name[1:]}\n\n{part.__doc__}\n\n| setting | default | what it does | changes |\n"
+        )
         page += "|---|---|---|---|\n"
         for field in dataclasses.fields(part):
             facts = facts_of(field.name)
             help_text = str(field.metadata["help"])
             allowed = ", ".join(f"`{choice}`" for choice in field.metadata.get("choices", ()))
-            if allowed and field.name != "method":
+            if allowed:
                 help_text += f" One of {allowed}."
             if facts.bounds:
                 help_text += f" {facts.bounds[0].upper()}{facts.bounds[1:]}."

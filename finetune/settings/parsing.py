@@ -4,6 +4,7 @@
 transformers' own `TrainingArguments`. A key that nobody knows is an error, in the YAML file as on the command line.
 """
 
+import dataclasses
 import difflib
 import importlib.util
 import json
@@ -20,13 +21,14 @@ from accelerate import PartialState
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.utils import is_torch_tf32_available
 
-from finetune.catalogue import CATALOGUE, METHOD_DEFAULTS
+from finetune.catalogue import METHOD_DEFAULTS, family_of, file_name_of, find_method, import_method
 from finetune.errors import FinetuneError
 from finetune.hardware import default_num_threads, fastest_precision
 from finetune.hub import parse_hub_id
 from finetune.metrics import GREATER_IS_BETTER
 from finetune.settings.arguments import Arguments
 from finetune.settings.checks import check_arguments, launched_precision
+from finetune.settings.declared import declare, own_settings
 from finetune.settings.parts import PARTS, HubTarget
 
 __all__ = ["parse_arguments", "to_flags"]
@@ -62,25 +64,27 @@ def parse_arguments(description: str | None, defaults: dict[str, Any], argv: Seq
     methods = dict.fromkeys(_values_of("method", argv))
     if len(methods) > 1:
         raise FinetuneError(f"Expected one --method, but got {' and '.join(methods)}. Drop all but one.")
-    parts: Any = [*(part for part, _ in PARTS.values()), TrainingArguments]
+    config = _read_config(argv)
+    method = import_method(next(iter(methods), str(config.get("method", defaults.get("method", "full")))))
+    family = family_of(method)
+    if family.settings is not None:
+        declare(family.settings, {field.name for field in dataclasses.fields(TrainingArguments)})
+    parts: Any = [*(part for part, _ in PARTS.values()), *own_settings(), TrainingArguments]
     parser = _Parser(
         parts, usage="%(prog)s [--config FILE.yaml] [--name value ...]", description=description, allow_abbrev=False
     )
     known = {action.dest for action in parser._actions}
-    config = _read_config(argv, known)
-    method = _value_of("method", argv) or str(config.get("method", defaults.get("method", "full")))
-    for_methods = {name: config.pop(name, None) or {} for name in METHOD_DEFAULTS}
-    config.update(for_methods.get(method, {}))
+    config = _take_for_method(config, method, known, _value_of("config", argv))
 
     given = frozenset(config) | frozenset(_flags_to_names(argv, known))
-    parser.set_defaults(**{**_machine_defaults(given), **defaults, **METHOD_DEFAULTS.get(method, {})})
+    parser.set_defaults(**{**_machine_defaults(given), **defaults, **find_method(method).defaults})
     words = to_flags(config) + argv
     for name, (module, package) in PACKAGES.items():
         if name in given and importlib.util.find_spec(module) is None:
             raise FinetuneError(f"Expected the package {package} with --{name}, but it is not installed. Install it.")
     try:
         _join_processes(words)
-        data, model, method_arguments, tuning, run, training, unknown = parser.parse_args_into_dataclasses(
+        data, model, method_arguments, tuning, run, *families, training, unknown = parser.parse_args_into_dataclasses(
             words, return_remaining_strings=True, look_for_args_file=False
         )
     except FinetuneError:
@@ -95,7 +99,10 @@ def parse_arguments(description: str | None, defaults: dict[str, Any], argv: Seq
     if unknown:
         raise FinetuneError(_unknown_setting(unknown[0].lstrip("-").split("=")[0], known, "on the command line"))
 
-    arguments = Arguments(data, model, method_arguments, tuning, run, training, given, _take_hub_target(training))
+    method_arguments.method = method
+    own = next((settings for settings in families if type(settings) is family.settings), None)
+    hub = _take_hub_target(training)
+    arguments = Arguments(data, model, method_arguments, tuning, run, training, given, own, hub)
     _fill_in(arguments)
     check_arguments(arguments)
     return arguments
@@ -121,11 +128,8 @@ def _machine_defaults(given: frozenset[str]) -> dict[str, Any]:
     return defaults
 
 
-def _read_config(argv: Sequence[str], known: set[str]) -> dict[str, Any]:
-    """Read the YAML file that `--config` names, if any, and check its keys.
-
-    A key named like a method holds settings for that method alone.
-    """
+def _read_config(argv: Sequence[str]) -> dict[str, Any]:
+    """Read the YAML file that `--config` names, if any."""
     path = _value_of("config", argv)
     if path is None:
         return {}
@@ -139,11 +143,21 @@ def _read_config(argv: Sequence[str], known: set[str]) -> dict[str, Any]:
         return {}
     if not isinstance(settings, dict):
         raise FinetuneError(f"Expected 'name: value' lines in {path!r}, but found a {type(settings).__name__}.")
-    for part in (settings, *(settings.get(method) for method in METHOD_DEFAULTS)):
+    return settings
+
+
+def _take_for_method(settings: dict[str, Any], method: str, known: set[str], path: str | None) -> dict[str, Any]:
+    """Check the keys of the YAML file, and take what is for this method.
+
+    A key named like a method holds settings for that method alone; those of another one's own family aren't known here.
+    """
+    sections = {name for name in settings if name in METHOD_DEFAULTS or ":" in str(name)}
+    for part in (settings, *(settings[name] for name in sections)):
         if part is not None and not isinstance(part, dict):
             raise FinetuneError(f"Expected 'name: value' lines below a method in {path!r}, but found {part!r}.")
+    for part in (settings, *(settings[name] for name in sections if name in (method, *METHOD_DEFAULTS))):
         for key, value in (part or {}).items():
-            if key in METHOD_DEFAULTS and part is settings:
+            if key in sections and part is settings:
                 continue
             if key not in known or key in ("config", "help"):
                 raise FinetuneError(_unknown_setting(str(key), known, f"in {path}"))
@@ -151,7 +165,8 @@ def _read_config(argv: Sequence[str], known: set[str]) -> dict[str, Any]:
                 raise FinetuneError(
                     f"Expected one value for {key!r} in {path!r}, but found {value!r}. Give it a value."
                 )
-    return settings
+    common = {name: value for name, value in settings.items() if name not in sections}
+    return {**common, **(settings.get(method) or {})}
 
 
 def _values_of(name: str, argv: Sequence[str]) -> list[str]:
@@ -218,7 +233,7 @@ def _fill_in(arguments: Arguments) -> None:
     if training.torch_compile:
         os.environ.setdefault("ACCELERATE_DYNAMO_USE_DYNAMIC", "1")  # micro-batches differ in shape
     if "max_length" not in arguments.given:  # virtual tokens take positions of the text
-        data.max_length -= CATALOGUE[arguments.method.method].peft_config.get("num_virtual_tokens", 0)
+        data.max_length -= find_method(arguments.method.method).peft_config.get("num_virtual_tokens", 0)
     if data.window_stride is None:
         data.window_stride = data.max_length // 4
     if run.max_tokens_per_micro_batch is None:
@@ -228,5 +243,5 @@ def _fill_in(arguments: Arguments) -> None:
     metric = (training.metric_for_best_model or "loss").removeprefix("eval_")
     if metric in GREATER_IS_BETTER and "greater_is_better" not in arguments.given:
         training.greater_is_better = GREATER_IS_BETTER[metric]
-    for name, value in (("method", arguments.method.method), ("seed", training.seed)):
+    for name, value in (("method", file_name_of(arguments.method.method)), ("seed", training.seed)):
         training.output_dir = str(training.output_dir).replace(f"{{{name}}}", str(value))

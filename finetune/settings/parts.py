@@ -5,8 +5,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from finetune.catalogue import CATALOGUE, find_method
-from finetune.settings.declaration import Condition, Setting, Values, always, takes_adapter, trains_network
+from finetune.catalogue import find_method
+from finetune.settings.declaration import (
+    Condition,
+    Setting,
+    Values,
+    always,
+    starts_from_pretrained,
+    takes_adapter,
+    trains_encoder,
+    trains_network,
+)
 from finetune.tasks import PROBLEM_TYPES
 
 __all__ = [
@@ -33,26 +42,6 @@ def setting(default: Any, help: str, choices: Sequence[str] | None = None) -> An
 
 def _cuts_windows(settings: Values) -> bool:
     return trains_network(settings) and settings.truncation == "window"
-
-
-def _is_textcnn(settings: Values) -> bool:
-    return settings.method == "textcnn"
-
-
-def _has_encoder(settings: Values) -> bool:
-    return trains_network(settings) and not _is_textcnn(settings)
-
-
-def _learns_vectors(settings: Values) -> bool:
-    return _is_textcnn(settings) and settings.textcnn_variant == "rand"
-
-
-def _has_own_tokens(settings: Values) -> bool:
-    return _learns_vectors(settings) and settings.textcnn_tokenizer == "own"
-
-
-def _reads_pretrained(settings: Values) -> bool:
-    return trains_network(settings) and not _has_own_tokens(settings)
 
 
 def _has_lora_matrices(settings: Values) -> bool:
@@ -166,34 +155,14 @@ class ModelArguments:
 
     _argument_group_name = "model"
 
-    model_name_or_path: Annotated[str, Setting(used_when=_reads_pretrained)] = setting(
+    model_name_or_path: Annotated[str, Setting(used_when=starts_from_pretrained)] = setting(
         "embedded", "A model on the Hub, a folder, or 'embedded': all-MiniLM-L6-v2 of the quickstart extra."
     )
-    model_revision: Annotated[str | None, Setting(used_when=_reads_pretrained)] = setting(
+    model_revision: Annotated[str | None, Setting(used_when=starts_from_pretrained)] = setting(
         None, "The model's version: a branch, tag or commit on the Hub."
     )
-    attention_dropout: Annotated[float, Setting(at_least=0, below=1, used_when=_has_encoder)] = setting(
+    attention_dropout: Annotated[float, Setting(at_least=0, below=1, used_when=trains_encoder)] = setting(
         0.0, "Dropout on the attention weights. 0 keeps the fused kernel; checkpoints often say 0.1."
-    )
-    textcnn_variant: Annotated[str, Setting(used_when=_is_textcnn)] = setting(
-        "rand",
-        "Kim 2014: word vectors from scratch, or those of --model_name_or_path kept, tuned, or both.",
-        choices=["rand", "static", "non-static", "multichannel"],
-    )
-    textcnn_tokenizer: Annotated[str, Setting(used_when=_learns_vectors)] = setting(
-        "own",
-        "TextCNN's tokens: words of the training texts, or the tokenizer of --model_name_or_path. "
-        "Variants with pretrained vectors always use the model's.",
-        choices=["own", "model"],
-    )
-    textcnn_embedding_dim: Annotated[int, Setting(at_least=1, used_when=_learns_vectors)] = setting(
-        300, "Size of TextCNN's word vectors when learnt from scratch."
-    )
-    textcnn_vocabulary_size: Annotated[int, Setting(at_least=3, used_when=_has_own_tokens)] = setting(
-        30_000, "Most words that TextCNN's own tokenizer keeps."
-    )
-    textcnn_dropout: Annotated[float, Setting(at_least=0, below=1, used_when=_is_textcnn)] = setting(
-        0.5, "Dropout before TextCNN's linear head."
     )
 
 
@@ -204,7 +173,7 @@ class MethodArguments:
     _argument_group_name = "method"
 
     method: Annotated[str, Setting(used_when=always)] = setting(
-        "full", "What moves, and how: `finetune methods` describes each.", choices=list(CATALOGUE)
+        "full", "What moves, and how: `finetune methods` describes each; or package.module:NAME of one of your own."
     )
     peft_config: Annotated[str | None, ADAPTER] = setting(
         None, "A YAML file of fields for PEFT's config class; --method peft takes its peft_type from there."

@@ -16,8 +16,8 @@ import torch
 
 from finetune.errors import FinetuneError, Interrupted
 from finetune.files import is_disk_full
+from finetune.methods import count_bytes
 from finetune.models.output_layer import Standard
-from finetune.models.save import count_bytes
 from finetune.training.adalora import has_adalora, save_adalora
 from finetune.training.checkpoints import (
     WRITING,
@@ -149,8 +149,9 @@ class ResumingTrainer(StepTrainer):
     def _checkpoint_bytes(self) -> int:
         """Estimate the size of a checkpoint: the weights that are saved, and the optimizer's state."""
         optimizer: Any = self.optimizer
+        model: Any = self.model
         moments = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
-        return count_bytes(self.model) + sum(tensor.numel() * tensor.element_size() for tensor in moments)
+        return count_bytes(model) + sum(tensor.numel() * tensor.element_size() for tensor in moments)
 
     def restore_loop(self, checkpoint: Path, max_steps: int, steps_per_epoch: int) -> None:
         """Restore what upstream does not, and note the rest for `catch_up`."""

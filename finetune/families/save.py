@@ -1,0 +1,71 @@
+"""Write a model so that it reloads."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from finetune.catalogue import name_of
+from finetune.data.cutting import TextConfig
+from finetune.errors import FinetuneError
+from finetune.family import Family
+from finetune.files import is_disk_full, replace_folder, write_json
+from finetune.models.finetune_config import FINETUNE_CONFIG_FILE, FinetuneConfig
+
+__all__ = ["write_model", "write_thresholds"]
+
+
+def write_model(
+    folder: Path,
+    family: Family,
+    model: Any,
+    tokenizer: Any,
+    text_config: TextConfig | None = None,
+    thresholds: Sequence[float] | None = None,
+    weights: dict[str, Any] | None = None,
+    is_paired: bool | None = None,
+    encoding: str | None = None,
+    is_numbered: bool | None = None,
+) -> None:
+    """Write a model, its tokenizer and its label names aside and rename the folder, so that it is always whole.
+
+    `finetune_config.json` beside them holds what transformers' own files don't: the family that reads them, how texts
+    are cut, whether they come in pairs, how their bytes were read, and the kind of task. `weights` are the whole ones
+    of a model that is divided over processes.
+
+    Raises:
+        FinetuneError: If the disk is full.
+    """
+    aside = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        aside.mkdir()
+        family.save(model, tokenizer, aside, weights)
+        config = FinetuneConfig(
+            family.task_of(model).problem_type,
+            text_config,
+            None if thresholds is None else list(thresholds),
+            family.is_four_bit(model),
+            is_paired,
+            encoding,
+            is_numbered,
+            name_of(family),
+        )
+        write_json(aside / FINETUNE_CONFIG_FILE, config.to_dict())
+        replace_folder(folder, aside)
+    except Exception as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        if not is_disk_full(error):
+            raise
+        free = shutil.disk_usage(folder.parent).free
+        raise FinetuneError(
+            f"Expected {family.count_bytes(model):,} bytes free for the model in {str(folder)!r}, but found {free:,}. "
+            "Make room, and start the same command again."
+        ) from error
+
+
+def write_thresholds(folder: Path, thresholds: Sequence[float]) -> None:
+    """Add the probabilities from which on labels are predicted to a saved model."""
+    content = json.loads((folder / FINETUNE_CONFIG_FILE).read_text(encoding="utf-8"))
+    write_json(folder / FINETUNE_CONFIG_FILE, {**content, "thresholds": list(thresholds)})
