@@ -139,6 +139,8 @@ def doctor(
 def load_classifier(path: str | Path, trust_remote_code: bool = False) -> TextClassifier:
     """Load what a run saved, whatever its method, as an object that takes texts.
 
+    The module of a family of your own has to be imported before; a folder can't make this function do it.
+
     Args:
         path: A run directory, a model folder, an export, `user/name` or `user/name@revision` on the Hub.
         trust_remote_code: Whether a model on the Hub may run code of its own; finetune's own don't.

@@ -3,34 +3,12 @@
 A method that PEFT knows is its `peft_type` and the fields of PEFT's own config class; `--peft_config` adds to these or
 replaces them. Learning rates are those that the papers and PEFT's examples use for classification with small encoders,
 checked on sentences in `docs/methods.md`; `--learning_rate` overrides them.
-
-A method that is not here is named by where it is imported from, `package.module:NAME`. Its module is imported for
-whoever names it, never because a file says so.
 """
 
-import importlib
-import re
-import sys
 from dataclasses import dataclass, field
 from typing import Any
 
-from finetune.errors import FinetuneError
-from finetune.family import Family
-
-__all__ = [
-    "CATALOGUE",
-    "FAMILIES",
-    "FLOOR",
-    "METHOD_DEFAULTS",
-    "Method",
-    "family_of",
-    "file_name_of",
-    "find_family",
-    "find_method",
-    "import_family",
-    "import_method",
-    "name_of",
-]
+__all__ = ["CATALOGUE", "FAMILIES", "FLOOR", "METHOD_DEFAULTS", "Method"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +24,7 @@ class Method:
         merges: Whether the adapter can be merged into the weights; None without an adapter.
         trainable_share: Of the embedded encoder's parameters with a head for two classes; None where it has no meaning.
         family: What is fitted: a name of `FAMILIES`, or where it is imported from, `package.module:Name`.
+        trains_through_layers: Whether gradients pass through the layers of what it trains.
     """
 
     what: str
@@ -56,6 +35,7 @@ class Method:
     merges: bool | None = None
     trainable_share: float | None = None
     family: str = "encoder"
+    trains_through_layers: bool = True
 
     @property
     def takes_adapter(self) -> bool:
@@ -90,6 +70,7 @@ CATALOGUE: dict[str, Method] = {
         # two raise validation accuracy from 49.6 to 57.1 % (TREC) and from 63.6 to 67.9 % (4,000 sentences of MR).
         {"learning_rate": 1e-2, "num_train_epochs": 10},
         trainable_share=3.4e-05,
+        trains_through_layers=False,
     ),
     "last_layers": Method(
         "the head and the last --num_layers layers of the encoder",
@@ -251,129 +232,3 @@ CATALOGUE: dict[str, Method] = {
 }
 
 METHOD_DEFAULTS: dict[str, dict[str, Any]] = {name: method.defaults for name, method in CATALOGUE.items()}
-
-
-PATH = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)[:.]([A-Za-z_]\w*)")
-
-
-def find_method(name: str) -> Method:
-    """Return the method of that name, without importing anything.
-
-    Of a name that is unknown, as in a record, no more than that it trains a network.
-    """
-    if name in CATALOGUE:
-        return CATALOGUE[name]
-    found = _find_imported(name)
-    return found if isinstance(found, Method) else Method(name, "")
-
-
-def import_method(name: str) -> str:
-    """Make sure that a method that the user names is there, and import its module and its family's if it has one.
-
-    Args:
-        name: A name of the catalogue, or `package.module:NAME` (also with a dot) of a `Method`.
-
-    Returns:
-        The name by which it is recorded: that of the catalogue, or `package.module:NAME`.
-
-    Raises:
-        FinetuneError: If there is no such method.
-    """
-    if name in CATALOGUE:
-        return name
-    if PATH.fullmatch(name) is None:
-        raise FinetuneError(
-            f"Expected a method of {', '.join(CATALOGUE)}, or package.module:NAME of one of your own, but got {name!r}."
-        )
-    name = _with_colon(name)
-    found = _import_named(name, "a method")
-    if not isinstance(found, Method):
-        raise FinetuneError(
-            f"Expected {name} to be a finetune.catalogue.Method, but it is {_article(type(found).__name__)}. "
-            "docs/methods.md shows one."
-        )
-    import_family(found.family)
-    return name
-
-
-def import_family(name: str) -> Family:
-    """Return the family of that name; one that is not listed is imported.
-
-    Args:
-        name: A name of `FAMILIES`, or `package.module:Name` of one that the user named, or whose method the user named.
-
-    Raises:
-        FinetuneError: If there is no such family.
-    """
-    path = FAMILIES.get(name, name)
-    if PATH.fullmatch(path) is None:
-        raise FinetuneError(f"Expected a family of {', '.join(FAMILIES)}, or package.module:Name, but got {name!r}.")
-    found = _import_named(path, "a family")
-    if not (isinstance(found, type) and issubclass(found, Family)):
-        raise FinetuneError(
-            f"Expected {name} to be a class derived from finetune.family.Family, but it is "
-            f"{_article(type(found).__name__)}. docs/methods.md shows one."
-        )
-    return found()
-
-
-def find_family(name: str) -> Family | None:
-    """Return the family of that name, as a model folder says it; None if it is neither listed nor imported already.
-
-    So a folder, which may come from anywhere, can't make this process import a module.
-    """
-    if name in FAMILIES:
-        return import_family(name)
-    found = _find_imported(name)
-    return found() if isinstance(found, type) and issubclass(found, Family) else None
-
-
-def file_name_of(method: str) -> str:
-    """Return a method's name as a part of a file's name, in which colons don't go everywhere."""
-    return method.replace(":", ".")
-
-
-def family_of(method: str) -> Family:
-    """Return the family of a method; of one that is unknown, as in a record, that of most methods."""
-    return find_family(find_method(method).family) or import_family(Method.family)
-
-
-def name_of(family: Family) -> str:
-    """Return the name by which a saved model says its family: that of `FAMILIES`, or where it is imported from."""
-    path = f"{type(family).__module__}:{type(family).__qualname__}"
-    return next((name for name, listed in FAMILIES.items() if listed == path), path)
-
-
-def _import_named(path: str, what: str) -> Any:
-    """Import what a path names."""
-    module, name = _with_colon(path).split(":")
-    try:
-        imported = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise  # of a package that the module itself lacks
-        raise FinetuneError(
-            f"Expected to import {what} from {module!r}, but there is no module {error.name!r}. Install it, or put its "
-            "folder on PYTHONPATH."
-        ) from None
-    if name not in vars(imported):
-        raise FinetuneError(f"Expected {what} named {name!r} in {module!r}, but it has none. Check its name.")
-    return vars(imported)[name]
-
-
-def _find_imported(path: str) -> Any:
-    """Return what a path names if its module has been imported; no code runs, as that of a module's `__getattr__`."""
-    if PATH.fullmatch(path) is None:
-        return None
-    module, name = _with_colon(path).split(":")
-    return vars(sys.modules[module]).get(name) if module in sys.modules else None
-
-
-def _with_colon(path: str) -> str:
-    match = PATH.fullmatch(path)
-    assert match is not None
-    return f"{match[1]}:{match[2]}"
-
-
-def _article(word: str) -> str:
-    return f"{'an' if word[0].lower() in 'aeiou' else 'a'} {word}"

@@ -498,7 +498,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments = build_parser().parse_args(ours)
         arguments.recipe_flags = recipe_flags
         if getattr(arguments, "family", None) is not None:
-            from finetune.catalogue import import_family
+            from finetune.lookup import import_family
 
             import_family(arguments.family)
         arguments.run(arguments)

@@ -7,10 +7,10 @@ read and changed.
 from pathlib import Path
 from typing import Any
 
-from finetune.catalogue import family_of
 from finetune.data.load import complete_splits, load_given_splits
 from finetune.delivery.evaluate import evaluate_run
 from finetune.delivery.push import push_run
+from finetune.lookup import family_of
 from finetune.run.run import Run
 from finetune.settings.arguments import Arguments
 from finetune.settings.parsing import parse_arguments

@@ -19,6 +19,7 @@ __all__ = [
     "describe_hardware",
     "fastest_precision",
     "is_out_of_memory",
+    "measure_precision",
     "peak_memory_bytes",
     "processor_name",
     "release_memory",
@@ -36,6 +37,7 @@ OUT_OF_MEMORY = re.compile(
     "|could not create a primitive(?! descriptor)"
     "|ALLOC_FAILED"  # cuBLAS, cuDNN
 )
+PROBE_WIDTH = 512  # rows of a product that is as large as those of a layer
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 
@@ -80,6 +82,17 @@ def fastest_precision() -> str:
     if supports_bf16():
         return "bf16"
     return "fp16" if torch.cuda.is_available() else "fp32"
+
+
+def measure_precision(device: torch.device) -> str:
+    """Find the number format in which products of float32 matrices are computed: "fp32", "tf32" or "bf16".
+
+    Settings of torch, and the environment past them (`NVIDIA_TF32_OVERRIDE`, `ONEDNN_DEFAULT_FPMATH_MODE`), let a
+    device round their elements: to 10 bits behind the point in TF32, to 7 in bfloat16.
+    """
+    identity = torch.eye(PROBE_WIDTH, device=device)
+    kept = [float((identity @ (identity * (1 + 2.0**-bits))).max()) > 1 for bits in (12, 9)]
+    return "fp32" if kept[0] else "tf32" if kept[1] else "bf16"
 
 
 def describe_hardware() -> dict[str, object]:

@@ -13,13 +13,13 @@ import sys
 from transformers import set_seed
 
 from finetune.accelerated import enable
-from finetune.catalogue import family_of
 from finetune.data.load import complete_splits, load_given_splits
 from finetune.data.tokenize import tokenize_splits
 from finetune.delivery.evaluate import evaluate_run
 from finetune.delivery.push import push_run
 from finetune.errors import exit_on_error
 from finetune.families.tfidf.classifier import fit_floor
+from finetune.lookup import family_of
 from finetune.metrics import compute_metrics
 from finetune.run.run import Run
 from finetune.settings.parsing import parse_arguments

@@ -136,8 +136,8 @@ def test_threads_are_shared_among_the_processes_of_the_host(monkeypatch):
         (["--resume_from_checkpoint", "x"], "resumes by itself"),
         (["--auto_find_batch_size"], "bounds the memory"),
         (["--num_train_epochs", "0"], "above 0, but got 0.0"),
-        (["--learning_rate", "nan"], "at least 0, but got nan"),
-        (["--seed", "-1"], "at least 0, but got -1"),
+        (["--learning_rate", "nan"], "at least 0 and finite, but got nan"),
+        (["--seed", "-1"], "4294967295\\], but got -1"),
         (["--config", "nowhere.yaml"], "'nowhere.yaml' does not exist"),
     ],
 )

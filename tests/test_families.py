@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 import finetune
-from finetune.catalogue import CATALOGUE, FAMILIES, Method, family_of, find_family, find_method, import_method
+from finetune.catalogue import CATALOGUE, FAMILIES, Method
 from finetune.cli import main as finetune_command
 from finetune.comparison.compare import TRAIN, Plan
 from finetune.data.labels import task_of
@@ -31,10 +31,12 @@ from finetune.delivery.load import load
 from finetune.delivery.predict import load_predictor
 from finetune.delivery.reload import compute_logits_elsewhere
 from finetune.delivery.stage import stage
+from finetune.engine import parse_training
 from finetune.errors import FinetuneError
 from finetune.families.network import NetworkFamily
 from finetune.families.textcnn.vocabulary import train_word_tokenizer
 from finetune.family import Family, ModelFacts
+from finetune.lookup import family_of, find_family, find_method, import_method
 from finetune.models.answers import TextClassifier
 from finetune.settings import declared
 from finetune.settings.declaration import Setting
@@ -285,6 +287,23 @@ def test_its_settings_are_checked_and_have_no_use_for_others(tmp_path, capsys):
     assert "--method tfidf has no use for: lstm_size, textcnn_dropout" in capsys.readouterr().err
 
 
+def test_a_yaml_file_names_it_and_has_settings_for_it_alone(tmp_path):
+    (tmp_path / "train.csv").write_text(frame().to_csv(index=False))
+    (tmp_path / "run.yaml").write_text(
+        "method: test_families.LSTM\nlstm_size: 8\n"
+        "test_families:LSTM:\n  learning_rate: 0.5\n"
+        "elsewhere:OTHER:\n  its_own: 1\n"
+        "tfidf:\n  max_train_samples: 10\n"
+    )
+    words = ["--train_file", str(tmp_path / "train.csv"), "--config", str(tmp_path / "run.yaml")]
+    arguments = parse_training(words)
+    assert (arguments.method.method, arguments.family.lstm_size) == (LSTM_PATH, 8)
+    assert (arguments.training.learning_rate, arguments.data.max_train_samples) == (0.5, None)
+    assert parse_training([*words, "--method", "tfidf"]).data.max_train_samples == 10
+    with pytest.raises(FinetuneError, match="Expected a setting that the recipe knows, but found 'lstm_sizes'"):
+        parse_training([*words, "--lstm_sizes", "3"])
+
+
 def test_a_family_says_what_else_it_uses(tmp_path, capsys):
     words = {"max_length": 24, "truncation": "tail"}
     finetune.train(frame(), method=SHARES_PATH, output_dir=tmp_path / "run", num_threads=1, **words, **data())
@@ -387,7 +406,7 @@ def test_folders_that_do_not_say_their_family_are_told_apart(runs, tmp_path, met
 
 def test_every_family_of_the_package_is_listed_and_cheap_to_import():
     code = (
-        "import sys\nfrom finetune.catalogue import CATALOGUE, FAMILIES, import_family\n"
+        "import sys\nfrom finetune.catalogue import CATALOGUE, FAMILIES\nfrom finetune.lookup import import_family\n"
         "for name in FAMILIES:\n    import_family(name)\n"
         "assert {method.family for method in CATALOGUE.values()} <= set(FAMILIES)\n"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules"

@@ -10,7 +10,7 @@ from conftest import ROOT
 PACKAGE = ROOT / "finetune"
 # Imports point back up this list. What stands first is used by everything.
 ROOMS = ["errors", "files", "threads", "tasks", "progress_bar", "accelerated", "hardware", "environment",
-         "quiet", "hub", "metrics", "evaluate_metrics", "family", "catalogue", "settings", "data", "models",
+         "quiet", "hub", "metrics", "evaluate_metrics", "family", "catalogue", "lookup", "settings", "data", "models",
          "examination", "methods", "training", "families", "run", "comparison", "delivery", "engine", "results",
          "api", "cli", "__main__"]  # fmt: skip
 MODULES = sorted(PACKAGE.rglob("*.py"))

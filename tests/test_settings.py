@@ -260,13 +260,14 @@ def test_the_page_of_settings_is_what_the_declarations_say():
 NO_RESULT = """
     activation_checkpointing activation_checkpointing_kwargs config dataloader_num_workers dataloader_pin_memory
     ddp_backend ddp_broadcast_buffers ddp_bucket_cap_mb ddp_find_unused_parameters ddp_static_graph ddp_timeout
-    debug disable_tqdm floor full_determinism gradient_checkpointing gradient_checkpointing_kwargs hub_model_id
+    disable_tqdm floor full_determinism gradient_checkpointing gradient_checkpointing_kwargs hub_model_id
     hub_private_repo hub_revision include_num_input_tokens_seen local_rank log_level log_level_replica
-    log_on_each_node logging_first_step logging_nan_inf_filter logging_steps logging_strategy no_store_text
+    log_on_each_node logging_dir logging_first_step logging_nan_inf_filter logging_steps logging_strategy no_store_text
     num_threads output_dir project push_to_hub report_to restart resume_with_changes run_name save_total_limit
     skip_memory_metrics trackio_bucket_id trackio_space_id trackio_static_space_id
 """
 
 
 def test_what_changes_no_result_is_known():
-    assert NO_RESULT.split() == SHOWN
+    known = {*OURS, *UPSTREAM}  # an older transformers has fewer, and one has `logging_dir`
+    assert [name for name in NO_RESULT.split() if name in known] == SHOWN

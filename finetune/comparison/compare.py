@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from finetune.catalogue import CATALOGUE, FLOOR, family_of, file_name_of, import_method
+from finetune.catalogue import CATALOGUE, FLOOR
 from finetune.errors import FinetuneError
 from finetune.files import write_json
+from finetune.lookup import family_of, file_name_of, import_method
 from finetune.run.lock import find_holder
 from finetune.run.record import CompleteRecord, read_status
 

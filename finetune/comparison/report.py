@@ -14,7 +14,7 @@ import numpy as np
 from scipy.special import expit
 
 from finetune import __version__
-from finetune.catalogue import FLOOR, family_of
+from finetune.catalogue import FLOOR
 from finetune.comparison.calibration import (
     ReliabilityBins,
     compute_probabilities,
@@ -41,6 +41,7 @@ from finetune.comparison.table import (
 from finetune.comparison.verdict import Verdict, decide
 from finetune.errors import FinetuneError
 from finetune.examination.findings import Finding
+from finetune.lookup import family_of
 from finetune.metrics import GREATER_IS_BETTER, MULTI_LABEL, REGRESSION, SINGLE_LABEL, compute_per_class, present_labels
 
 __all__ = ["REPORT_SCHEMA_VERSION", "VERDICT_COSTS", "Calibration", "Lengths", "Report", "build_report", "to_json"]

@@ -4,7 +4,9 @@ Texts of one length waste nothing on padding, and a bound on tokens bounds memor
 user calls the batch size stays the number of examples in a step, so a learning rate keeps its meaning.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 from finetune.data.cutting import cut_by_tokens
 
 __all__ = [
+    "Drawn",
     "GlobalStepSampler",
     "MicroBatchCollator",
     "StepSampler",
@@ -27,6 +30,21 @@ __all__ = [
     "split_micro_batch",
     "trim_padding",
 ]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A part of an epoch that was drawn with the same settings.
+
+    Attributes:
+        step_size: Examples in a step.
+        accumulation_steps: Batches of a step.
+        num_steps: How many steps.
+    """
+
+    step_size: int
+    accumulation_steps: int
+    num_steps: int
 
 
 class StepSampler(Sampler[list[Any]]):
@@ -69,6 +87,8 @@ class StepSampler(Sampler[list[Any]]):
         self.num_steps = max(1, full + (rest >= world_size))
         self.last_step_size = num_examples - (self.num_steps - 1) * step_size
         self.last_accumulation_steps = min(accumulation_steps, max(1, self.last_step_size // world_size))
+        self.first_step_size = step_size
+        self.rest: tuple[int, int, Iterable[list[Any]]] | None = None
 
     def draw(self, generator: np.random.Generator, sizes: list[int]) -> Iterator[tuple[list[Any], np.ndarray]]:
         """Give the examples of each window, as many as `sizes` says, with their lengths."""
@@ -81,19 +101,42 @@ class StepSampler(Sampler[list[Any]]):
     def __len__(self) -> int:
         return (self.num_steps - 1) * self.accumulation_steps + self.last_accumulation_steps
 
+    def go_on(self, epoch: int, drawn: Sequence[Drawn], num_examples: int) -> int:
+        """Go on in an epoch of which other settings have drawn a part, at the same share of it.
+
+        Args:
+            epoch: The epoch.
+            drawn: What was drawn of it.
+            num_examples: Of the data set then.
+
+        Returns:
+            After how many of this sampler's steps that is.
+        """
+        share = sum(part.step_size * part.num_steps for part in drawn) / num_examples
+        return min(self.num_steps, round(share * self.num_steps))
+
     def __iter__(self) -> Iterator[list[Any]]:
+        if self.rest is not None and self.rest[0] == self.epoch:
+            yield from itertools.chain([[]] * self.rest[1], self.rest[2])  # the first ones are skipped
+        else:
+            for step, accumulation_steps in self._draw_steps():
+                yield from self._deal(step, accumulation_steps)
+
+    def _draw_steps(self) -> Iterator[tuple[list[Any], int]]:
+        """Draw the steps of the epoch, each with the number of batches that it is cut into."""
         generator = np.random.default_rng([self.seed, self.epoch])
-        windows, rest = divmod(self.num_steps - 1, self.WINDOW_STEPS)
-        num_steps = [self.WINDOW_STEPS] * windows + [rest] * (rest > 0)
-        sizes = [*(steps * self.step_size for steps in num_steps), self.last_step_size]
-        for steps, (examples, lengths) in zip([*num_steps, None], self.draw(generator, sizes), strict=True):
+        begins = self.first_step_size != self.step_size
+        windows, rest = divmod(self.num_steps - 1 - begins, self.WINDOW_STEPS)
+        groups = [(1, self.first_step_size)] * begins
+        groups += [(self.WINDOW_STEPS, self.step_size)] * windows + [(rest, self.step_size)] * (rest > 0)
+        sizes = [*(steps * size for steps, size in groups), self.last_step_size]
+        drawn = self.draw(generator, sizes)
+        for (steps, size), (examples, lengths) in zip(groups, drawn, strict=False):
             examples = [examples[position] for position in np.argsort(lengths, kind="stable")]
-            if steps is None:
-                yield from self._deal(examples, self.last_accumulation_steps)
-                continue
             for step in generator.permutation(steps):
-                start = step * self.step_size
-                yield from self._deal(examples[start : start + self.step_size], self.accumulation_steps)
+                yield examples[step * size : (step + 1) * size], self.accumulation_steps
+        examples, lengths = next(drawn)
+        yield [examples[position] for position in np.argsort(lengths, kind="stable")], self.last_accumulation_steps
 
     def _deal(self, step: list[Any], accumulation_steps: int) -> Iterator[list[Any]]:
         """Deal a step, ordered by length, in turns, so that all shares take about as long."""
@@ -120,6 +163,56 @@ class GlobalStepSampler(StepSampler):
             num_drawn = max(num_drawn // shared, 1) * shared if num_drawn >= shared else num_drawn
         super().__init__(num_drawn, *settings, **named_settings)
         self.lengths = np.asarray(lengths)
+
+    def go_on(self, epoch: int, drawn: Sequence[Drawn], num_examples: int) -> int:
+        """Go on in an epoch of which other settings have drawn a part: with the examples that are left of it.
+
+        Args:
+            epoch: The epoch.
+            drawn: What was drawn of it.
+            num_examples: Of the data set then. If it is another one, only the share of the epoch is kept.
+
+        Returns:
+            After how many of this sampler's steps that is.
+        """
+        if num_examples != len(self.lengths) or self.num_examples != len(self.lengths):
+            return super().go_on(epoch, drawn, num_examples)
+        rows = np.arange(num_examples)
+        for part in drawn:
+            rows, layout = self._lay_out(rows, part.step_size, part.accumulation_steps, epoch)
+            steps = itertools.islice(layout._draw_steps(), part.num_steps)
+            rows = np.delete(rows, [position for step, _ in steps for position in step])
+        if not len(rows):
+            return self.num_steps
+        left, layout = self._lay_out(rows, self.step_size, self.accumulation_steps, epoch)
+        skipped = self.num_steps - layout.num_steps
+        batches = ([int(left[position]) for position in batch] for batch in layout)
+        self.rest = epoch, skipped * self.accumulation_steps, batches
+        return skipped
+
+    def _lay_out(
+        self, rows: np.ndarray, step_size: int, accumulation_steps: int, epoch: int
+    ) -> tuple[np.ndarray, "GlobalStepSampler"]:
+        """Lay out the steps of an epoch over the rows that are left of it, and return these and their sampler.
+
+        A step that isn't full comes first, so that the last one has as many batches as the last of a whole epoch; where
+        too few rows are left for these, some come twice.
+        """
+        settings = self.seed, accumulation_steps, self.rank, self.world_size
+        whole = StepSampler(len(self.lengths), step_size, *settings)
+        rows = np.resize(rows, max(len(rows), whole.last_accumulation_steps * self.world_size))
+        sampler = GlobalStepSampler(self.lengths[rows], step_size, *settings)
+        sampler.set_epoch(epoch)
+        if len(rows) < len(self.lengths):
+            before = max(0, len(rows) - whole.last_step_size)
+            full, first = divmod(before, step_size)
+            if first < accumulation_steps * self.world_size:  # too few for its batches
+                before, first = full * step_size, 0
+            sampler.num_steps = full + (first > 0) + 1
+            sampler.first_step_size = first or step_size
+            sampler.last_step_size = len(rows) - before
+            sampler.last_accumulation_steps = whole.last_accumulation_steps
+        return rows, sampler
 
     def draw(self, generator: np.random.Generator, sizes: list[int]) -> Iterator[tuple[list[int], np.ndarray]]:
         """Give each window's row numbers: parts of one permutation."""

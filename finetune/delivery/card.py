@@ -15,10 +15,11 @@ import yaml
 from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.repocard_data import model_index_to_eval_results
 
-from finetune.catalogue import FAMILIES, find_method, name_of
+from finetune.catalogue import FAMILIES
 from finetune.data.embedded import EMBEDDED_MODEL_ID
 from finetune.errors import FinetuneError
 from finetune.family import Shipped
+from finetune.lookup import find_method, name_of
 from finetune.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from finetune.run.fields import Metrics
 from finetune.run.record import CompleteRecord

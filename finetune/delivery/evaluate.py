@@ -14,7 +14,7 @@ from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerBase
 
 from finetune.accelerated.precision import DTYPES
-from finetune.catalogue import FLOOR, family_of
+from finetune.catalogue import FLOOR
 from finetune.data.labels import Task, label_matrix
 from finetune.data.load import read_examples
 from finetune.delivery.predict import load_predictor
@@ -22,6 +22,7 @@ from finetune.errors import FinetuneError
 from finetune.families.save import write_thresholds
 from finetune.files import write_aside
 from finetune.hardware import fastest_precision
+from finetune.lookup import family_of
 from finetune.metrics import (
     MULTI_LABEL,
     REGRESSION,

@@ -10,10 +10,11 @@ from typing import Any
 from huggingface_hub import HfApi
 from safetensors import SafetensorError
 
-from finetune.catalogue import FAMILIES, find_family, import_family
+from finetune.catalogue import FAMILIES
 from finetune.errors import FinetuneError
 from finetune.family import Family
 from finetune.hub import HUB_ERRORS, explain, parse_hub_id, reach_hub, retry
+from finetune.lookup import find_family, import_family
 from finetune.models.finetune_config import FINETUNE_CONFIG_FILE, FinetuneConfig, read_finetune_config
 from finetune.run.record import has_record
 

@@ -16,13 +16,14 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, co
 from huggingface_hub.errors import RevisionNotFoundError
 from huggingface_hub.utils import disable_progress_bars, logging
 
-from finetune.catalogue import FAMILIES, import_family, name_of
+from finetune.catalogue import FAMILIES
 from finetune.delivery.load import download_model
 from finetune.delivery.predict import load_predictor
 from finetune.delivery.reload import compute_logits_elsewhere
 from finetune.delivery.stage import Staged, stage
 from finetune.errors import FinetuneError
 from finetune.hub import HUB_ERRORS, check_login, explain, parse_hub_id, retry
+from finetune.lookup import import_family, name_of
 from finetune.models.answers import unit_of_logits
 from finetune.run.run import Run
 

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from finetune.catalogue import FAMILIES, import_family
+from finetune.catalogue import FAMILIES
 from finetune.errors import FinetuneError, exit_on_error
+from finetune.lookup import import_family
 from finetune.models.finetune_config import read_finetune_config
 
 __all__ = ["compute_logits_elsewhere", "main"]

@@ -44,10 +44,10 @@ class Encoder(NetworkFamily):
 
     def load_tokenizer(self, arguments: Arguments, train: Dataset) -> PreTrainedTokenizerBase:
         """Load the tokenizer that the encoder was pretrained with."""
-        from finetune.catalogue import CATALOGUE
+        from finetune.lookup import find_method
         from finetune.models.load import load_tokenizer
 
-        saves_embeddings = not CATALOGUE[arguments.method.method].takes_adapter
+        saves_embeddings = not find_method(arguments.method.method).takes_adapter
         return load_tokenizer(arguments.model, arguments.data.max_length, saves_embeddings)
 
     def build_model(self, arguments: Arguments, tokenizer: PreTrainedTokenizerBase, task: Task) -> Any:

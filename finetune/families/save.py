@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune.catalogue import name_of
 from finetune.data.cutting import TextConfig
 from finetune.errors import FinetuneError
 from finetune.family import Family
 from finetune.files import is_disk_full, replace_folder, write_json
+from finetune.lookup import name_of
 from finetune.models.finetune_config import FINETUNE_CONFIG_FILE, FinetuneConfig
 
 __all__ = ["write_model", "write_thresholds"]

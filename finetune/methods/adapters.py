@@ -8,8 +8,8 @@ from peft import PeftModel, PeftType, TaskType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from transformers import PreTrainedModel
 
-from finetune.catalogue import find_method
 from finetune.errors import FinetuneError
+from finetune.lookup import find_method
 from finetune.models.inputs import count_positions, make_sample
 from finetune.models.load import HEADS, hub_commit_of
 

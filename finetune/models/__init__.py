@@ -1,1 +1,1 @@
-"""Pretrained encoders with a classification head, TextCNN, and the TF-IDF floor."""
+"""Pretrained models with a classification head, and from texts to logits to answers."""

@@ -7,19 +7,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
+from accelerate.utils import DynamoBackend
 from datasets import DatasetDict
 
-from finetune.catalogue import family_of
 from finetune.data.labels import Task
 from finetune.data.split import describe_split
 from finetune.environment import describe_environment
 from finetune.family import Family
-from finetune.hardware import fastest_precision
-from finetune.run.fields import DataRecord, Environment, ModelRecord, Settings
+from finetune.hardware import fastest_precision, measure_precision
+from finetune.lookup import family_of
+from finetune.run.fields import Compilation, DataRecord, Environment, ModelRecord, Settings
 from finetune.run.record import SCHEMA_VERSION, RunRecord
 from finetune.settings.arguments import Arguments
 
-__all__ = ["describe_data", "describe_model", "now", "start_record"]
+__all__ = ["describe_computation", "describe_data", "describe_model", "now", "start_record"]
 
 
 def start_record(arguments: Arguments) -> RunRecord:
@@ -40,6 +42,27 @@ def start_record(arguments: Arguments) -> RunRecord:
             precision=_precision(arguments),
             prediction_precision=_prediction_precision(arguments),
         ),
+    )
+
+
+def describe_computation(accelerator: Accelerator) -> tuple[str, Compilation | None]:
+    """Return the number format and the compiler of a training, as accelerate has set them up.
+
+    Args:
+        accelerator: The trainer's.
+    """
+    precision = str(accelerator.mixed_precision)
+    if precision == "no":
+        precision = measure_precision(accelerator.device)
+    compiler: Any = accelerator.state.dynamo_plugin
+    if compiler.backend == DynamoBackend.NO:
+        return precision, None
+    return precision, Compilation(
+        backend=compiler.backend.value.lower(),
+        mode=str(compiler.mode),
+        is_dynamic=bool(compiler.dynamic),
+        is_whole_graph=bool(compiler.fullgraph),
+        is_by_layer=bool(compiler.use_regional_compilation),
     )
 
 
@@ -81,7 +104,7 @@ def describe_model(model: Any, family: Family, name: str | None, folder: Path) -
 
 def _precision(arguments: Arguments) -> str:
     training = arguments.training
-    chosen = "bf16" if training.bf16 else "fp16" if training.fp16 else "tf32" if training.tf32 else "fp32"
+    chosen = "bf16" if training.bf16 else "fp16" if training.fp16 else measure_precision(training.device)
     return family_of(arguments.method.method).precision or chosen
 
 

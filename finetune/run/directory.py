@@ -6,6 +6,7 @@ history.jsonl   what was logged, one JSON object a line
 model/          what `finetune.load` and `from_pretrained` reload
 predictions/    validation.parquet and test.parquet
 checkpoints/    to resume from
+tensorboard/    with --report_to tensorboard
 """
 
 import contextlib
@@ -31,6 +32,7 @@ ENTRIES = (
     "model.replaced",
     "predictions",
     "checkpoints",
+    "tensorboard",
 )
 
 

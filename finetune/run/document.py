@@ -43,6 +43,7 @@ labels' names |
 `text_pair` (not with `--no_store_text`), `num_tokens`, `label` (not where it is withheld), `logits` (float32) |
 | `checkpoints/` | what a run resumes from: `--save_total_limit` of them, each with sizes and hashes in \
 `complete.json` ([faults.md](faults.md)) |
+| `tensorboard/` | with `--report_to tensorboard` what TensorBoard reads |
 | `run.lock` | there while a process is at work in the directory |
 | `before-restart/` | what `--restart` set aside, until the new run is complete |
 

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 __all__ = [
     "Change",
     "ClassMetrics",
+    "Compilation",
     "Costs",
     "DataRecord",
     "Decisions",
@@ -74,6 +75,16 @@ class Settings(Part):
     training: dict[str, Any] = Field(description="transformers' `TrainingArguments`")
 
 
+class Compilation(Part):
+    """How `torch.compile` was told to compile the model."""
+
+    backend: str = Field(description="`inductor`, say")
+    mode: str = Field(description="`default`, `reduce-overhead`, `max-autotune` …")
+    is_dynamic: bool = Field(description="whether one compilation serves batches of several shapes")
+    is_whole_graph: bool = Field(description="whether what can't be compiled is an error")
+    is_by_layer: bool = Field(description="whether one compilation serves all layers")
+
+
 class Environment(Part):
     """What the run ran on."""
 
@@ -91,7 +102,12 @@ class Environment(Part):
     gpus: list[str] = Field(description="names of the GPUs that torch sees")
     num_threads: int = Field(description="threads of each process")
     num_processes: int = Field(description="processes that trained together")
-    precision: str = Field(description="number format of training: `bf16`, `fp16`, `tf32`, `fp32`; `fp64` for TF-IDF")
+    precision: str = Field(
+        description="number format of training, as it was measured: `bf16`, `fp16`, `tf32`, `fp32`; `fp64` for TF-IDF"
+    )
+    compilation: Compilation | None = Field(
+        default=None, description="what compiled the training, whoever asked for it; absent where nothing was compiled"
+    )
     prediction_precision: str = Field(description="number format of the metrics, latency and throughput")
 
 
@@ -175,7 +191,7 @@ class TrainingCosts(Part):
         default=None, description="`train_tokens` a second of `train_seconds`; absent for TF-IDF"
     )
     compile_seconds: Amount | None = Field(
-        default=None, description="wall seconds of the first step, which compiles; absent without `--torch_compile`"
+        default=None, description="wall seconds of the first step, which compiles; absent where nothing was compiled"
     )
     peak_memory_bytes: Count = Field(
         description="most memory held until training ended, bytes: resident in the process, or allocated on its GPU; "

@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from finetune.catalogue import family_of
 from finetune.errors import FinetuneError
 from finetune.hub import is_commit
+from finetune.lookup import family_of
 from finetune.run.fields import Change, Environment, Settings
 from finetune.run.record import RunRecord
 from finetune.settings.arguments import Arguments
@@ -18,6 +18,7 @@ __all__ = ["flatten", "go_on_from"]
 
 # Parts whose settings decide what the weights in a checkpoint are: they can't change on the way.
 FIXED_PARTS = ("model", "method", "family")
+FIXED = ("optim", "optim_args")  # whose state the checkpoint holds
 
 
 def go_on_from(before: RunRecord, record: RunRecord, checkpoint: Path, arguments: Arguments, directory: Path) -> bool:
@@ -112,7 +113,7 @@ def _changed_settings(before: RunRecord, now: RunRecord) -> tuple[list[str], lis
             is_pinned = value is not None and value == commits.get(name)  # since the branch has moved on
             if facts_of(name).changes != "nothing" and name in earlier and earlier[name] != value and not is_pinned:
                 line = f"{name} ({earlier[name]!r} then, {value!r} now)"
-                (fixed if part in FIXED_PARTS else changed).append(line)
+                (fixed if part in FIXED_PARTS or name in FIXED else changed).append(line)
     processes = before.environment.num_processes, now.environment.num_processes
     if processes[0] != processes[1]:
         fixed.append(f"num_processes ({processes[0]} then, {processes[1]} now)")

@@ -18,7 +18,6 @@ from datasets import Dataset, DatasetDict
 from huggingface_hub import HfApi
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
-from finetune.catalogue import family_of
 from finetune.data.labels import Task, task_of
 from finetune.data.load import GivenSplits, open_stream
 from finetune.data.stream import TokenizingRows
@@ -31,15 +30,18 @@ from finetune.families.save import write_model
 from finetune.files import write_json
 from finetune.hardware import peak_memory_bytes, use_processor
 from finetune.hub import check_login, find_commit
+from finetune.lookup import family_of
 from finetune.models.load import fingerprint_model, resolve_model
+from finetune.models.support import refuse_unsupported
 from finetune.quiet import quiet_program
-from finetune.run.describe import describe_data, describe_model, now, start_record
+from finetune.run.describe import describe_computation, describe_data, describe_model, now, start_record
 from finetune.run.directory import FINDINGS_FILE, HISTORY_FILE, RunDirectory
 from finetune.run.fields import DataRecord, Floor, MeasuredSplits, Reload, Settings, Thresholds, TrainingCosts
 from finetune.run.processes import Processes
 from finetune.run.record import CompleteRecord, RunRecord
 from finetune.run.resume import flatten, go_on_from
 from finetune.run.summary import summarize
+from finetune.run.trackers import tracked
 from finetune.run.training import RowNames, build_callbacks, build_loss, describe_costs, repeat_rare_classes
 from finetune.settings.arguments import Arguments
 from finetune.training.checkpoints import find_resumable
@@ -102,6 +104,8 @@ class Run:
             if self.is_main and self.arguments.hub is not None:
                 check_login(HfApi(), self.arguments.hub.model_id)  # now, not after hours of training
             commits = self._find_commits() if self.is_main else {}
+            if "model_name_or_path" not in self.arguments.unused():
+                refuse_unsupported(self.arguments.model, training)
             if self.is_main:
                 self._open_directory()
         except BaseException:
@@ -266,13 +270,18 @@ class Run:
         """
         if self.checkpoint is not None and self.is_main:
             print(f"resuming from {self.checkpoint}", file=sys.stderr)
+        environment = self.record.environment
+        environment.precision, compilation = describe_computation(trainer.accelerator)
+        if compilation is not None:
+            environment.compilation = compilation
         trainer.interruption = self.interruption
         trainer.run_id = self.record.id
         trainer.apply_settings = self.is_changed
         if self.name_rows is not None:
             trainer.name_rows = self.name_rows
         try:
-            with self.interruption.deferred():
+            tracking = tracked(trainer, self.arguments, self.record, self.directory, self.checkpoint)
+            with self.interruption.deferred(), tracking:
                 trainer.train(resume_from_checkpoint=None if self.checkpoint is None else str(self.checkpoint))
         except UnpicklingError as error:  # its hashes fit, so somebody wrote it on purpose; nothing of it was run
             raise FinetuneError(
@@ -280,6 +289,12 @@ class Run:
                 "else. Don't trust this folder: pass another one, or --restart."
             ) from error
         self.interruption.raise_if_received()
+        if self.is_main and trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint is None:
+            warnings.warn(
+                "no evaluation came before the end that could choose a checkpoint, so the last weights are kept. Lower "
+                "--eval_steps or --eval_delay",
+                stacklevel=2,
+            )
         self.weights = gather_weights(trainer)
         self.record.costs = describe_costs(trainer, sum(self.processes.gather(peak_memory_bytes())))
         self.record.best_checkpoint_metric = trainer.state.best_metric

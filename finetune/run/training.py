@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accelerate.utils import DynamoBackend
 from datasets import Dataset
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -79,7 +80,7 @@ def describe_costs(trainer: FineTuningTrainer, peak_memory_bytes: int) -> Traini
         tokens_per_second=costs.train_tokens / costs.train_seconds,
         peak_memory_bytes=peak_memory_bytes,
     )
-    if trainer.args.torch_compile:
+    if trainer.accelerator.state.dynamo_plugin.backend != DynamoBackend.NO:
         described.compile_seconds = costs.first_step_seconds
     return described
 

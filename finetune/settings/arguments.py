@@ -5,8 +5,8 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from finetune.catalogue import family_of
 from finetune.errors import FinetuneError
+from finetune.lookup import family_of
 from finetune.metrics import DEFAULT_METRIC, METRICS, MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from finetune.settings.declaration import Values
 from finetune.settings.declared import default_values, is_used
@@ -19,6 +19,7 @@ from finetune.settings.parts import (
     TuningArguments,
 )
 from finetune.settings.peft_config import read_peft_config
+from finetune.settings.training import BY_METRIC
 
 __all__ = ["Arguments"]
 
@@ -94,8 +95,8 @@ class Arguments:
                 )
             metric = DEFAULT_METRIC[problem_type]
             training.metric_for_best_model = metric
-        if "greater_is_better" not in self.given:
-            training.greater_is_better = METRICS[problem_type][metric]
+        self.check_direction(metric, METRICS[problem_type][metric])
+        training.greater_is_better = METRICS[problem_type][metric]
         if problem_type == SINGLE_LABEL:
             return
         if training.label_smoothing_factor and "label_smoothing_factor" in self.given:
@@ -109,6 +110,26 @@ class Arguments:
         if problem_type == REGRESSION and self.data.truncation == "window" and self.data.window_pooling != "mean":
             raise FinetuneError("Expected --window_pooling mean with a number to predict. Leave it out.")
 
+    def check_direction(self, metric: str, greater_is_better: bool) -> None:
+        """Refuse a direction that is not the metric's: the worst checkpoint would be kept.
+
+        Raises:
+            FinetuneError: If it was given by `--greater_is_better` or to a schedule.
+        """
+        if "greater_is_better" in self.given and self.training.greater_is_better is not greater_is_better:
+            raise FinetuneError(
+                f"Expected --greater_is_better {str(greater_is_better).lower()} with --metric_for_best_model {metric}, "
+                f"but got {str(self.training.greater_is_better).lower()}: the worst checkpoint would be kept. Leave it "
+                "out."
+            )
+        settings: Any = self.training.lr_scheduler_kwargs or {}
+        mode = "max" if greater_is_better else "min"
+        if self.training.lr_scheduler_type in BY_METRIC and settings.get("mode", mode) != mode:
+            raise FinetuneError(
+                f"Expected mode {mode!r} among --lr_scheduler_kwargs with --metric_for_best_model {metric}, but got "
+                f"{settings['mode']!r}: the rate would fall as it gets better. Leave it out."
+            )
+
     def unused(self) -> set[str]:
         """Name the settings that the method has no use for; those of other families only if they were given."""
         values = {**default_values(), **self.values()}
@@ -116,6 +137,11 @@ class Arguments:
         settings = Values({**values, "push_to_hub": self.hub is not None})
         known = {*self.values(), *(self.given & set(values))}
         return {name for name in known if not is_used(name, settings)}
+
+    def settings_of_run(self) -> dict[str, Any]:
+        """Return the settings by name that are not the `Trainer`'s and have a value, for trackers."""
+        parts = (values for part, values in self.to_dict().items() if part != "training")
+        return {name: value for values in parts for name, value in values.items() if value is not None}
 
     def to_dict(self) -> dict[str, Any]:
         """Give every setting by part and name, without tokens, for `run.json`."""
@@ -125,5 +151,6 @@ class Arguments:
             parts[part].update(revisions)
         if self.method.peft_config is not None:
             parts["method"]["peft_config"] = read_peft_config(self.method.peft_config)  # the file may change
-        training = {name: value for name, value in self.training.to_dict().items() if not name.endswith("_token")}
+        settings = TrainingArguments.to_dict(self.training)
+        training = {name: value for name, value in settings.items() if not name.endswith("_token")}
         return {**parts, "training": training}

@@ -1,6 +1,5 @@
 """What is refused before anything is downloaded, read or written: values out of bounds, and what contradicts itself."""
 
-import os
 import warnings
 from pathlib import Path
 
@@ -8,14 +7,16 @@ import torch
 from transformers.integrations import get_available_reporting_integrations
 
 from finetune.accelerated.processor import multiplies_fast
-from finetune.catalogue import family_of, find_method
 from finetune.errors import FinetuneError
+from finetune.lookup import family_of, find_method
 from finetune.metrics import GREATER_IS_BETTER
 from finetune.settings.arguments import Arguments
 from finetune.settings.declared import facts_of
+from finetune.settings.dry_build import build_dry
+from finetune.settings.launched import check_launched
 from finetune.settings.peft_config import read_peft_config
 
-__all__ = ["check_arguments", "launched_precision"]
+__all__ = ["check_arguments"]
 
 
 def check_arguments(arguments: Arguments) -> None:
@@ -26,13 +27,7 @@ def check_arguments(arguments: Arguments) -> None:
             raise FinetuneError(f"Expected no --{name}, because {facts_of(name).refused}. Leave it out.")
     if training.fp16 and training.use_cpu:
         raise FinetuneError("Expected no --fp16 on a CPU, which trains in bf16 or fp32. Leave it out.")
-    chosen, launched = "bf16" if training.bf16 else "fp16" if training.fp16 else "no", launched_precision()
-    if launched not in ("no", chosen):
-        own = "float32" if chosen == "no" else f"--{chosen}"
-        raise FinetuneError(
-            f"Expected one number format, but got --mixed_precision {launched} from accelerate launch, and {own}. "
-            "Leave the former out, or set it to no in its --config_file."
-        )
+    check_launched(training, arguments.given)
     if training.bf16 and training.use_cpu and not multiplies_fast(torch.bfloat16):
         warnings.warn(
             "--bf16 on a processor without units for it: products in bfloat16 take longer than in float32 here. Pass "
@@ -46,8 +41,6 @@ def check_arguments(arguments: Arguments) -> None:
         )
     if "use_cpu" in arguments.given and not training.use_cpu and not torch.cuda.is_available():
         raise FinetuneError("Expected a GPU with --use_cpu false, but torch finds none. Leave it out.")
-    if training.fsdp and training.world_size == 1:
-        raise FinetuneError("Expected several processes with --fsdp, but there is one. Start more, or leave it out.")
     method = arguments.method
     if method.oversample and method.class_weights != "none":
         raise FinetuneError(
@@ -62,6 +55,8 @@ def check_arguments(arguments: Arguments) -> None:
         raise FinetuneError(
             f"Expected --metric_for_best_model to be one of {', '.join(GREATER_IS_BETTER)}, but got {metric!r}."
         )
+    if "metric_for_best_model" in arguments.given:
+        arguments.check_direction(metric, GREATER_IS_BETTER[metric])
     for name, value in arguments.values().items():
         facts_of(name).check(name, value)
     if "max_steps" in arguments.given and training.max_steps < 1 and training.max_steps != -1:
@@ -74,6 +69,11 @@ def check_arguments(arguments: Arguments) -> None:
         raise FinetuneError(
             f"Expected --report_to none or an installed tracker {installed}, but got {absent}. Install it with pip, or "
             "leave --report_to out."
+        )
+    if training.save_strategy == "best" and training.eval_strategy == "no":
+        raise FinetuneError(
+            "Expected an --eval_strategy with --save_strategy best, but got no: nothing would say what is best. Pass "
+            "--eval_strategy epoch."
         )
     _check_tuning(arguments)
     if data.truncation == "window" and (data.window_stride or 0) > data.max_length - 3:
@@ -103,11 +103,8 @@ def check_arguments(arguments: Arguments) -> None:
 
     if data.streaming:
         _check_streaming(arguments)
-
-
-def launched_precision() -> str:
-    """Return the `--mixed_precision` of `accelerate launch`, "no" without one: accelerate obeys it past every flag."""
-    return os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if family_of(method.method).trains_network:
+        build_dry(training, has_own_schedule=arguments.tuning.lr_schedule is not None)
 
 
 def _check_streaming(arguments: Arguments) -> None:
@@ -146,6 +143,7 @@ def _check_tuning(arguments: Arguments) -> None:
             "Expected a GPU for --method qlora: on a CPU bitsandbytes packs the weights at the first evaluation, and "
             "they can't be trained further. Take --method lora."
         )
+    _check_passes(arguments)
     _warn_of_learning_rate(arguments)
     if (
         method.reinit_layers
@@ -165,6 +163,26 @@ def _check_tuning(arguments: Arguments) -> None:
             if name in arguments.given:
                 raise FinetuneError(f"Expected --lr_schedule or --{name}, but got both. Drop one of them.")
         training.warmup_steps = 0
+
+
+def _check_passes(arguments: Arguments) -> None:
+    """Refuse what happens on the way through an encoder's layers where the method has no such way, or another one."""
+    method, training = arguments.method, arguments.training
+    again = "activation_checkpointing" if "activation_checkpointing" in arguments.given else "gradient_checkpointing"
+    wanted = {"neftune_noise_alpha": training.neftune_noise_alpha, again: training.gradient_checkpointing}
+    names = [name for name, value in wanted.items() if value]
+    if not names:
+        return
+    what = f"Expected no --{names[0]} with --method {method.method}"
+    if not (family_of(method.method).trains_encoder and find_method(method.method).trains_through_layers):
+        raise FinetuneError(f"{what}, which trains no layer of an encoder. Leave it out.")
+    kind = find_method(method.method).peft_type
+    if method.peft_config is not None:
+        kind = str(read_peft_config(method.peft_config).get("peft_type", kind))
+    if training.gradient_checkpointing and kind == "PREFIX_TUNING":
+        raise FinetuneError(f"{what}: a layer that is computed again has lost the prefix. Leave it out.")
+    if training.neftune_noise_alpha and kind in ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING"):
+        raise FinetuneError(f"{what}, whose virtual tokens have no embedding to add noise to. Leave it out.")
 
 
 def _warn_of_learning_rate(arguments: Arguments) -> None:

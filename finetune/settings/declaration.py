@@ -6,13 +6,14 @@ is resumed, what divides the groups of a report, and `docs/settings.md` all foll
 """
 
 import dataclasses
+import math
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from finetune.catalogue import family_of, find_method
 from finetune.errors import FinetuneError
+from finetune.lookup import family_of, find_method
 
 __all__ = [
     "Condition",
@@ -105,12 +106,15 @@ class Setting:
         """The bounds in words, such as "in [0, 1)"; empty without any."""
         low = self.at_least if self.at_least is not None else self.above
         high = self.at_most if self.at_most is not None else self.below
+        if high == math.inf:
+            return "finite" if low is None else f"{replace(self, below=None).bounds} and finite"
+        least, most = (f"{bound:g}" if isinstance(bound, float) else str(bound) for bound in (low, high))
         if low is not None and high is not None:
             opened, closed = "[" if self.at_least is not None else "(", "]" if self.at_most is not None else ")"
-            return f"in {opened}{low:g}, {high:g}{closed}"
+            return f"in {opened}{least}, {most}{closed}"
         if low is not None:
-            return f"at least {low:g}" if self.at_least is not None else f"above {low:g}"
-        return "" if high is None else f"at most {high:g}" if self.at_most is not None else f"below {high:g}"
+            return f"at least {least}" if self.at_least is not None else f"above {least}"
+        return "" if high is None else f"at most {most}" if self.at_most is not None else f"below {most}"
 
     def is_used(self, settings: Values) -> bool:
         """Return whether the setting has a use beside the others."""
@@ -131,7 +135,7 @@ class Setting:
             and (self.below is None or value < self.below)
         )
         if not fits:  # also where it is NaN
-            bounds = f"to be {self.bounds}" if self.bounds.startswith("at ") else self.bounds
+            bounds = f"to be {self.bounds}" if self.bounds.startswith(("at ", "finite")) else self.bounds
             raise FinetuneError(f"Expected --{name} {bounds}, but got {value}. {self.usual}".strip())
 
 

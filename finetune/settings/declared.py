@@ -4,8 +4,9 @@ import dataclasses
 from collections.abc import Collection
 from typing import Any
 
-from finetune.catalogue import FAMILIES, family_of, import_family
+from finetune.catalogue import FAMILIES
 from finetune.errors import FinetuneError
+from finetune.lookup import family_of, import_family
 from finetune.settings.declaration import Condition, Setting, Values, belongs_to, read_declarations, trains_network
 from finetune.settings.parts import PARTS
 from finetune.settings.training import TRAINING

@@ -18,18 +18,21 @@ from typing import Any, NoReturn
 import torch
 import yaml
 from accelerate import PartialState
-from transformers import HfArgumentParser, TrainingArguments
+from transformers import HfArgumentParser, SchedulerType, TrainingArguments
 from transformers.utils import is_torch_tf32_available
 
-from finetune.catalogue import METHOD_DEFAULTS, family_of, file_name_of, find_method, import_method
+from finetune.catalogue import METHOD_DEFAULTS
 from finetune.errors import FinetuneError
 from finetune.hardware import default_num_threads, fastest_precision
 from finetune.hub import parse_hub_id
+from finetune.lookup import family_of, file_name_of, find_method, import_method
 from finetune.metrics import GREATER_IS_BETTER
 from finetune.settings.arguments import Arguments
-from finetune.settings.checks import check_arguments, launched_precision
+from finetune.settings.checks import check_arguments
 from finetune.settings.declared import declare, own_settings
+from finetune.settings.launched import launched_defaults, launched_precision, launched_to_cpu
 from finetune.settings.parts import PARTS, HubTarget
+from finetune.settings.tracked import TrackedArguments
 
 __all__ = ["parse_arguments", "to_flags"]
 
@@ -69,7 +72,7 @@ def parse_arguments(description: str | None, defaults: dict[str, Any], argv: Seq
     family = family_of(method)
     if family.settings is not None:
         declare(family.settings, {field.name for field in dataclasses.fields(TrainingArguments)})
-    parts: Any = [*(part for part, _ in PARTS.values()), *own_settings(), TrainingArguments]
+    parts: Any = [*(part for part, _ in PARTS.values()), *own_settings(), TrackedArguments]
     parser = _Parser(
         parts, usage="%(prog)s [--config FILE.yaml] [--name value ...]", description=description, allow_abbrev=False
     )
@@ -94,8 +97,9 @@ def parse_arguments(description: str | None, defaults: dict[str, Any], argv: Seq
             f"Expected {os.environ.get('WORLD_SIZE')} processes to start within --ddp_timeout, but not all of them "
             f"came ({error}). Look for a message of the others, and for the address and number of each host."
         ) from error
-    except (ValueError, TypeError, ImportError) as error:  # TrainingArguments checks itself while it is built
-        raise FinetuneError(f"The training settings don't fit together: {error}") from error
+    except Exception as error:  # TrainingArguments checks itself, and reads files, while it is built
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise FinetuneError(f"The training settings don't fit together: {reason}") from error
     if unknown:
         raise FinetuneError(_unknown_setting(unknown[0].lstrip("-").split("=")[0], known, "on the command line"))
 
@@ -111,14 +115,15 @@ def parse_arguments(description: str | None, defaults: dict[str, Any], argv: Seq
 def _join_processes(words: Sequence[str]) -> None:
     """On CPUs, join the other processes with --ddp_timeout; TrainingArguments would do it with torch's half hour."""
     timeout = _value_of("ddp_timeout", words) or str(DDP_TIMEOUT)
-    use_cpu = not torch.cuda.is_available() or "--use_cpu" in words or os.environ.get("ACCELERATE_USE_CPU") == "True"
+    use_cpu = not torch.cuda.is_available() or "--use_cpu" in words or launched_to_cpu()
     if use_cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1 and timeout.isdigit():
         PartialState(cpu=True, timeout=timedelta(seconds=int(timeout)))
 
 
 def _machine_defaults(given: frozenset[str]) -> dict[str, Any]:
     """Choose device and number format, unless the user chose either of the half formats."""
-    defaults: dict[str, Any] = {"use_cpu": not torch.cuda.is_available(), "ddp_timeout": DDP_TIMEOUT}
+    use_cpu = launched_to_cpu() or not torch.cuda.is_available()
+    defaults: dict[str, Any] = {"use_cpu": use_cpu, "ddp_timeout": DDP_TIMEOUT, **launched_defaults(given)}
     if not {"bf16", "fp16"} & given:
         launched = launched_precision()
         precision = fastest_precision() if launched == "no" else launched
@@ -230,8 +235,10 @@ def _fill_in(arguments: Arguments) -> None:
     data, run, training = arguments.data, arguments.run, arguments.training
     if run.num_threads is None:
         run.num_threads = default_num_threads()
-    if training.torch_compile:
-        os.environ.setdefault("ACCELERATE_DYNAMO_USE_DYNAMIC", "1")  # micro-batches differ in shape
+    chosen = {"lr_scheduler_type", "lr_schedule"} & arguments.given
+    optimizer = str(getattr(training.optim, "value", training.optim))
+    if optimizer.startswith("schedule_free") and not chosen:
+        training.lr_scheduler_type = SchedulerType.CONSTANT  # it averages instead of lowering the rate
     if "max_length" not in arguments.given:  # virtual tokens take positions of the text
         data.max_length -= find_method(arguments.method.method).peft_config.get("num_virtual_tokens", 0)
     if data.window_stride is None:

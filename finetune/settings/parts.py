@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from finetune.catalogue import find_method
+from finetune.lookup import find_method
 from finetune.settings.declaration import (
     Condition,
     Setting,

@@ -3,6 +3,7 @@
 A field that is not named below trains a network and changes its results, within no bounds of ours.
 """
 
+import math
 import os
 
 from finetune.settings.declaration import Setting, Values, always, trains_network
@@ -10,8 +11,36 @@ from finetune.settings.declaration import Setting, Values, always, trains_networ
 __all__ = ["TRAINING"]
 
 
-def _chooses_checkpoint(settings: Values) -> bool:
-    return trains_network(settings) and (settings.load_best_model_at_end or _value(settings.save_strategy) == "best")
+SEEDS = 2**32 - 1  # the largest that numpy takes
+# Schedules that look at a metric instead of at the step, and those without a warm-up.
+BY_METRIC = ("reduce_lr_on_plateau", "greedy")
+WITHOUT_WARMUP = (*BY_METRIC, "constant")
+
+
+def _looks_at_metric(settings: Values) -> bool:
+    return trains_network(settings) and (
+        settings.load_best_model_at_end
+        or _value(settings.save_strategy) == "best"
+        or (settings.lr_schedule is None and _value(settings.lr_scheduler_type) in BY_METRIC)
+    )
+
+
+def _warms_up(settings: Values) -> bool:
+    if _value(settings.optim) in ("schedule_free_adamw", "schedule_free_sgd"):  # they do it themselves
+        return trains_network(settings)
+    return trains_network(settings) and _value(settings.lr_scheduler_type) not in WITHOUT_WARMUP
+
+
+def _takes_schedule_arguments(settings: Values) -> bool:
+    return (
+        trains_network(settings)
+        and settings.lr_schedule is None
+        and _value(settings.lr_scheduler_type) not in ("constant", "constant_with_warmup")
+    )
+
+
+def _evaluates(settings: Values) -> bool:
+    return trains_network(settings) and _value(settings.eval_strategy) != "no"
 
 
 def _evaluates_by_steps(settings: Values) -> bool:
@@ -40,10 +69,6 @@ def _value(setting: object) -> str:
     return str(getattr(setting, "value", setting))
 
 
-def _takes_optimizer_arguments(settings: Values) -> bool:
-    return trains_network(settings) and not _value(settings.optim).startswith(("adamw_torch", "adafactor", "adamw_hf"))
-
-
 def _reports_to_trackio(settings: Values) -> bool:
     return trains_network(settings) and "trackio" in (settings.report_to or [])
 
@@ -64,33 +89,36 @@ LOADER = "the loader reads tokens that are ready, in their order"
 WHOLE = "metrics are computed over the logits of all examples at once"
 TRAINING: dict[str, Setting] = {
     "output_dir": _shows(used_when=always),
-    "seed": Setting(at_least=0, used_when=always, changes="draws"),
-    "data_seed": Setting(changes="draws"),
+    "seed": Setting(at_least=0, at_most=SEEDS, used_when=always, changes="draws"),
+    "data_seed": Setting(at_least=0, at_most=SEEDS, changes="draws"),
     "per_device_train_batch_size": Setting(at_least=1),
     "gradient_accumulation_steps": Setting(at_least=1),
-    "learning_rate": Setting(at_least=0),
-    "weight_decay": Setting(at_least=0),
-    "warmup_steps": Setting(at_least=0),
+    "num_train_epochs": Setting(below=math.inf),  # above 0 where --max_steps does not say how long
+    "learning_rate": Setting(at_least=0, below=math.inf),
+    "lr_scheduler_kwargs": Setting(used_when=_takes_schedule_arguments),
+    "weight_decay": Setting(at_least=0, below=math.inf),
+    "warmup_steps": Setting(at_least=0, below=math.inf, used_when=_warms_up),
     "adam_beta1": Setting(at_least=0, below=1),
     "adam_beta2": Setting(at_least=0, below=1),
     "adam_epsilon": Setting(at_least=0),
     "max_grad_norm": Setting(at_least=0),
     "neftune_noise_alpha": Setting(at_least=0),
     "label_smoothing_factor": Setting(at_least=0, below=1, usual="0.1 is usual."),
-    "metric_for_best_model": Setting(used_when=_chooses_checkpoint),
-    "greater_is_better": Setting(used_when=_chooses_checkpoint),
-    "eval_steps": Setting(used_when=_evaluates_by_steps),
-    "save_steps": Setting(used_when=_saves_by_steps),
+    "metric_for_best_model": Setting(used_when=_looks_at_metric),
+    "greater_is_better": Setting(used_when=_looks_at_metric),
+    "eval_steps": Setting(above=0, used_when=_evaluates_by_steps),
+    "eval_delay": Setting(at_least=0, used_when=_evaluates),
+    "save_steps": Setting(above=0, used_when=_saves_by_steps),
     "gradient_checkpointing_kwargs": _shows(used_when=_checkpoints_activations),
     "activation_checkpointing_kwargs": _shows(used_when=_checkpoints_activations),
     "torch_compile_backend": Setting(used_when=_compiles),
     "torch_compile_mode": Setting(used_when=_compiles),
-    "optim_args": Setting(used_when=_takes_optimizer_arguments),
     "liger_kernel_config": Setting(used_when=lambda s: trains_network(s) and s.use_liger_kernel),
     "fsdp_config": Setting(used_when=lambda s: trains_network(s) and bool(s.fsdp)),
     # What is shown and kept, and how fast; no result depends on it.
     **dict.fromkeys(
         [
+            "logging_dir",
             "logging_strategy",
             "logging_first_step",
             "log_on_each_node",
@@ -100,11 +128,8 @@ TRAINING: dict[str, Setting] = {
             "disable_tqdm",
             "report_to",
             "run_name",
-            "save_total_limit",
-            "debug",
             "include_num_input_tokens_seen",
             "skip_memory_metrics",
-            "dataloader_num_workers",
             "dataloader_pin_memory",
             "activation_checkpointing",
             "gradient_checkpointing",
@@ -112,7 +137,9 @@ TRAINING: dict[str, Setting] = {
         ],
         _shows(),
     ),
-    "logging_steps": _shows(used_when=_logs_by_steps),
+    "logging_steps": _shows(at_least=0, used_when=_logs_by_steps),
+    "save_total_limit": _shows(at_least=0),
+    "dataloader_num_workers": _shows(at_least=0),
     "project": _shows(used_when=_reports_to_trackio),
     **dict.fromkeys(
         ["trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"], _shows(used_when=_reports_to_trackio)
@@ -121,7 +148,7 @@ TRAINING: dict[str, Setting] = {
         ["ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph", "ddp_backend"],
         _shows(used_when=_has_processes),
     ),
-    "ddp_timeout": _shows(used_when=_has_processes),
+    "ddp_timeout": _shows(at_least=1, used_when=_has_processes),
     "local_rank": _shows(used_when=_has_processes),
     "push_to_hub": _shows(used_when=always),
     "hub_model_id": _shows(used_when=always),
@@ -164,6 +191,7 @@ TRAINING: dict[str, Setting] = {
             "ignore_data_skip": "a resumed run would train on other examples",
             "hub_strategy": "the finished model is pushed, once",
             "hub_always_push": "the finished model is pushed, once",
+            "debug": "a step whose loss or gradient is no number is named as it is",
             "do_train": "a recipe trains and evaluates",
             "do_eval": "a recipe trains and evaluates",
             "do_predict": "a recipe trains and evaluates",

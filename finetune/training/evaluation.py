@@ -86,6 +86,7 @@ class EvaluatingTrainer(UpstreamTrainer):
                 dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
             )
         self.callback_handler.eval_dataloader = dataloader
+        self.average_weights()
         with self.evaluation_progress(len(rows), description) as advance:
             logits = compute_logits(
                 self.model,  # type: ignore[arg-type]

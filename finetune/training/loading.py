@@ -27,6 +27,7 @@ class LoadingTrainer(EvaluatingTrainer):
         What can't be drawn by its length is loaded as upstream loads it.
         """
         collator = self.data_collator
+        self.sampler = None
         if hasattr(collator, "collate"):  # of our own: the data set has lengths
             return self._load_steps(self.train_dataset, collator)
         dataset: Any = self.train_dataset
@@ -63,9 +64,10 @@ class LoadingTrainer(EvaluatingTrainer):
                 f"Expected a training example for each of {args.world_size} processes, but got "
                 f"{len(dataset)}. Start fewer processes."
             )
+        self.sampler = self.build_sampler()
         return TrainDataLoader(
             dataset,
-            batch_sampler=self.build_sampler(),
+            batch_sampler=self.sampler,
             collate_fn=collator,
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory and not args.use_cpu,

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -30,6 +30,12 @@ class LoopState:
         left_out: How many steps in a row were left out, since their loss was no number.
         mean: Of the numbers to predict, as the training began.
         spread: Likewise; the weights give (number - mean) / spread.
+        metric: What chose the best checkpoint so far; None in checkpoints of before it was noted.
+        greater_is_better: Its direction.
+        epoch: The epoch of the next step; None where the steps are not ours.
+        drawn: What was drawn of it: step size, accumulation steps and number of steps, for each setting of these.
+        num_examples: Of the training data.
+        step_offset: How many more steps were taken than the same examples are with these settings.
     """
 
     loss_sum: float
@@ -44,6 +50,12 @@ class LoopState:
     left_out: int
     mean: float = 0.0
     spread: float = 1.0
+    metric: str | None = None
+    greater_is_better: bool | None = None
+    epoch: int | None = None
+    drawn: list[list[int]] = field(default_factory=list)
+    num_examples: int = 0
+    step_offset: int = 0
 
     def write(self, checkpoint: Path) -> None:
         """Write it into a checkpoint; numbers come back as the same bits."""

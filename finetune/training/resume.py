@@ -14,11 +14,13 @@ from typing import Any
 
 import torch
 
+from finetune.data.batch import Drawn
 from finetune.errors import FinetuneError, Interrupted
 from finetune.files import is_disk_full
 from finetune.methods import count_bytes
 from finetune.models.output_layer import Standard
 from finetune.training.adalora import has_adalora, save_adalora
+from finetune.training.best import choose_best_anew
 from finetune.training.checkpoints import (
     WRITING,
     best_of,
@@ -35,6 +37,10 @@ from finetune.training.steps import StepTrainer
 
 __all__ = ["EvaluationCutShort", "ResumingTrainer"]
 
+# What of an optimizer's group comes from the settings, and what of a schedule that looks at a metric from its past.
+OF_SETTINGS = ("lr", "initial_lr", "weight_decay", "betas", "eps")
+OF_PLATEAU = ("best", "num_bad_epochs", "num_good_epochs", "cooldown_counter", "warmup_counter", "last_epoch")
+
 
 class EvaluationCutShort(Exception):  # noqa: N818  not an error
     """A signal came during an evaluation, which the next process does again."""
@@ -50,6 +56,10 @@ class ResumingTrainer(StepTrainer):
     last_logged: tuple[float | None, float | None]
     is_saving: bool
     steps_per_epoch: int
+    has_other_metric = has_moved = is_resuming = False
+    planned_epochs = 0
+    sampler: Any = None
+    began_in: tuple[int, list[list[int]], int] | None = None
 
     def find_checkpoint(self, resume_from_checkpoint: Any) -> Any:
         """Find the checkpoint to go on from: for True the newest that is whole; a named one has to be.
@@ -86,6 +96,7 @@ class ResumingTrainer(StepTrainer):
             FinetuneError: If a weight is NaN or infinite, or the disk is full.
         """
         name = f"checkpoint-{self.state.global_step}"
+        self.average_weights()
         self._refuse_broken_weights()
         try:
             self.is_saving = True
@@ -135,7 +146,53 @@ class ResumingTrainer(StepTrainer):
             left_out=self.left_out,
             mean=standard.mean,
             spread=standard.spread,
+            metric=self.args.metric_for_best_model,
+            greater_is_better=self.args.greater_is_better,
+            **self._place(),
         )
+
+    def _place(self) -> dict[str, Any]:
+        """Say which examples of which epoch have been drawn, whatever another start makes of the steps."""
+        if self.sampler is None:
+            return {}
+        epoch, taken = divmod(self.state.global_step - self.step_offset, self.steps_per_epoch)
+        before: list[list[int]] = []
+        if self.began_in is not None and self.began_in[0] == epoch:
+            before, taken = self.began_in[1], taken - self.began_in[2]
+        own = [self.sampler.step_size, self.args.gradient_accumulation_steps, taken]
+        return {
+            "epoch": epoch,
+            "drawn": [*before, own] if taken else before,
+            "num_examples": self.sampler.num_examples,
+            "step_offset": self.step_offset,
+        }
+
+    def keep_place(self, loop: LoopState, max_steps: int) -> tuple[int, int]:
+        """Go on after the examples that the checkpoint's steps have drawn, however large its steps were.
+
+        Returns:
+            The epoch, and the batches of it that are done.
+        """
+        sampler, args = self.sampler, self.args
+        epoch, taken, self.step_offset = int(loop.epoch or 0), 0, loop.step_offset
+        drawn = [Drawn(*part) for part in loop.drawn]
+        own = sampler.step_size, args.gradient_accumulation_steps
+        is_same = loop.num_examples == sampler.num_examples
+        if drawn and is_same and len(drawn) == 1 and (drawn[0].step_size, drawn[0].accumulation_steps) == own:
+            taken = drawn[0].num_steps
+        elif drawn:
+            taken = sampler.go_on(epoch, drawn, loop.num_examples)
+            self.began_in = epoch, loop.drawn, taken
+            if (drawn[-1].step_size, drawn[-1].accumulation_steps) == own:  # what this start adds to its last part
+                self.began_in = epoch, loop.drawn[:-1], taken - drawn[-1].num_steps
+        if taken == self.steps_per_epoch:
+            epoch, taken = epoch + 1, 0
+        position = epoch * self.steps_per_epoch + taken
+        self.has_moved = self.state.global_step - self.step_offset != position
+        self.step_offset = self.state.global_step - position
+        if args.max_steps <= 0:
+            self.state.max_steps = max_steps + self.step_offset
+        return epoch, taken * args.gradient_accumulation_steps
 
     def _refuse_broken_weights(self) -> None:
         model: Any = self.model
@@ -153,18 +210,22 @@ class ResumingTrainer(StepTrainer):
         moments = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
         return count_bytes(model) + sum(tensor.numel() * tensor.element_size() for tensor in moments)
 
-    def restore_loop(self, checkpoint: Path, max_steps: int, steps_per_epoch: int) -> None:
+    def restore_loop(self, checkpoint: Path, max_steps: int) -> LoopState:
         """Restore what upstream does not, and note the rest for `catch_up`."""
         self.state.compute_steps(self.args, max_steps)  # which may have been changed on purpose
         best = best_of(checkpoint)
         self.state.best_model_checkpoint = None if best is None or not best.is_dir() else str(best)
-        self.steps_per_epoch = steps_per_epoch
         loop = LoopState.read(checkpoint)
         self.resumed = checkpoint, loop
+        metric = self.args.metric_for_best_model, self.args.greater_is_better
+        self.has_other_metric = loop.metric is not None and (loop.metric, loop.greater_is_better) != metric
+        if self.has_other_metric:
+            choose_best_anew(self, checkpoint, str(loop.metric))
         if self.example_loss is not None:
             self.example_loss = replace(self.example_loss, standard=Standard(loop.mean, loop.spread))
         if loop.reduced_tokens is not None:
             self.limit_tokens(loop.reduced_tokens)
+        return loop
 
     def catch_up(self, model: Any, trial: Any, start_time: float) -> None:
         """Do what was due when the checkpoint was written and comes before the next step, if there is one."""
@@ -184,7 +245,8 @@ class ResumingTrainer(StepTrainer):
         if loop.is_evaluation_due:
             control.should_evaluate, control.should_save = True, saving
             self._maybe_log_save_evaluate(self._tr_loss, *due)
-        if not loop.has_epoch_ended and (loop.has_ended or self.state.global_step % self.steps_per_epoch == 0):
+        is_last = (self.state.global_step - self.step_offset) % self.steps_per_epoch == 0
+        if not loop.has_epoch_ended and (loop.has_ended or is_last):
             self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
             self._maybe_log_save_evaluate(self._tr_loss, *due)
         if loop.has_ended:
@@ -194,13 +256,25 @@ class ResumingTrainer(StepTrainer):
         """Restore optimizer and schedule by `load`, but keep the learning rates and weight decays of the settings."""
         optimizer: Any = self.optimizer
         scheduler: Any = self.lr_scheduler
-        own = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+        own = [{name: group[name] for name in OF_SETTINGS if name in group} for group in optimizer.param_groups]
         rates = list(scheduler.base_lrs) if isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR) else []
+        fresh = dict(vars(scheduler))
         load()
+        reached = [
+            settings.get("initial_lr", 1.0) * group["lr"] / (group.get("initial_lr") or 1.0)
+            for group, settings in zip(optimizer.param_groups, own, strict=True)
+        ]
         for group, settings in zip(optimizer.param_groups, own, strict=True):
             group.update(settings)
+        if self.args.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):  # goes on from the rate it had reached
+            kept = () if self.has_other_metric else OF_PLATEAU
+            vars(scheduler).update({name: value for name, value in fresh.items() if name not in kept})
+            for group, rate in zip(optimizer.param_groups, reached, strict=True):
+                group["lr"] = rate
         if isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
             scheduler.base_lrs = rates
+            if self.has_moved and self.args.max_steps <= 0:  # it ends with the epochs
+                scheduler.last_epoch = self.state.global_step - self.step_offset
             factors = [factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas]
             for group, rate, factor in zip(optimizer.param_groups, rates, factors, strict=True):
                 group["lr"] = rate * factor

@@ -53,6 +53,7 @@ class StepTrainer(Trainer):
     stop_after_step: bool
     left_out: int
     reduced_tokens: int | None
+    step_offset = 0
 
     def cuts_batches(self) -> bool:
         """Return whether a step may be cut anywhere: its loss is known to be a mean over examples."""
@@ -97,6 +98,15 @@ class StepTrainer(Trainer):
         self.stop_after_step = bool(told)
         return num_examples
 
+    def average_weights(self) -> None:
+        """Let an optimizer without a schedule put its averages into the model, until the next step.
+
+        Its gradients are taken elsewhere (Defazio et al. 2024): what is measured and saved are the averages.
+        """
+        optimizer: Any = self.optimizer
+        if callable(getattr(optimizer, "eval", None)):
+            optimizer.eval()
+
     def training_step(
         self,
         model: torch.nn.Module,
@@ -114,7 +124,7 @@ class StepTrainer(Trainer):
         else:
             model.train()
             optimizer: Any = self.optimizer
-            if hasattr(optimizer, "train"):  # those without a schedule
+            if callable(getattr(optimizer, "train", None)):  # those without a schedule
                 optimizer.train()
             loss = self._work_off_within_memory(model, inputs, num_items_in_batch)
         if not torch.isfinite(loss):
@@ -222,7 +232,7 @@ class StepTrainer(Trainer):
         sampler = self.build_sampler()
         if sampler is None:
             return "its examples"
-        epoch, step = divmod(self.state.global_step, sampler.num_steps)
+        epoch, step = divmod(self.state.global_step - self.step_offset, sampler.num_steps)
         sampler.set_epoch(epoch)
         first = step * self.args.gradient_accumulation_steps
         drawn = list(itertools.islice(iter(sampler), first, first + len(self.batches_of_step)))

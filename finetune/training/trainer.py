@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import DynamoBackend
 from datasets import Dataset
 from peft import PeftModel
 from torch import nn
@@ -114,6 +115,9 @@ class Trainer(TunedTrainer):
         )
         if self.args.process_index == 0:
             warn_if_changed()
+        compiler = self.accelerator.state.dynamo_plugin
+        if compiler.backend != DynamoBackend.NO:
+            compiler.dynamic = True  # micro-batches differ in shape; `accelerate launch` says False by default
         trained: Any = self.model
         base = trained.get_base_model() if isinstance(trained, PeftModel) else trained
         if (CLASSIFIER in type(base).__name__ and not hasattr(base, "accepts_loss_kwargs")) or example_loss is not None:
@@ -155,6 +159,7 @@ class Trainer(TunedTrainer):
             ignore_keys_for_eval: As upstream.
         """
         checkpoint = self.find_checkpoint(resume_from_checkpoint)
+        self.is_resuming = checkpoint is not None
         with contextlib.ExitStack() as stack:
             if self.standard != Standard():
                 stack.enter_context(standardised(self, self.standard, self._collate_probes()))

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 import transformers
 from accelerate.state import GradientState
-from transformers import PreTrainedModel, Trainer
+from torch.utils.data import DataLoader
+from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 from finetune.errors import FinetuneError, Interrupted
@@ -54,6 +55,7 @@ SIGNATURES: dict[type, dict[str, str]] = {
         "create_scheduler": "num_training_steps optimizer",
         "evaluation_loop": "dataloader description prediction_loss_only ignore_keys metric_key_prefix",
         "floating_point_ops": "inputs",
+        "set_initial_training_values": "args dataloader",
         "get_batch_samples": "epoch_iterator num_batches device",
         "get_eval_dataloader": "eval_dataset",
         "get_test_dataloader": "test_dataset",
@@ -116,17 +118,37 @@ class UpstreamTrainer(ResumingTrainer):
         trial: Any,
     ) -> tuple[int, int]:  # fmt: skip
         """Restore also what upstream forgets of its loop."""
+        patience = [stopping.early_stopping_patience for stopping in self._early_stopping()]
         positions = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )
+        for stopping, own in zip(self._early_stopping(), patience, strict=False):
+            stopping.early_stopping_patience = own  # else that of the checkpoint
         states: Any = self.state.stateful_callbacks
         for callback in self.callback_handler.callbacks:  # a checkpoint may have been written without it
             if isinstance(callback, ExportableState):
                 states.setdefault(type(callback).__name__, callback.state())
-        self.resumed = None
+        self.state.num_train_epochs = self.planned_epochs
+        self.resumed = self.began_in = None
+        self.steps_per_epoch, self.step_offset = num_update_steps_per_epoch, 0
+        self.has_moved = self.has_other_metric = False
         if resume_from_checkpoint is not None and is_sealed(Path(resume_from_checkpoint)):
-            self.restore_loop(Path(resume_from_checkpoint), max_steps, num_update_steps_per_epoch)
+            loop = self.restore_loop(Path(resume_from_checkpoint), max_steps)
+            if loop.epoch is not None and self.sampler is not None:
+                return self.keep_place(loop, max_steps)
         return positions
+
+    def set_initial_training_values(self, args: TrainingArguments, dataloader: DataLoader) -> Any:
+        """Leave the end of a training that is counted in steps to them: those of a resumed one may have become larger.
+
+        Upstream ends it after as many epochs as all its steps would have taken.
+        """
+        found = super().set_initial_training_values(args, dataloader)
+        self.planned_epochs = found[0]
+        return (args.max_steps, *found[1:]) if self.is_resuming and args.max_steps > 0 else found
+
+    def _early_stopping(self) -> list[EarlyStoppingCallback]:
+        return [callback for callback in self.callback_handler.callbacks if isinstance(callback, EarlyStoppingCallback)]
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Do first what was due when the checkpoint was written: upstream leaves it out."""
@@ -139,6 +161,7 @@ class UpstreamTrainer(ResumingTrainer):
     def _finalize_training(self, trial: Any, num_train_samples: Any, start_time: float) -> Any:
         """Do what was due also where no epoch is left; a run keeps its newest checkpoint until it is complete."""
         self.catch_up(self.model, trial, start_time)
+        self.average_weights()
         limit = self.args.save_total_limit
         if self.keeps_newest:
             self.args.save_total_limit = None
@@ -221,7 +244,7 @@ class UpstreamTrainer(ResumingTrainer):
             super(UpstreamTrainer, self)._load_optimizer_and_scheduler(checkpoint)
 
         try:
-            if self.apply_settings and checkpoint is not None:
+            if (self.apply_settings or self.has_other_metric or self.has_moved) and checkpoint is not None:
                 self.keep_own_settings(load)
             else:
                 load()
