@@ -15,7 +15,7 @@ from finetune.delivery.push import push_run
 from finetune.errors import exit_on_error
 from finetune.evaluate_metrics import list_metrics
 from finetune.methods import fitting_adapter, lora_over, reinitialise_layers
-from finetune.models.load import limit_length, loading, locate_checkpoint, note_origin
+from finetune.models.load import check_loaded, fit_to_checkpoint, loading, locate_checkpoint, note_origin
 from finetune.run.run import Run
 from finetune.settings.parsing import parse_flags
 from finetune.training.trainer import FineTuningTrainer
@@ -55,7 +55,7 @@ def main(argv=None):
         checkpoint, commit = locate_checkpoint(flags.model, BertForSequenceClassification)
         with loading(flags.model):
             tokenizer = AutoTokenizer.from_pretrained(checkpoint, revision=commit)
-        limit_length(tokenizer, flags.model, flags.data.max_length)
+        fit_to_checkpoint(tokenizer, flags.model, flags.data.max_length, saves_embeddings=flags.method.method == "full")
         text_config = run.text_config  # max_length, and what is kept of a longer text
 
         def tokenize(batch):
@@ -81,7 +81,8 @@ def main(argv=None):
                 ignore_mismatched_sizes=True,  # a head for other classes is drawn anew
                 output_loading_info=True,
             )
-        head = note_origin(model, flags.model, commit, loading_info)  # the modules that the checkpoint lacks
+        note_origin(model, flags.model, commit, loading_info)
+        head = check_loaded(model, tokenizer, flags.model)  # the modules that the checkpoint lacks
         reinitialise_layers(model, flags.method.reinit_layers)  # none, unless the flag says so
         if flags.method.method == "lora":
             with fitting_adapter(model):

@@ -16,6 +16,7 @@ from finetune.errors import exit_on_error
 from finetune.evaluate_metrics import list_metrics
 from finetune.families.textcnn import load_textcnn_tokenizer, load_word_vectors
 from finetune.families.textcnn.textcnn import TextCNNConfig, TextCNNForSequenceClassification
+from finetune.models.inputs import count_rows
 from finetune.run.run import Run
 from finetune.settings.parsing import parse_flags
 from finetune.training.trainer import FineTuningTrainer
@@ -66,8 +67,10 @@ def main(argv=None):
 
         # 4. A TextCNN, drawn at random: filters over three, four and five words, and the largest value of each
         set_seed(training_args.seed)
-        vectors = load_word_vectors(flags.model, flags.family, task)  # of an encoder, or None
-        num_words, dim = (len(tokenizer), flags.family.textcnn_embedding_dim) if vectors is None else vectors.shape
+        vectors = load_word_vectors(flags.model, flags.family, tokenizer, task)  # of an encoder, or None
+        num_words, dim = (
+            (count_rows(tokenizer), flags.family.textcnn_embedding_dim) if vectors is None else vectors.shape
+        )
         textcnn_config = TextCNNConfig(
             vocab_size=num_words,
             embedding_dim=dim,

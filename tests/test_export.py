@@ -14,12 +14,12 @@ from conftest import make_reviews, needs_exporters, write_csv
 from transformers import AutoTokenizer
 
 from finetune.cli import main as finetune_command
-from finetune.data.cutting import TextConfig
+from finetune.data.cutting import TextConfig, group_equal
 from finetune.data.embedded import find_embedded_model
 from finetune.data.tokenize import encode_texts
 from finetune.delivery import export
 from finetune.delivery.export import read_validation
-from finetune.delivery.exported import ExportedPredictor, _TextTokenizer, group_equal, load_exported, pool_windows
+from finetune.delivery.exported import ExportedPredictor, _TextTokenizer, load_exported, pool_windows
 from finetune.delivery.predict import load_predictor
 from finetune.models.inference import pool_windows as pool_windows_in_torch
 from finetune.tasks import MULTI_LABEL, SINGLE_LABEL
@@ -225,7 +225,7 @@ def test_tokens_are_those_of_transformers(tiny_bert, truncation):
         windows = columns["input_ids"] if truncation == "window" else [[row] for row in columns["input_ids"]]
         assert rows == [row for several in windows for row in several]
         assert counts == [len(several) for several in windows]
-        assert types is None
+        assert types == [[0] * len(row) for row in rows]
     pairs = TEXTS[::-1]
     columns = encode_texts(TEXTS, tokenizer, config, pairs)
     rows, types, counts = ours.encode(TEXTS, pairs, config)

@@ -46,7 +46,8 @@ def encoder(request, tmp_path_factory, tiny_bert):
 
 
 def make(folder):
-    return load_model(ModelArguments(model_name_or_path=folder), "full", None, ABC, seed=0)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return load_model(ModelArguments(model_name_or_path=folder), "full", tokenizer, ABC, seed=0)
 
 
 def test_what_the_checkpoint_lacked_is_found(encoder):
@@ -85,15 +86,16 @@ def test_everything_that_trains_is_saved(encoder, method, tmp_path):
 
 def test_a_model_with_a_head_has_none_to_train_afresh(tmp_path, tiny_bert):
     make(tiny_bert).save_pretrained(tmp_path)
-    model = load_model(ModelArguments(model_name_or_path=str(tmp_path)), "head", None, ABC, seed=0)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
+    model = load_model(ModelArguments(model_name_or_path=str(tmp_path)), "head", tokenizer, ABC, seed=0)
     with pytest.raises(FinetuneError, match="without a classification head"):
         apply_method(model, MethodArguments(method="head"))
 
 
 def test_a_head_for_other_classes_is_drawn_anew(tmp_path, tiny_bert):
     make(tiny_bert).save_pretrained(tmp_path)
-    AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(tmp_path)
-    model = load_model(ModelArguments(model_name_or_path=str(tmp_path)), "full", None, XY, seed=0)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
+    model = load_model(ModelArguments(model_name_or_path=str(tmp_path)), "full", tokenizer, XY, seed=0)
     assert newly_initialised_modules(model) == ["classifier"]
     assert model.classifier.out_features == 2
 

@@ -21,14 +21,12 @@ from transformers import (
     BertForSequenceClassification,
     DistilBertConfig,
     DistilBertModel,
-    Gemma3TextConfig,
     GPT2Config,
     ModernBertConfig,
     RobertaConfig,
     RobertaForSequenceClassification,
     Trainer,
     TrainingArguments,
-    XLNetConfig,
 )
 
 from finetune.accelerated.attention import use_cpu_attention
@@ -37,7 +35,7 @@ from finetune.accelerated.unpadding import use_unpadding
 from finetune.data.labels import Task
 from finetune.data.tokenize import TextConfig
 from finetune.metrics import SINGLE_LABEL
-from finetune.models.load import count_positions, load_model
+from finetune.models.load import load_model
 from finetune.models.predictor import Predictor
 from finetune.settings.parsing import parse_arguments
 from finetune.settings.parts import ModelArguments
@@ -134,15 +132,6 @@ def test_attention_dropout_reaches_the_layers(tiny_bert):
         "attn_pdrop": GPT2Config,
     }
     assert all(hasattr(config(), name) for name, config in names.items())
-
-
-def test_the_number_of_positions_is_found_by_its_name():
-    assert count_positions(BertConfig(max_position_embeddings=40)) == 40
-    assert count_positions(DistilBertConfig(max_position_embeddings=40)) == 40
-    assert count_positions(RobertaConfig(max_position_embeddings=42, pad_token_id=1)) == 40
-    assert count_positions(GPT2Config(n_positions=40)) == 40
-    assert count_positions(Gemma3TextConfig(max_position_embeddings=40)) == 40
-    assert count_positions(XLNetConfig()) is None
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta"])

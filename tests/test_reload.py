@@ -10,21 +10,24 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 import finetune
 from finetune.accelerated import enable
 from finetune.catalogue import CATALOGUE
 from finetune.data.embedded import find_embedded_model
 from finetune.data.labels import Task
+from finetune.data.tokenize import TextConfig
+from finetune.delivery.predict import load_predictor
 from finetune.errors import FinetuneError
 from finetune.families.encoder import Encoder
 from finetune.families.save import write_model
 from finetune.methods import apply_method
 from finetune.metrics import SINGLE_LABEL
-from finetune.models.load import load_model
+from finetune.models.load import load_model, load_tokenizer
 from finetune.models.quantization import is_four_bit
 from finetune.settings.parts import MethodArguments, ModelArguments
 
@@ -44,10 +47,26 @@ ARCHITECTURES = {
     "gpt2": {"vocab_size": 30, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 2, "pad_token_id": 0,
              **SPECIAL},
     "qwen3": {**SMALL, **SPECIAL, "num_key_value_heads": 1, "head_dim": 16},
+    "mpnet": {**SMALL, **SPECIAL},
+    "camembert": {**SMALL, **SPECIAL},
+    "longformer": {**SMALL, **SPECIAL, "sep_token_id": 3, "attention_window": 8},
+    "big_bird": {**SMALL, **SPECIAL, "sep_token_id": 3, "block_size": 2, "num_random_blocks": 1},
+    "xlnet": {"vocab_size": 30, "pad_token_id": 0, "d_model": 32, "d_inner": 64, "n_layer": 2, "n_head": 2, **SPECIAL},
+    "funnel": {"vocab_size": 30, "pad_token_id": 0, "d_model": 32, "d_inner": 64, "block_sizes": [1, 1, 1], "n_head": 2,
+               "d_head": 16, "architectures": ["FunnelBaseModel"]},
+    "bart": {"vocab_size": 30, "max_position_embeddings": 64, "pad_token_id": 0, "d_model": 32, "encoder_layers": 2,
+             "decoder_layers": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 64,
+             "decoder_ffn_dim": 64, "decoder_start_token_id": 3, **SPECIAL},
+    "t5": {"vocab_size": 30, "pad_token_id": 0, "d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2,
+           "decoder_start_token_id": 0, "eos_token_id": 3},
+    "llama": {**SMALL, **SPECIAL, "num_key_value_heads": 1, "head_dim": 16},
+    "gemma": {**SMALL, **SPECIAL, "num_key_value_heads": 1, "head_dim": 16},
 }  # fmt: skip
 METHODS = [name for name in CATALOGUE if name not in ("peft", "qlora", "textcnn", "tfidf")]
 NAMES = ["a", "b", "c"]
 TOKENS = [[2, 5, 6, 7, 3], [2, 9, 8, 12, 3]]
+# XLNet's own tokenizer gives its last token another type; without, its weights for segments don't train.
+TYPES = {"xlnet": [[0, 0, 0, 0, 2]] * 2}
 
 RELOAD = """
 import json, sys
@@ -57,7 +76,8 @@ from peft import AutoPeftModelForSequenceClassification
 from transformers import AutoModelForSequenceClassification
 import finetune
 
-folder, names, tokens = Path(sys.argv[1]), json.loads(sys.argv[2]), torch.tensor(json.loads(sys.argv[3]))
+folder, names = Path(sys.argv[1]), json.loads(sys.argv[2])
+inputs = {name: torch.tensor(rows) for name, rows in json.loads(sys.argv[3]).items()}
 labels = {"id2label": dict(enumerate(names)), "label2id": {name: n for n, name in enumerate(names)}}
 results = {}
 for path in sorted(folder.iterdir()):
@@ -65,34 +85,54 @@ for path in sorted(folder.iterdir()):
     adapter = (path / "adapter_config.json").exists()
     with torch.no_grad():
         ours, _ = finetune.load(path)
-        result["finetune"] = ours(input_ids=tokens).logits.tolist()
+        result["finetune"] = ours(**inputs).logits.tolist()
         result["names"] = [ours.config.id2label[n] for n in range(len(names))]
         if adapter:
             stranger = AutoPeftModelForSequenceClassification.from_pretrained(path, **labels)
         else:
             stranger = AutoModelForSequenceClassification.from_pretrained(path)
-        result["stranger"] = stranger.eval()(input_ids=tokens).logits.tolist()
+        result["stranger"] = stranger.eval()(**inputs).logits.tolist()
         if adapter and json.loads(sys.argv[4])[path.name]:
             try:
-                result["merged"] = stranger.merge_and_unload()(input_ids=tokens).logits.tolist()
+                result["merged"] = stranger.merge_and_unload()(**inputs).logits.tolist()
             except (AttributeError, TypeError, ValueError) as error:
                 result["merge_error"] = str(error)
 print(json.dumps(results))
 """
 
 
+# What a classifier of the type never reads, so that training does not move it: the attention of all but the first token
+# in Longformer's last layer, BigBird's pooler, what XLNet has for masked tokens.
+UNREAD = {"longformer": "layer.1.attention.self.", "big_bird": "bert.pooler.", "xlnet": "mask_emb"}
+TEXTS = [
+    "good film",
+    "bad the plot was very dull and the scene of this story is boring and the actor poor . !",
+    "",
+    "the the the the the the film of the plot",
+    "a",
+]
+PAIRS = ["bad", "the very good story of a film", "actor", "good good good", ""]
+
+
+def inputs_of(model_type: str) -> dict[str, list]:
+    """Return what models of a type are tried on."""
+    return {"input_ids": TOKENS, **({"token_type_ids": TYPES[model_type]} if model_type in TYPES else {})}
+
+
 def train_and_save(folder: Path, base: str, method: str) -> dict:
     """Train three steps so that everything trainable has moved, save, and tell what to expect of a reload."""
-    model = load_model(ModelArguments(model_name_or_path=base), method, None, Task(SINGLE_LABEL, NAMES), seed=0)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    model = load_model(ModelArguments(model_name_or_path=base), method, tokenizer, Task(SINGLE_LABEL, NAMES), seed=0)
     model = enable(apply_method(model, MethodArguments(method, num_layers=1)))
     frozen = {name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad}
     start = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-    tokens, labels = torch.tensor(TOKENS), torch.tensor([0, 2])
+    labels = torch.tensor([0, 2])
+    inputs = {name: torch.tensor(rows) for name, rows in inputs_of(model.config.model_type).items()}
     model.train()
     for _ in range(3):
         optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(model(input_ids=tokens).logits, labels).backward()
+        torch.nn.functional.cross_entropy(model(**inputs).logits, labels).backward()
         optimizer.step()
     for name, parameter in model.named_parameters():
         if name in frozen:
@@ -100,8 +140,8 @@ def train_and_save(folder: Path, base: str, method: str) -> dict:
             assert torch.equal(parameter, same), f"{name} is frozen and moved"
     moved = {name for name, p in model.named_parameters() if name in start and not torch.equal(p, start[name])}
     with torch.no_grad():
-        logits = model.eval()(input_ids=tokens).logits.tolist()
-    write_model(folder / method, Encoder(), model, AutoTokenizer.from_pretrained(base))
+        logits = model.eval()(**inputs).logits.tolist()
+    write_model(folder / method, Encoder(), model, tokenizer)
     return {"logits": logits, "still": sorted(start.keys() - moved)}
 
 
@@ -126,17 +166,21 @@ def run_architecture(model_type: str, workplace: Path, tokenizer: str) -> tuple[
         except FinetuneError as error:
             refused[method] = str(error)
     merges = json.dumps({method: bool(CATALOGUE[method].merges) for method in METHODS})
-    command = [sys.executable, "-c", RELOAD, str(saved), json.dumps(NAMES), json.dumps(TOKENS), merges]
+    command = [sys.executable, "-c", RELOAD, str(saved), json.dumps(NAMES), json.dumps(inputs_of(model_type)), merges]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return expected, json.loads(done.stdout.splitlines()[-1]), refused
 
 
-@pytest.mark.parametrize("model_type", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "model_type",
+    [pytest.param(name, marks=[pytest.mark.slow] if number >= 10 else []) for number, name in enumerate(ARCHITECTURES)],
+)
 def test_every_method_reloads(model_type, tmp_path, tiny_bert):
     expected, found, refused = run_architecture(model_type, tmp_path, tiny_bert)
     assert expected.keys() == found.keys()
-    assert {method: result["still"] for method, result in expected.items() if result["still"]} == {}
+    for method, result in expected.items():
+        assert [name for name in result["still"] if UNREAD.get(model_type, "-") not in name] == [], method
     assert len(expected) >= 10, refused
     for method, result in found.items():
         logits = torch.tensor(expected[method]["logits"])
@@ -145,6 +189,42 @@ def test_every_method_reloads(model_type, tmp_path, tiny_bert):
         assert result["names"] == NAMES
         if "merged" in result:
             torch.testing.assert_close(torch.tensor(result["merged"]), logits, atol=1e-5, rtol=0, msg=method)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_a_text_is_answered_alone_as_in_company(model_type, side, tmp_path, tiny_bert):
+    base = write_base(model_type, tmp_path, tiny_bert)
+    AutoTokenizer.from_pretrained(base, padding_side=side).save_pretrained(base)
+    arguments = ModelArguments(model_name_or_path=base)
+    tokenizer = load_tokenizer(arguments, 32)
+    model = load_model(arguments, "full", tokenizer, Task(SINGLE_LABEL, NAMES), seed=0)
+    with torch.no_grad():  # as if trained: small random weights would tell no text from another
+        for weight in model.parameters():
+            if weight.ndim > 1:
+                torch.nn.init.normal_(weight, std=0.2)
+    for config in (TextConfig(32), TextConfig(8, "window", 2), TextConfig(8, "head+tail")):
+        write_model(tmp_path / "saved", Encoder(), model, tokenizer, config)
+        plain, fast = (load_predictor(tmp_path / "saved", torch.float32, accelerated=one) for one in (False, True))
+        for pairs in (None, PAIRS) if config.truncation == "head" else (None,):
+            together = plain.compute_logits(TEXTS, pairs)[0]
+            assert np.ptp(together, axis=0).max() > 0.05  # it tells texts apart, so that a shifted one would show
+            np.testing.assert_allclose(fast.compute_logits(TEXTS, pairs)[0], together, atol=1e-5)
+            for predictor in (plain, fast):
+                alone = [
+                    predictor.compute_logits([text], pairs and [pairs[number]])[0][0]
+                    for number, text in enumerate(TEXTS)
+                ]
+                np.testing.assert_allclose(alone, together, atol=1e-5)
+    # A stranger pads with the saved tokenizer, and gets the same.
+    stranger = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved").eval()
+    write_model(tmp_path / "saved", Encoder(), model, tokenizer, TextConfig(32))
+    expected = load_predictor(tmp_path / "saved", torch.float32).compute_logits(TEXTS)[0]
+    inputs = AutoTokenizer.from_pretrained(tmp_path / "saved")(TEXTS, padding=True, return_tensors="pt")
+    if model_type == "funnel":  # whose answers padding changes
+        return
+    with torch.no_grad():
+        np.testing.assert_allclose(stranger(**inputs).logits.numpy(), expected, atol=1e-5)
 
 
 def test_qlora_reloads_in_four_bits(tmp_path):

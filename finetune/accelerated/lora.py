@@ -16,35 +16,36 @@ __all__ = ["use_fused_lora"]
 
 
 class _LowRankFunction(torch.autograd.Function):
-    """W x + b + scale · B A x for x of shape `(..., in)`; W and b have no gradient."""
+    """W x + b + scale · B A x for rows x of shape `(rows, in)`; W and b have no gradient.
+
+    What it returns is no view, so that a model may change it in place, as Longformer does.
+    """
 
     @staticmethod
     def forward(
         ctx: Any,
-        inputs: torch.Tensor,
+        rows: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         a: torch.Tensor,
         b: torch.Tensor,
         scale: float,
     ) -> torch.Tensor:
-        dtype = inputs.dtype
-        rows = inputs.reshape(-1, inputs.shape[-1])
+        dtype = rows.dtype
         weight, a, b = weight.to(dtype), a.to(dtype), (b * scale).to(dtype)
         hidden = rows @ a.T  # (rows, r)
         output = F.linear(rows, weight, None if bias is None else bias.to(dtype)).addmm_(hidden, b.T)
         ctx.save_for_backward(rows, hidden, weight, a, b)
         ctx.scale = scale
-        return output.view(*inputs.shape[:-1], -1)
+        return output
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, outer: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         rows, hidden, weight, a, b = ctx.saved_tensors
-        outer = gradient.reshape(-1, gradient.shape[-1])
         inner = outer @ b  # (rows, r)
         of_inputs = None
         if ctx.needs_input_grad[0]:  # not in the lowest layer, below which nothing trains
-            of_inputs = (outer @ weight).addmm_(inner, a).view(*gradient.shape[:-1], -1)
+            of_inputs = (outer @ weight).addmm_(inner, a)
         of_a = (inner.T @ rows).float()
         of_b = (outer.T @ hidden).float().mul_(ctx.scale)
         return of_inputs, None, None, of_a, of_b, None
@@ -72,7 +73,9 @@ class _FusedLinear(Linear):
             return super().forward(x, *args, **kwargs)
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else base.weight.dtype
         a, b = self.lora_A[name].weight, self.lora_B[name].weight
-        return _LowRankFunction.apply(x.to(dtype), base.weight, base.bias, a, b, self.scaling[name])
+        rows = x.to(dtype).reshape(-1, x.shape[-1])
+        output = _LowRankFunction.apply(rows, base.weight, base.bias, a, b, self.scaling[name])
+        return output.view(*x.shape[:-1], -1)
 
 
 def use_fused_lora(model: nn.Module) -> None:

@@ -237,12 +237,15 @@ class MicroBatchCollator:
         tokenizer: Pads, and knows the padding token and side.
         max_tokens: Most tokens of a micro-batch, padding included.
         max_windows: Most windows of a text that train in one step, evenly spread over it.
+        min_length: Tokens up to which all texts are padded, for models that can't compute fewer.
     """
 
     TEXT_COLUMNS = ("input_ids", "token_type_ids")
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int, max_windows: int = 8):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int, max_windows: int = 8, min_length: int = 1):
         self.pad = DataCollatorWithPadding(tokenizer)
+        self.pad_to_least = DataCollatorWithPadding(tokenizer, padding="max_length", max_length=min_length)
+        self.min_length = min_length
         self.max_tokens = max_tokens
         self.max_windows = max_windows
 
@@ -263,12 +266,13 @@ class MicroBatchCollator:
 
     def collate(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Pad examples to the longest of them."""
-        texts: list[dict[str, Any]]
+        texts = [{name: example[name] for name in self.TEXT_COLUMNS if name in example} for example in examples]
         if _has_windows(examples[0]["input_ids"]):
-            texts = [{"input_ids": window} for example in examples for window in example["input_ids"]]
-        else:
-            texts = [{name: example[name] for name in self.TEXT_COLUMNS if name in example} for example in examples]
-        inputs = dict(self.pad(texts))
+            texts = [
+                dict(zip(text, window, strict=True)) for text in texts for window in zip(*text.values(), strict=True)
+            ]
+        is_short = max(len(text["input_ids"]) for text in texts) < self.min_length
+        inputs = dict(self.pad_to_least(texts) if is_short else self.pad(texts))
         if _has_windows(examples[0]["input_ids"]):
             inputs["num_windows"] = torch.tensor([len(example["input_ids"]) for example in examples])
         if "labels" in examples[0]:
@@ -280,7 +284,8 @@ class MicroBatchCollator:
         if not _has_windows(windows) or len(windows) <= self.max_windows:
             return example
         chosen = np.linspace(0, len(windows) - 1, self.max_windows).round().astype(int)
-        return {**example, "input_ids": [windows[number] for number in chosen]}
+        names = [name for name in self.TEXT_COLUMNS if name in example]
+        return {**example, **{name: [example[name][number] for number in chosen] for name in names}}
 
 
 def has_rows_of_tokens(batch: Any) -> bool:

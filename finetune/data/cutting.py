@@ -6,7 +6,15 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["TRUNCATIONS", "WINDOW_POOLINGS", "TextConfig", "cut_by_tokens", "cut_contents"]
+__all__ = [
+    "TRUNCATIONS",
+    "WINDOW_POOLINGS",
+    "TextConfig",
+    "cut_by_tokens",
+    "cut_contents",
+    "group_equal",
+    "type_tokens",
+]
 
 TRUNCATIONS = ["head", "tail", "head+tail", "window"]
 WINDOW_POOLINGS = ["mean", "max", "vote"]
@@ -78,6 +86,20 @@ def cut_contents(
     }
 
 
+def type_tokens(
+    rows: Sequence[Sequence[int]], prefix: Sequence[int], content: int, suffix: Sequence[int]
+) -> list[list[int]]:
+    """Return the token types of texts that `cut_contents` has cut, or of their windows.
+
+    Args:
+        rows: Token numbers of each, special tokens included.
+        prefix: Types of the special tokens before a text.
+        content: The type of its own tokens.
+        suffix: Types of the special tokens after it.
+    """
+    return [[*prefix, *[content] * (len(row) - len(prefix) - len(suffix)), *suffix] for row in rows]
+
+
 def _window_starts(length: int, budget: int, step: int) -> range:
     """Give the first token of each window; the last one reaches the end of the text."""
     return range(0, max(1, length - budget + step), step)
@@ -105,4 +127,21 @@ def cut_by_tokens(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
         else:
             groups.append([position])
             longest = lengths[position]
+    return groups
+
+
+def group_equal(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Group rows of exactly one length, so that none is padded, by at most `max_tokens` tokens or single rows.
+
+    Example:
+        >>> group_equal([3, 2, 3, 3], max_tokens=6)
+        [[1], [0, 2], [3]]
+    """
+    groups: list[list[int]] = []
+    for position in np.argsort(lengths, kind="stable").tolist():
+        length = lengths[position]
+        if groups and lengths[groups[-1][0]] == length and (len(groups[-1]) + 1) * length <= max_tokens:
+            groups[-1].append(position)
+        else:
+            groups.append([position])
     return groups

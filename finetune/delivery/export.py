@@ -38,6 +38,7 @@ from finetune.errors import FinetuneError
 from finetune.files import replace_folder, write_json
 from finetune.models.answers import TextClassifier, unit_of_logits
 from finetune.models.finetune_config import FINETUNE_CONFIG_FILE, FinetuneConfig, read_finetune_config
+from finetune.models.inputs import shortest_input
 from finetune.progress_bar import progress_bar
 from finetune.settings.parts import DataArguments
 from finetune.tasks import MULTI_LABEL, REGRESSION, Task
@@ -118,6 +119,11 @@ def export(
         raise FinetuneError(
             f"Expected an encoder, a TextCNN or another network to export, but {str(path)!r} is a "
             f"{type(model).__name__}. Use it as it is."
+        )
+    if shortest_input(model) > 1:
+        raise FinetuneError(
+            f"Expected a model that computes any text without padding, but {type(model).__name__} needs it for short "
+            "ones. Use it as it is."
         )
     if isinstance(model, PeftModel):
         model = merge_adapter(model)

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.special import expit, softmax
 from tokenizers import Tokenizer
 
-from finetune.data.cutting import TextConfig, cut_contents
+from finetune.data.cutting import TextConfig, cut_contents, group_equal, type_tokens
 from finetune.errors import FinetuneError
 from finetune.models.answers import TextClassifier
 from finetune.models.finetune_config import read_finetune_config
@@ -25,7 +25,6 @@ __all__ = [
     "EXPORT_FILE",
     "MODEL_FILE",
     "ExportedPredictor",
-    "group_equal",
     "is_exported",
     "load_exported",
     "pool_windows",
@@ -113,8 +112,7 @@ class ExportedPredictor(TextClassifier):
         def compute(group: list[int]) -> None:
             feed = {"input_ids": np.array([rows[at] for at in group], dtype=np.int64)}
             if "token_type_ids" in self.input_names:
-                zeros = np.zeros_like(feed["input_ids"])
-                feed["token_type_ids"] = zeros if types is None else np.array([types[at] for at in group], np.int64)
+                feed["token_type_ids"] = np.array([types[at] for at in group], dtype=np.int64)
             logits[group] = session.run(["logits"], feed)[0]
 
         results = compute_side_by_side(compute, groups, self.num_threads if side_by_side else 1)
@@ -135,23 +133,6 @@ def _open_session(folder: Path, num_threads: int) -> Any:
     return onnxruntime.InferenceSession(folder / MODEL_FILE, options, providers=["CPUExecutionProvider"])
 
 
-def group_equal(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Group rows of exactly one length, so that none is padded, by at most `max_tokens` tokens or single rows.
-
-    Example:
-        >>> group_equal([3, 2, 3, 3], max_tokens=6)
-        [[1], [0, 2], [3]]
-    """
-    groups: list[list[int]] = []
-    for position in np.argsort(lengths, kind="stable").tolist():
-        length = lengths[position]
-        if groups and lengths[groups[-1][0]] == length and (len(groups[-1]) + 1) * length <= max_tokens:
-            groups[-1].append(position)
-        else:
-            groups.append([position])
-    return groups
-
-
 class _TextTokenizer:
     """The saved tokenizer, called as transformers would call it."""
 
@@ -165,26 +146,32 @@ class _TextTokenizer:
         self.cuts = settings.get("truncation_side", "right")
         self.tokenizer.no_padding()  # a tokenizer.json may ask for it, as that of all-MiniLM-L6-v2 does to 128
         self.tokenizer.no_truncation()
-        special = self.tokenizer.encode("a").special_tokens_mask
-        ids = self.tokenizer.encode("a").ids
-        self.prefix = ids[: special.index(0)]
-        self.suffix = ids[len(special) - special[::-1].index(0) :]
+        self.tokenizer.encode_special_tokens = settings.get("split_special_tokens", False)
+        sample = self.tokenizer.encode("a")
+        ids, types, special = sample.ids, sample.type_ids, sample.special_tokens_mask
+        first = special.index(0) if 0 in special else 0
+        last = len(ids) - special[::-1].index(0) if 0 in special else 0
+        self.prefix, self.suffix = ids[:first], ids[last:]
+        self.types = types[:first], types[first] if 0 in special else 0, types[last:]
 
     def encode(
         self, texts: Sequence[str], pairs: Sequence[str] | None, config: TextConfig
-    ) -> tuple[list[list[int]], list[list[int]] | None, list[int]]:
-        """Give the tokens of every row, their types for pairs, and how many rows each text has."""
+    ) -> tuple[list[list[int]], list[list[int]], list[int]]:
+        """Give the tokens of every row, their types, and how many rows each text has."""
         if config.truncation == "head" or pairs is not None:
             self.tokenizer.enable_truncation(config.max_length, direction=self.cuts)
             whole: Any = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
             encoded = self.tokenizer.encode_batch(whole)
             self.tokenizer.no_truncation()
-            types = None if pairs is None else [one.type_ids for one in encoded]
-            return [one.ids or self.nothing for one in encoded], types, [1] * len(encoded)
+            rows = [one.ids or self.nothing for one in encoded]
+            return rows, [one.type_ids or [0] for one in encoded], [1] * len(encoded)
         contents = [one.ids for one in self.tokenizer.encode_batch(list(texts), add_special_tokens=False)]
-        rows = cut_contents(contents, self.prefix, self.suffix, config)["input_ids"]
-        windows = rows if config.truncation == "window" else [[row] for row in rows]
-        return [one or self.nothing for several in windows for one in several], None, [len(one) for one in windows]
+        if not self.prefix + self.suffix:
+            contents = [content or self.nothing for content in contents]
+        cut = cut_contents(contents, self.prefix, self.suffix, config)["input_ids"]
+        windows = cut if config.truncation == "window" else [[row] for row in cut]
+        rows = [row for several in windows for row in several]
+        return rows, type_tokens(rows, *self.types), [len(several) for several in windows]
 
 
 def pool_windows(logits: np.ndarray, counts: Sequence[int], how: str, problem_type: str) -> np.ndarray:

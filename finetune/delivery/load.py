@@ -128,7 +128,17 @@ def load(path: str | Path, trust_remote_code: bool = False) -> tuple[Any, Any]:
     family = find_saved_family(folder, config)
     try:
         return family.load(folder, config, trust_remote_code)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        AssertionError,
+        SafetensorError,
+    ) as error:
         if isinstance(error, FinetuneError):
             raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -44,9 +44,11 @@ class Encoder(NetworkFamily):
 
     def load_tokenizer(self, arguments: Arguments, train: Dataset) -> PreTrainedTokenizerBase:
         """Load the tokenizer that the encoder was pretrained with."""
+        from finetune.lookup import find_method
         from finetune.models.load import load_tokenizer
 
-        return load_tokenizer(arguments.model, arguments.data.max_length)
+        saves_embeddings = not find_method(arguments.method.method).takes_adapter
+        return load_tokenizer(arguments.model, arguments.data.max_length, saves_embeddings)
 
     def build_model(self, arguments: Arguments, tokenizer: PreTrainedTokenizerBase, task: Task) -> Any:
         """Load the encoder with a head, and freeze or adapt what the method says."""
@@ -105,7 +107,7 @@ def _load_adapter(folder: Path, config: FinetuneConfig) -> PeftModel:
     from transformers import AutoModelForSequenceClassification
 
     from finetune.data.embedded import EMBEDDED_MODEL_ID
-    from finetune.models.load import SAFE_LOADING, resolve_model
+    from finetune.models.load import HEADS, SAFE_LOADING, resolve_model
     from finetune.models.quantization import four_bit_settings
 
     names_file = folder / LABEL_NAMES_FILE
@@ -122,8 +124,9 @@ def _load_adapter(folder: Path, config: FinetuneConfig) -> PeftModel:
         base_name, revision = "embedded", None  # the same weights, without the Hub
     names = json.loads(names_file.read_text(encoding="utf-8"))
     path, commit = resolve_model(base_name, revision)
-    base = AutoModelForSequenceClassification.from_pretrained(
+    base, loading = AutoModelForSequenceClassification.from_pretrained(
         path,
+        output_loading_info=True,
         revision=commit,
         id2label=dict(enumerate(names)),
         label2id={name: number for number, name in enumerate(names)},
@@ -132,6 +135,13 @@ def _load_adapter(folder: Path, config: FinetuneConfig) -> PeftModel:
         **SAFE_LOADING,
         **(four_bit_settings(adapter.modules_to_save or []) if config.four_bit else {}),
     )
+    saved = [*HEADS, *(adapter.modules_to_save or [])]
+    random = [name for name in sorted(loading["missing_keys"]) if not any(f".{one}." in f".{name}" for one in saved)]
+    if random:
+        raise FinetuneError(
+            f"Expected the base {base_name!r} as it was when the adapter in {str(folder)!r} was trained, but its "
+            f"weights lack {random[0]!r} ({len(random)} in all). Restore the base."
+        )
     base.hub_commit = commit
     return PeftModel.from_pretrained(base, str(folder))
 

@@ -98,17 +98,14 @@ class NetworkFamily(Family):
         """Load a whole model and its tokenizer through the Auto classes, in float32 and in evaluation mode."""
         from transformers import AutoTokenizer
 
+        from finetune.models.inputs import fit_model, fit_tokenizer
         from finetune.quiet import quiet_loading
 
         with quiet_loading():
             model = self.load_model(folder, config, trust_remote_code)
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        if tokenizer.pad_token is None:
-            raise FinetuneError(
-                f"Expected a tokenizer with a padding token in {str(folder)!r}, but it has none. Save the model again."
-            )
-        if model.config.pad_token_id is None:
-            model.config.pad_token_id = tokenizer.pad_token_id
+        fit_tokenizer(tokenizer, model, repr(str(folder)))
+        fit_model(model, tokenizer, repr(str(folder)))
         return model.eval(), tokenizer
 
     def load_model(self, folder: Path, config: FinetuneConfig, trust_remote_code: bool) -> Any:

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 from finetune.errors import FinetuneError
 from finetune.lookup import find_method
-from finetune.models.load import HEADS, count_positions, hub_commit_of
+from finetune.models.inputs import count_positions, make_sample
+from finetune.models.load import HEADS, hub_commit_of
 from finetune.settings.parts import MethodArguments
 from finetune.settings.peft_config import read_peft_config
 
@@ -83,7 +84,7 @@ def fitting_adapter(model: PreTrainedModel, peft_type: str = "LORA") -> Iterator
     """
     try:
         yield
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ImportError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ImportError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise FinetuneError(
             f"Expected a {peft_type} adapter that fits {type(model).__name__}, but PEFT says: {reason}. "
@@ -138,11 +139,11 @@ def refuse_too_long(model: Any, max_length: int) -> None:
     """
     if not isinstance(model, PeftModel) or not model.active_peft_config.is_prompt_learning:
         return
-    most, virtual = count_positions(model.get_base_model().config), model.active_peft_config.num_virtual_tokens
-    if most is not None and max_length + virtual > most:
+    most, virtual = count_positions(model), model.active_peft_config.num_virtual_tokens
+    if most is not None and max_length > most:
         raise FinetuneError(
-            f"Expected --max_length of at most {most - virtual}, since {virtual} virtual tokens come before a text and "
-            f"the model was built for {most}, but got {max_length}. Pass --max_length {most - virtual}."
+            f"Expected --max_length of at most {most}, since {virtual} virtual tokens come before a text and the model "
+            f"was built for {most + virtual}, but got {max_length}. Pass --max_length {most}."
         )
 
 
@@ -154,9 +155,9 @@ def _names(field: Any) -> list[str]:
 @torch.no_grad()
 def _try(model: PeftModel) -> None:
     """Run a few tokens through, since PEFT notices some misfits only then."""
-    tokens = torch.ones((1, 4), dtype=torch.long, device=model.device)
+    sample = make_sample(model.get_base_model())  # type: ignore[arg-type]
     before = model.training
     model.train()  # in evaluation bitsandbytes would pack its weights for good
     with torch.random.fork_rng():  # dropout must not draw from the run's own stream
-        model(input_ids=tokens, attention_mask=torch.ones_like(tokens))
+        model(**sample)
     model.train(before)

@@ -11,10 +11,12 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from finetune.accelerated.precision import autocast
-from finetune.data.batch import cut_by_tokens
+from finetune.data.batch import MicroBatchCollator
+from finetune.data.cutting import cut_by_tokens, group_equal
 from finetune.errors import FinetuneError
 from finetune.hardware import is_out_of_memory, release_memory
 from finetune.metrics import MULTI_LABEL
+from finetune.models.inputs import needs_equal_lengths
 from finetune.threads import compute_side_by_side
 
 __all__ = ["compute_logits", "compute_rows", "pool_windows"]
@@ -58,11 +60,12 @@ def compute_logits(
             return model(**inputs).logits
 
     width = int(model.config.num_labels or 0)
+    cut = group_equal if needs_equal_lengths(model) else cut_by_tokens
     if window_pooling is None:
-        logits = compute_rows(forward, width, examples, lengths, collate, max_tokens, device, on_batch)
+        logits = compute_rows(forward, width, examples, lengths, collate, max_tokens, device, on_batch, cut)
     else:
         windows = _Windows(examples)
-        rows = compute_rows(forward, width, windows, windows.lengths, collate, max_tokens, device, on_batch)
+        rows = compute_rows(forward, width, windows, windows.lengths, collate, max_tokens, device, on_batch, cut)
         pooled = pool_windows(
             torch.from_numpy(rows), torch.tensor(windows.counts), window_pooling, model.config.problem_type
         )
@@ -87,7 +90,8 @@ class _Windows(Sequence):
 
     def __getitem__(self, position: Any) -> Any:
         owner = int(self.owners[position])
-        return {"input_ids": self.examples[owner]["input_ids"][position - int(self.firsts[owner])]}
+        window, example = position - int(self.firsts[owner]), self.examples[owner]
+        return {name: example[name][window] for name in MicroBatchCollator.TEXT_COLUMNS if name in example}
 
 
 def pool_windows(logits: torch.Tensor, num_windows: torch.Tensor, how: str, problem_type: str | None) -> torch.Tensor:
@@ -130,6 +134,7 @@ def compute_rows(
     max_tokens: int,
     device: torch.device,
     on_batch: Callable[[int], None] = lambda num_examples: None,
+    cut: Callable[[Sequence[int], int], list[list[int]]] = cut_by_tokens,
 ) -> np.ndarray:
     """Compute one row of numbers for each example.
 
@@ -145,6 +150,7 @@ def compute_rows(
         max_tokens: Most tokens of a batch, padding included.
         device: Where `forward` computes.
         on_batch: Called with the number of examples after each batch.
+        cut: From lengths and `max_tokens` to batches: `group_equal` for models that padding disturbs.
 
     Returns:
         float32, `(len(examples), width)`.
@@ -152,7 +158,7 @@ def compute_rows(
     Raises:
         FinetuneError: If memory does not suffice for a single example; for several, batches are halved.
     """
-    batches = cut_by_tokens(lengths, max_tokens)
+    batches = cut(lengths, max_tokens)
     rank, world_size = 0, 1
     several = distributed.is_available() and distributed.is_initialized()
     if several and distributed.get_world_size() <= len(batches):
@@ -166,7 +172,7 @@ def compute_rows(
     workers = min(torch.get_num_threads(), max_tokens // MIN_TOKENS_OF_A_THREAD)
     if device.type == "cpu" and not several and 1 < workers < len(groups):  # processes must keep to one order
         # What is serial in a batch keeps no other thread waiting. All batches together have as many tokens as one had.
-        groups, left = cut_by_tokens(lengths, max_tokens // workers), []
+        groups, left = cut(lengths, max_tokens // workers), []
         threads = torch.get_num_threads() // workers
         results = compute_side_by_side(compute, groups, workers, lambda: torch.set_num_threads(threads))
         for group, computed in zip(groups, results, strict=True):
@@ -175,11 +181,11 @@ def compute_rows(
                 continue
             rows[group] = computed
             on_batch(len(group))
-        groups = _cut_smaller(left, lengths) if left else []
+        groups = _cut_smaller(left, lengths, cut) if left else []
     while groups:
         computed = compute(groups[0])
         if computed is None:
-            groups = _cut_smaller(groups, lengths)
+            groups = _cut_smaller(groups, lengths, cut)
             continue
         positions = groups.pop(0)
         rows[positions] = computed
@@ -207,7 +213,9 @@ def _compute_unless_out_of_memory(
         return None
 
 
-def _cut_smaller(groups: list[list[int]], lengths: Sequence[int]) -> list[list[int]]:
+def _cut_smaller(
+    groups: list[list[int]], lengths: Sequence[int], cut: Callable[[Sequence[int], int], list[list[int]]]
+) -> list[list[int]]:
     """Cut the groups that are left by half the tokens of the first one, for which memory did not suffice."""
     release_memory()
     first = [int(lengths[at]) for at in groups[0]]
@@ -219,4 +227,4 @@ def _cut_smaller(groups: list[list[int]], lengths: Sequence[int]) -> list[list[i
     max_tokens = len(first) * max(first) // 2
     warnings.warn(f"out of memory: from now on at most {max_tokens:,} tokens are computed at once", stacklevel=2)
     left = [at for group in groups for at in group]
-    return [[left[at] for at in group] for group in cut_by_tokens([int(lengths[at]) for at in left], max_tokens)]
+    return [[left[at] for at in group] for group in cut([int(lengths[at]) for at in left], max_tokens)]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -24,6 +25,15 @@ from finetune.data.embedded import EMBEDDED_MODEL_ID, find_embedded_model
 from finetune.data.labels import Task
 from finetune.errors import FinetuneError
 from finetune.hub import find_commit
+from finetune.models.inputs import (
+    add_embeddings,
+    fit_model,
+    fit_padding_token,
+    fit_tokenizer,
+    refuse_wrong_length,
+    require_fast,
+    sketch_model,
+)
 from finetune.models.quantization import four_bit_settings
 from finetune.quiet import quiet_loading
 from finetune.settings.parts import ModelArguments
@@ -31,18 +41,19 @@ from finetune.settings.parts import ModelArguments
 __all__ = [
     "HEADS",
     "SAFE_LOADING",
-    "count_positions",
+    "UNLOADABLE",
+    "check_loaded",
     "fingerprint_model",
+    "fit_to_checkpoint",
     "hub_commit_of",
-    "limit_length",
     "load_encoder",
     "load_model",
     "load_padding_tokenizer",
     "load_pretrained_tokenizer",
+    "load_sketch",
     "load_tokenizer",
     "loading",
     "locate_checkpoint",
-    "longest_input",
     "newly_initialised_modules",
     "note_origin",
     "resolve_model",
@@ -52,6 +63,12 @@ __all__ = [
 HEADS = ["classifier", "score"]
 # Nothing that comes with a model is run: neither its code nor a pickle.
 SAFE_LOADING: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True}
+
+
+# What transformers raises on files and configs that no model can be made of.
+UNLOADABLE = (
+    OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, RuntimeError
+)  # fmt: skip
 
 
 def resolve_model(name: str, revision: str | None = None) -> tuple[str, str | None]:
@@ -132,7 +149,7 @@ def loading(arguments: ModelArguments) -> Iterator[None]:
             yield
     except FinetuneError:
         raise
-    except (OSError, ValueError) as error:
+    except UNLOADABLE as error:
         raise _not_loaded("model", arguments.model_name_or_path, error) from error
 
 
@@ -145,7 +162,7 @@ def load_pretrained_tokenizer(name: str, revision: str | None = None) -> PreTrai
     path, commit = resolve_model(name, revision)
     try:
         return AutoTokenizer.from_pretrained(path, revision=commit, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the tokenizers library raises Exception itself
         raise _not_loaded("tokenizer", name, error) from error
 
 
@@ -153,62 +170,69 @@ def load_padding_tokenizer(arguments: ModelArguments) -> PreTrainedTokenizerBase
     """Load the tokenizer of the pretrained model that is named, with a padding token.
 
     Raises:
-        FinetuneError: If it can't be had, or has no padding token.
+        FinetuneError: If it can't be had, is no fast one, or has no padding token.
     """
     tokenizer = load_pretrained_tokenizer(arguments.model_name_or_path, arguments.model_revision)
-    if tokenizer.pad_token is None and tokenizer.eos_token is not None:
-        tokenizer.pad_token = tokenizer.eos_token  # decoders such as GPT-2: it stands behind a text, as padding does
-    if tokenizer.pad_token is None:
-        raise FinetuneError(
-            f"Expected a tokenizer with a padding token, but that of {arguments.model_name_or_path} has none. "
-            "Set one and save the tokenizer with the model."
-        )
+    require_fast(tokenizer, arguments.model_name_or_path)
+    fit_padding_token(tokenizer, arguments.model_name_or_path)
     return tokenizer
 
 
-def load_tokenizer(arguments: ModelArguments, max_length: int) -> PreTrainedTokenizerBase:
-    """Load the encoder's tokenizer.
+def load_tokenizer(
+    arguments: ModelArguments, max_length: int, saves_embeddings: bool = True
+) -> PreTrainedTokenizerBase:
+    """Load the encoder's tokenizer, and make it fit.
+
+    Args:
+        arguments: Which model.
+        max_length: Most tokens of a text.
+        saves_embeddings: Whether the embeddings will be saved, so that tokens that were added get some; no adapter's
+            are.
 
     Returns:
         A tokenizer whose `model_max_length` is `max_length`, so that this is saved with the model.
 
     Raises:
-        FinetuneError: If it can't be had, has no padding token, or `max_length` is more than the encoder reads.
+        FinetuneError: If it can't be had, does not fit the model, or `max_length` is more than the encoder reads.
     """
-    tokenizer = load_padding_tokenizer(arguments)
-    limit_length(tokenizer, arguments, max_length)
+    name = arguments.model_name_or_path
+    tokenizer = load_pretrained_tokenizer(name, arguments.model_revision)
+    fit_to_checkpoint(tokenizer, arguments, max_length, saves_embeddings)
     return tokenizer
 
 
-def limit_length(tokenizer: PreTrainedTokenizerBase, arguments: ModelArguments, max_length: int) -> None:
-    """Set the length that texts are cut to, which is saved with the tokenizer.
+def fit_to_checkpoint(
+    tokenizer: PreTrainedTokenizerBase, arguments: ModelArguments, max_length: int, saves_embeddings: bool = True
+) -> None:
+    """Make a tokenizer fit its model, and set the length that texts are cut to; both are saved with it.
+
+    Args:
+        tokenizer: As it was loaded.
+        arguments: Which model.
+        max_length: Most tokens of a text.
+        saves_embeddings: See `load_tokenizer`.
 
     Raises:
-        FinetuneError: If `max_length` is more than the model reads.
+        FinetuneError: If it does not fit, or `max_length` is more than the model reads.
     """
-    most = longest_input(arguments.model_name_or_path, tokenizer, arguments.model_revision)
-    if max_length > most:
-        raise FinetuneError(
-            f"Expected --max_length of at most {most}, which {arguments.model_name_or_path} was built for, "
-            f"but got {max_length}. Pass --max_length {most}."
-        )
+    name, sketch = arguments.model_name_or_path, load_sketch(arguments)
+    fit_tokenizer(tokenizer, sketch, name, may_add=saves_embeddings)
+    refuse_wrong_length(max_length, sketch, tokenizer, name)
     tokenizer.model_max_length = max_length
 
 
-def longest_input(name: str, tokenizer: PreTrainedTokenizerBase, revision: str | None = None) -> int:
-    """Give the most tokens that a pretrained model reads, by its tokenizer and by its number of positions."""
-    path, commit = resolve_model(name, revision)
-    config = AutoConfig.from_pretrained(path, revision=commit, trust_remote_code=False)
-    positions = count_positions(config)
-    return tokenizer.model_max_length if positions is None else min(tokenizer.model_max_length, positions)
+def load_sketch(arguments: ModelArguments) -> PreTrainedModel:
+    """Build the model without its weights; see `sketch_model`.
 
-
-def count_positions(config: Any) -> int | None:
-    """Give the most positions that a model of this config was built for; None if it does not say."""
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions and "roberta" in config.model_type:  # its positions are counted from the padding token's number on
-        positions -= config.pad_token_id + 1
-    return positions if positions and positions > 0 else None  # XLNet, whose positions are relative, says -1
+    Raises:
+        FinetuneError: If it has no config that can be had, or is none for classifying texts.
+    """
+    path, commit = resolve_model(arguments.model_name_or_path, arguments.model_revision)
+    try:
+        with quiet_loading():
+            return sketch_model(AutoConfig.from_pretrained(path, revision=commit, trust_remote_code=False))
+    except UNLOADABLE as error:
+        raise _not_loaded("model", arguments.model_name_or_path, error) from error
 
 
 def load_model(
@@ -221,7 +245,7 @@ def load_model(
     Args:
         arguments: Which model.
         method: "qlora" holds its weights in four bits.
-        tokenizer: Its padding token is that of a model that has none.
+        tokenizer: Its padding token becomes the model's; tokens that were added to it get embeddings.
         task: The kind of task and the names of its labels.
         seed: Set before weights are drawn.
 
@@ -235,10 +259,50 @@ def load_model(
         new_modules = newly_initialised_modules(model)
         set_seed(seed)
         model = load_encoder(arguments, labels, four_bit_settings([*HEADS, *new_modules]))
-    _warn_of_kept_head(model, arguments)
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
+    check_loaded(model, tokenizer, arguments)
     return model
+
+
+def check_loaded(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, arguments: ModelArguments) -> list[str]:
+    """Warn of what a checkpoint lacked beyond a head, or had of one, and make the model fit its tokenizer.
+
+    Args:
+        model: After `note_origin`; its padding token is set, and tokens that were added get embeddings.
+        tokenizer: After `fit_to_checkpoint`.
+        arguments: Which model.
+
+    Returns:
+        The modules that were drawn at random, as `newly_initialised_modules` names them; they have to train.
+
+    Raises:
+        FinetuneError: If other tokens than added ones lack an embedding.
+    """
+    name = arguments.model_name_or_path
+    _warn_of_kept_head(model, arguments)
+    _warn_of_random_encoder(model, name)
+    add_embeddings(model, tokenizer, name)
+    fit_model(model, tokenizer, name)
+    new_modules = newly_initialised_modules(model)
+    model.new_modules = new_modules  # type: ignore[assignment]
+    return new_modules
+
+
+def _warn_of_random_encoder(model: PreTrainedModel, name: str) -> None:
+    """Warn if more than a head, and a pooler before it, was drawn at random."""
+    inside = {
+        weight: parameter.numel()
+        for weight, parameter in model.named_parameters()
+        if weight.startswith(f"{model.base_model_prefix}.") and "pooler" not in weight
+    }
+    drawn: list[str] = [weight for weight in model.missing_weights if weight in inside]  # type: ignore[union-attr]
+    if drawn:
+        share = sum(inside[weight] for weight in drawn) / sum(inside.values())
+        warnings.warn(
+            f"{name} lacks {len(drawn)} of the {len(inside)} weights of {type(model.base_model).__name__}, such as "
+            f"{drawn[0]!r}: more than a head, {share:.0%} of the encoder, is drawn at random, not pretrained. Is it a "
+            "checkpoint of another architecture?",
+            stacklevel=3,
+        )
 
 
 def load_encoder(
@@ -267,34 +331,21 @@ def load_encoder(
             **SAFE_LOADING,
             **(quantization or {}),
         )
-    _note_origin(model, arguments, commit, loading_info)
+    note_origin(model, arguments, commit, loading_info)
     return model
 
 
 def note_origin(
     model: PreTrainedModel, arguments: ModelArguments, commit: str | None, loading_info: dict[str, Any]
-) -> list[str]:
+) -> None:
     """Note on a model where it is from, which its adapters name as their base, and what its checkpoint lacked.
 
     Args:
-        model: As `from_pretrained` gives it; a head that the checkpoint has is kept, with a warning.
+        model: As `from_pretrained` gives it.
         arguments: Which model.
         commit: Of the Hub.
         loading_info: What `from_pretrained(..., output_loading_info=True)` gives beside the model.
-
-    Returns:
-        The modules that were drawn at random, as `newly_initialised_modules` names them; they have to train.
     """
-    _note_origin(model, arguments, commit, loading_info)
-    _warn_of_kept_head(model, arguments)
-    new_modules = newly_initialised_modules(model)
-    model.new_modules = new_modules  # type: ignore[assignment]
-    return new_modules
-
-
-def _note_origin(
-    model: PreTrainedModel, arguments: ModelArguments, commit: str | None, loading_info: dict[str, Any]
-) -> None:
     if arguments.model_name_or_path == "embedded":
         model.name_or_path = EMBEDDED_MODEL_ID  # a path inside this machine's site-packages would load nowhere else
         model.config.name_or_path = EMBEDDED_MODEL_ID
@@ -322,20 +373,20 @@ def newly_initialised_modules(model: PreTrainedModel) -> list[str]:
     """Name the topmost modules whose weights the checkpoint lacked, so that they were drawn at random.
 
     These must be trained and saved by every method; for BERT that is `classifier`, for other encoders also a pooler
-    or a projection before it.
+    or a projection before it. A list of modules computes nothing itself, and PEFT can't save it: its modules are named.
     """
     missing = set(getattr(model, "missing_weights", ()))
     complete: list[str] = []
     for name, module in model.named_modules():
         own = [f"{name}.{weight}" for weight, _ in module.named_parameters()]
-        under_another = any(name.startswith(f"{other}.") for other in complete)
+        under_another = any(name.startswith(f"{other}.") for other in complete) or isinstance(module, nn.ModuleList)
         if name and own and not under_another and missing.intersection(own) and missing.issuperset(own):
             complete.append(name)
     return complete
 
 
 def _not_loaded(what: str, name: str, error: Exception) -> FinetuneError:
-    reason = str(error).strip().splitlines()[0]
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return FinetuneError(
         f"Expected to load the {what} {name!r}, but got: {reason} "
         "Without the Hub, pass --model_name_or_path embedded or a folder."

@@ -13,11 +13,13 @@ from finetune.accelerated.processor import multiplies_fast
 from finetune.data.batch import MicroBatchCollator
 from finetune.data.labels import Task
 from finetune.data.tokenize import TextConfig, encode_texts
+from finetune.errors import FinetuneError
 from finetune.hardware import fastest_precision
 from finetune.metrics import REGRESSION
 from finetune.models.answers import TextClassifier
+from finetune.models.finetune_config import FINETUNE_CONFIG_FILE
 from finetune.models.inference import compute_logits
-from finetune.models.load import count_positions
+from finetune.models.inputs import NO_LIMIT, longest_input, shortest_input
 from finetune.models.output_layer import compute_numbers_in_fp32
 
 __all__ = ["Predictor"]
@@ -32,7 +34,7 @@ class Predictor(TextClassifier):
     Args:
         model: What `finetune.load` gives.
         tokenizer: Its tokenizer.
-        text_config: How long texts are cut; at their end, to `tokenizer.model_max_length`, if None.
+        text_config: How long texts are cut; at their end, to what the model reads, if None.
         dtype: Number format of the computation; by default what the machine does fast. One for which the processor
             has no units is emulated, with a warning.
         thresholds: With several labels a text, the probability from which on each is predicted; one half if None.
@@ -70,10 +72,15 @@ class Predictor(TextClassifier):
             compute_numbers_in_fp32(model)
         names = [model.config.id2label[number] for number in range(model.config.num_labels)]
         self.task = Task(model.config.problem_type or "single_label_classification", names)
-        most = count_positions(model.config) or 1_000_000
-        self.text_config = text_config or TextConfig(min(tokenizer.model_max_length, most))
+        longest = longest_input(model, tokenizer) or NO_LIMIT
+        self.text_config = text_config or TextConfig(longest)
+        if self.text_config.max_length > longest:
+            raise FinetuneError(
+                f"Expected texts to be cut to at most {longest} tokens, which the model was built for, but its "
+                f"{FINETUNE_CONFIG_FILE} says {self.text_config.max_length}. Set max_length in it to {longest}."
+            )
         self.max_tokens = max_tokens
-        self.collate = MicroBatchCollator(tokenizer, self.max_tokens).collate
+        self.collate = MicroBatchCollator(tokenizer, self.max_tokens, min_length=shortest_input(model)).collate
 
     def compute_in(self, dtype: torch.dtype | None = None) -> None:
         """Compute in this format from now on. An accelerated model's linear layers are cast to it, for good."""

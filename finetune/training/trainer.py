@@ -34,6 +34,7 @@ from finetune.errors import FinetuneError
 from finetune.hardware import release_memory
 from finetune.methods.adapters import refuse_too_long
 from finetune.metrics import SINGLE_LABEL
+from finetune.models.inputs import shortest_input
 from finetune.models.output_layer import Standard
 from finetune.progress_bar import progress_bar
 from finetune.settings.parts import TuningArguments
@@ -257,7 +258,9 @@ class FineTuningTrainer(Trainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
-            data_collator=MicroBatchCollator(processing_class, max_tokens_per_micro_batch, max_train_windows),
+            data_collator=MicroBatchCollator(
+                processing_class, max_tokens_per_micro_batch, max_train_windows, shortest_input(model)
+            ),
             compute_metrics=compute_metrics,
             callbacks=callbacks,
             max_tokens_per_micro_batch=max_tokens_per_micro_batch,

@@ -149,10 +149,11 @@ def build_textcnn(
     from transformers import set_seed
 
     from finetune.families.textcnn.textcnn import TextCNNConfig, TextCNNForSequenceClassification
+    from finetune.models.inputs import count_rows
 
     set_seed(seed)
-    vectors = load_word_vectors(model, settings, task)
-    num_words, dim = (len(tokenizer), settings.textcnn_embedding_dim) if vectors is None else vectors.shape
+    vectors = load_word_vectors(model, settings, tokenizer, task)
+    num_words, dim = (count_rows(tokenizer), settings.textcnn_embedding_dim) if vectors is None else vectors.shape
     config = TextCNNConfig(
         vocab_size=num_words,
         embedding_dim=dim,
@@ -167,12 +168,15 @@ def build_textcnn(
     return built
 
 
-def load_word_vectors(model: ModelArguments, settings: TextCNNSettings, task: Task) -> torch.Tensor | None:
+def load_word_vectors(
+    model: ModelArguments, settings: TextCNNSettings, tokenizer: PreTrainedTokenizerBase, task: Task
+) -> torch.Tensor | None:
     """Load the word vectors of a pretrained encoder, for the variants that start from them.
 
     Args:
         model: Which encoder.
         settings: Which variant.
+        tokenizer: The encoder's; tokens that were added to it get vectors.
         task: The kind of task and the names of its labels.
 
     Returns:
@@ -183,10 +187,13 @@ def load_word_vectors(model: ModelArguments, settings: TextCNNSettings, task: Ta
     """
     from torch import nn
 
+    from finetune.models.inputs import add_embeddings
     from finetune.models.load import load_encoder
 
     if settings.textcnn_variant == "rand":
         return None
-    embeddings = load_encoder(model, task.to_config()).get_input_embeddings()
+    encoder = load_encoder(model, task.to_config())
+    add_embeddings(encoder, tokenizer, model.model_name_or_path)
+    embeddings = encoder.get_input_embeddings()
     assert isinstance(embeddings, nn.Embedding)
     return embeddings.weight.detach()

@@ -145,6 +145,10 @@ class TextCNNForSequenceClassification(PreTrainedModel):
                 nn.init.uniform_(weight, -bound, bound)
             nn.init.zeros_(self.filter_biases)
 
+    def get_input_embeddings(self) -> nn.Embedding:
+        """Return the word vectors that train, or the only ones."""
+        return self.embedding
+
     @torch.no_grad()
     def set_word_vectors(self, vectors: torch.Tensor) -> None:
         """Start from pretrained word vectors of shape `(vocab_size, embedding_dim)`; the padding's stays zero."""
