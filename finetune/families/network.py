@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["NetworkFamily", "write_pipeline_snippet"]
 
+SHORT_EPOCHS = 20  # so many of them are evaluated and saved one by one
+
 
 class NetworkFamily(Family):
     """A family of `PreTrainedModel`s that the `Trainer` trains; it adds how tokenizer and model are made.
@@ -31,11 +34,34 @@ class NetworkFamily(Family):
 
     Attributes:
         max_tokens: Computed at once in prediction, padding included.
+        fewest_steps: Small data gets as many epochs as make so many steps, unless their number was chosen.
+        most_epochs: Though not more than these.
     """
 
     trains_network: ClassVar[bool] = True
     can_stream: ClassVar[bool] = True
     max_tokens: ClassVar[int] = 4_096
+    # In three epochs of 16 rows nothing is learnt. More steps mend that (Mosbach et al. 2021, Zhang et al. 2021);
+    # `benchmarks/few_rows.py` measures it.
+    fewest_steps: ClassVar[int] = 200
+    most_epochs: ClassVar[int] = 40
+
+    def settle(self, arguments: Arguments, num_rows: int) -> None:
+        """Add epochs to small data, unless their number was chosen."""
+        from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+
+        if {"num_train_epochs", "max_steps"} & arguments.given:
+            return
+        training = arguments.training
+        step = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
+        wanted = min(math.ceil(self.fewest_steps * step / num_rows), self.most_epochs)
+        if wanted <= training.num_train_epochs:
+            return
+        training.num_train_epochs = wanted
+        if wanted > SHORT_EPOCHS and not {"eval_strategy", "save_strategy"} & arguments.given:
+            steps = math.ceil(wanted * math.ceil(num_rows / step) / SHORT_EPOCHS)  # a checkpoint costs more than a step
+            training.eval_strategy, training.save_strategy = IntervalStrategy.STEPS, SaveStrategy.STEPS
+            training.eval_steps = training.save_steps = steps
 
     def load_tokenizer(self, arguments: Arguments, train: Dataset) -> PreTrainedTokenizerBase:
         """Load a tokenizer, or learn one of the training texts.

@@ -202,7 +202,9 @@ class Run:
         task = task_of(splits["train"].features)
         self.is_paired = "text_pair" in splits["train"].column_names
         num_rows = None if self.arguments.data.streaming else len(splits["train"])
-        self.arguments.settle(task.problem_type, self.is_paired, num_rows)
+        notes = self.arguments.settle(task.problem_type, self.is_paired, num_rows, len(splits["validation"]))
+        if notes and self.is_main:
+            print("\n".join(notes), file=sys.stderr)
         self.record.arguments = Settings(**self.arguments.to_dict())
         commit = self.arguments.data.dataset_revision if self.arguments.data.is_on_hub else None
         self.record.data = data = describe_data(task, splits, commit, self.understood)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -24,9 +23,6 @@ if TYPE_CHECKING:
     from finetune.tasks import Task
 
 __all__ = ["TextCNN", "TextCNNSettings", "build_textcnn", "load_textcnn_tokenizer", "load_word_vectors"]
-
-# What a network from scratch needs before it has learnt small data: so many steps, though not more epochs than these.
-MIN_STEPS, MAX_EPOCHS = 1_000, 20
 
 
 def _learns_vectors(settings: Values) -> bool:
@@ -71,6 +67,8 @@ class TextCNN(NetworkFamily):
     settings: ClassVar[type] = TextCNNSettings
     library_name: ClassVar[str] = "transformers"
     files: ClassVar[tuple[str, ...]] = ("textcnn.py",)
+    fewest_steps: ClassVar[int] = 1_000  # from scratch
+    most_epochs: ClassVar[int] = 20
     # What is needed for so many tokens stays in the processor's caches: 4,276 sentences a second of processor time,
     # where 4,096 at once gave 3,518 (one core of an Intel Xeon with AMX; the logits are equal).
     max_tokens: ClassVar[int] = 1_024
@@ -82,15 +80,6 @@ class TextCNN(NetworkFamily):
     def learns_tokens(self, settings: Values) -> bool:
         """Return whether the vocabulary is of the training texts."""
         return _has_own_tokens(settings)
-
-    def settle(self, arguments: Arguments, num_rows: int) -> None:
-        """Add epochs to small data, unless their number was chosen."""
-        if {"num_train_epochs", "max_steps"} & arguments.given:
-            return
-        training = arguments.training
-        step = training.per_device_train_batch_size * training.gradient_accumulation_steps * training.world_size
-        wanted = math.ceil(MIN_STEPS * step / num_rows)
-        training.num_train_epochs = max(training.num_train_epochs, min(wanted, MAX_EPOCHS))
 
     def load_tokenizer(self, arguments: Arguments, train: Dataset) -> PreTrainedTokenizerBase:
         """Learn the words of the training texts, or load an encoder's tokenizer."""
