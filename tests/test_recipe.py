@@ -378,7 +378,7 @@ def test_a_link_to_a_folder_stays_where_a_run_fails(imdb, flags, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (["--method", "best"], "invalid choice: 'best'"),
+        (["--method", "best"], "Expected a method of full, .*, but got 'best'"),
         (["--model_name_or_path", "./nowhere"], "'./nowhere' does not exist"),
         (["--model_name_or_path", "google-bert/bert-base-uncased"], "--model_name_or_path embedded"),
         (["--max_length", "100"], "--max_length of at most 32"),
@@ -601,7 +601,7 @@ CALLS = ["parse_flags", "TrainingArguments", "load_given_splits", "complete_spli
          "combine", "FineTuningTrainer", "train", "save_model", "evaluate_run", "push_run"]  # fmt: skip
 OF_BERT = ["from_pretrained", "get_peft_model", "LoraConfig", "BertForSequenceClassification.from_pretrained",
            "AutoTokenizer.from_pretrained"]  # fmt: skip
-OF_TEXTCNN = ["TextCNNConfig", "TextCNNForSequenceClassification", "load_word_tokenizer"]
+OF_TEXTCNN = ["TextCNNConfig", "TextCNNForSequenceClassification", "load_textcnn_tokenizer", "load_word_vectors"]
 WRITTEN = {"learning_rate", "warmup_steps", "weight_decay", "label_smoothing_factor", "load_best_model_at_end",
            "eval_strategy", "save_strategy", "metric_for_best_model", "output_dir"}  # fmt: skip
 

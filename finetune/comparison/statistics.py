@@ -413,6 +413,8 @@ def find_support(name: str, labels: np.ndarray) -> Support | None:
     if name == "micro_f1":  # of all labels together, of which an example may have several
         at_once = max(1.0, float(labels.sum(axis=1).max()))
         counts = np.array([counts.sum()])
+    elif name == "mcc" and len(counts) > 1:  # of all examples together, so of those beside the most frequent class
+        counts = np.array([counts.max(), counts.sum() - counts.max()])
     if len(counts) == 0:
         return Support(0.0, 0, 1.0, float(num_examples), 1.0)
     shares = 1 / counts

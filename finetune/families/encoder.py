@@ -151,5 +151,5 @@ def _sort_names(file: Path) -> None:
     content = json.loads(file.read_text(encoding="utf-8"))
     for name in ("target_modules", "exclude_modules", "modules_to_save"):
         if isinstance(content.get(name), list):
-            content[name] = sorted(content[name])
+            content[name] = sorted(set(content[name]))
     file.write_text(json.dumps(content, indent=2, sort_keys=True), encoding="utf-8")

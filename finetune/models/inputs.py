@@ -85,7 +85,9 @@ def _read_positions(config: Any) -> int | None:
 
 def _find_padding_position(model: PreTrainedModel, positions: int | None) -> int | None:
     """Find the row of padding in the table of positions; None if it has none."""
-    words: Any = model.get_input_embeddings()
+    words = _find_embeddings(model)
+    if words is None:
+        return None
     for module in model.modules():
         padding, table = getattr(module, "padding_idx", None), getattr(module, "weight", None)
         if padding is not None and module is not words and table is not None and len(table) == positions:
@@ -272,7 +274,8 @@ def add_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, n
         FinetuneError: If other tokens than added ones lack an embedding.
     """
     _refuse_foreign_tokens(tokenizer, model, name, may_add=True)
-    missing = count_rows(tokenizer) - _count_embeddings(model)
+    rows = _count_embeddings(model)
+    missing = 0 if rows is None else count_rows(tokenizer) - rows
     if missing > 0:
         warnings.warn(
             f"{missing} of the tokens that were added to the tokenizer of {name} have no embedding, which is drawn "
@@ -288,6 +291,8 @@ def _refuse_foreign_tokens(
 ) -> None:
     """Refuse a tokenizer with tokens for which a model has no embedding, be it its own or another model's."""
     rows = _count_embeddings(model)
+    if rows is None:
+        return
     extra = tokenizer.get_added_vocab() if may_add else {}
     beyond = [token for token, number in tokenizer.get_vocab().items() if number >= rows and token not in extra]
     if beyond:
@@ -299,9 +304,17 @@ def _refuse_foreign_tokens(
         )
 
 
-def _count_embeddings(model: PreTrainedModel | PeftModel) -> int:
-    embeddings: Any = _without_adapter(model).get_input_embeddings()
-    return int(embeddings.weight.shape[0])
+def _count_embeddings(model: PreTrainedModel | PeftModel) -> int | None:
+    """Count the tokens that a model has embeddings for; None if it does not say, as a model of one's own may not."""
+    embeddings = _find_embeddings(_without_adapter(model))
+    return None if embeddings is None else int(embeddings.weight.shape[0])
+
+
+def _find_embeddings(model: PreTrainedModel) -> Any:
+    try:
+        return model.get_input_embeddings()
+    except NotImplementedError:
+        return None
 
 
 def _without_adapter(model: Any) -> Any:

@@ -63,7 +63,7 @@ SIGNATURES: dict[type, dict[str, str]] = {
         "train": "resume_from_checkpoint trial ignore_keys_for_eval",
         "training_step": "model inputs num_items_in_batch",
     },
-    PreTrainedModel: {"_init_weights": "module"},
+    PreTrainedModel: {"_init_weights": "module", "get_input_embeddings": ""},
     GradientState: {"_set_sync_gradients": "sync_gradients"},
 }
 # Attributes that are set from outside of the `Trainer`, whose methods then have to read them. Not among them:
