@@ -65,7 +65,7 @@ def undisturbed(small, tmp_path_factory):
 def test_each_method_and_seed_has_its_run_and_a_method_without_chance_only_one(undisturbed):
     folder, out = undisturbed
     assert sorted(path.name for path in folder.iterdir()) == [
-        "comparison.json", "logs", "report", "textcnn-seed0", "textcnn-seed1", "tfidf-seed0"]  # fmt: skip
+        "comparison.json", "logs", "looks.json", "report", "textcnn-seed0", "textcnn-seed1", "tfidf-seed0"]  # fmt: skip
     for name in ("textcnn-seed0", "textcnn-seed1", "tfidf-seed0"):
         record = json.loads((folder / name / "run.json").read_text())
         assert record["status"] == "complete"

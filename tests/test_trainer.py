@@ -12,6 +12,7 @@ from finetune.data.labels import Task
 from finetune.data.load import read_examples
 from finetune.data.tokenize import TextConfig, tokenize_dataset
 from finetune.errors import FinetuneError
+from finetune.families.textcnn import TextCNNSettings, build_textcnn
 from finetune.methods import apply_method, count_parameters
 from finetune.metrics import SINGLE_LABEL, compute_metrics
 from finetune.models.load import load_model
@@ -31,12 +32,15 @@ def tokenized(reviews, tokenizer):
 
 
 def make_model(tiny_bert, tokenizer, method="full", dropout=0.0):
-    arguments = ModelArguments(model_name_or_path=tiny_bert)
-    model = load_model(arguments, method, tokenizer, Task(SINGLE_LABEL, ["neg", "pos"]), seed=0)
+    arguments, task = ModelArguments(model_name_or_path=tiny_bert), Task(SINGLE_LABEL, ["neg", "pos"])
+    if method == "textcnn":
+        model = build_textcnn(arguments, TextCNNSettings(), tokenizer, task, seed=0)
+    else:
+        model = apply_method(load_model(arguments, method, tokenizer, task, seed=0), MethodArguments(method=method))
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = dropout
-    return enable(apply_method(model, MethodArguments(method=method)))
+    return enable(model)
 
 
 def make_trainer(tmp_path, model, tokenizer, tokenized, max_tokens=10_000, use_cpu=True, **settings):
