@@ -25,7 +25,7 @@ def test_help_imports_no_heavy_library():
         (["fly"], "invalid choice: 'fly'"),
         (["predict"], "required: PATH"),
         (["predict", "nowhere", "text"], "'nowhere' does not exist"),
-        (["predict", str(ROOT / "recipes"), "text"], "found none of them"),
+        (["predict", str(ROOT / "recipes"), "text"], "found none of config.json"),
         (["evaluate", "nowhere", "--test_file", "nothing.csv"], "'nowhere' does not exist"),
     ],
 )

