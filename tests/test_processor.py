@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import ROOT, recipe_of
 
-import finetune.delivery.predict
+import finetune.models.predictor
 import finetune.settings.checks
 from finetune.accelerated import processor
 from finetune.accelerated.processor import fuses_linear_layers, multiplies_fast
@@ -41,7 +41,7 @@ def fresh():
 @pytest.fixture
 def slow(monkeypatch):
     """A processor that multiplies in float32 alone."""
-    for module in (finetune.settings.checks, finetune.delivery.predict):
+    for module in (finetune.settings.checks, finetune.models.predictor):
         monkeypatch.setattr(module, "multiplies_fast", lambda dtype: dtype is torch.float32)
 
 
