@@ -526,7 +526,8 @@ def test_two_processes_take_the_steps_of_one(tmp_path, tiny_bert, tokenizer, row
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     words = [str(tmp_path / "script.py"), tiny_bert, str(tmp_path / "data"), str(tmp_path)]
-    subprocess.run([*command, *words], env=environment, check=True, capture_output=True, timeout=300)
+    done = subprocess.run([*command, *words], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "result.json").read_text())
     arguments = {"per_device_train_batch_size": 8, "max_steps": 4}
     trainer = make_trainer(Trainer, tmp_path, make_model(tiny_bert), data, tokenizer, arguments)

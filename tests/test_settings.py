@@ -123,7 +123,10 @@ FLIPS: dict[str, tuple[str, list[str]]] = {
     "eval_on_start": ("true", []),
     "save_strategy": ("no", ["--load_best_model_at_end", "false"]),
     "save_steps": ("8", STEPS),
-    "load_best_model_at_end": ("false", ["--learning_rate", "0.05", "--num_train_epochs", "4"]),
+    "load_best_model_at_end": (
+        "false",
+        ["--learning_rate", "0.05", "--num_train_epochs", "4", "--metric_for_best_model", "accuracy"],
+    ),
     "metric_for_best_model": ("loss", ["--num_train_epochs", "6"]),
     "greater_is_better": ("false", ["--num_train_epochs", "6"]),
     "seed": ("1", []),
