@@ -219,6 +219,8 @@ def fit_tokenizer(
                 f"{type(whole).__name__} classifies, but that of {name} doesn't. Set its post_processor, and save it "
                 "with the model."
             )
+        if tokenizer.eos_token_id is None:  # which the Trainer of older transformers puts into the model's config
+            tokenizer.eos_token = tokenizer.convert_ids_to_tokens(config.eos_token_id)
 
 
 def _end_no_text_early(tokenizer: Any) -> None:
