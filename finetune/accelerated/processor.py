@@ -40,13 +40,13 @@ def fuses_linear_layers() -> bool:
     """Return whether oneDNN computes a linear layer and its GELU in one pass in bfloat16 on this CPU."""
     rows = torch.linspace(-1, 1, 64).view(4, 16).bfloat16()
     weight, bias = torch.linspace(-1, 1, 128).view(8, 16).bfloat16(), torch.ones(8).bfloat16()
-    try:
-        with torch.inference_mode():
+    with torch.inference_mode(), torch.autocast("cpu", enabled=False):  # which may be on around the caller
+        try:
             found = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "gelu", [], "none")
-    except (AttributeError, RuntimeError):  # a torch without oneDNN; a oneDNN without this product
-        return False
-    expected = F.gelu(F.linear(rows.float(), weight.float(), bias.float()))
-    return torch.allclose(found.float(), expected, atol=0.05, rtol=0.02)
+        except (AttributeError, RuntimeError):  # a torch without oneDNN; a oneDNN without this product
+            return False
+        expected = F.gelu(F.linear(rows.float(), weight.float(), bias.float()))
+        return torch.allclose(found.float(), expected, atol=0.05, rtol=0.02)
 
 
 def _time_product(dtype: torch.dtype) -> float:
