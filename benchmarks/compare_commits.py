@@ -131,7 +131,8 @@ def complete(flags: list[str], directory: Path, model: str = "model") -> list[st
     ours = [word for split in NUM_ROWS for word in (f"--{split}_file", f"{split}.csv")]
     ours += ["--model_name_or_path", model, "--max_length", "32", "--num_train_epochs", "2", "--learning_rate", "5e-3"]
     ours += ["--per_device_train_batch_size", "8", "--bf16", "false", "--num_threads", "1", "--no_floor"]
-    ours += ["--output_dir", str(directory)]
+    # Named, since what is chosen by so few validation rows is not the default of every commit.
+    ours += ["--load_best_model_at_end", "true", "--output_dir", str(directory)]
     given: dict[str, list[str]] = {}
     words = iter([*ours, *flags])
     flag = ""
