@@ -25,8 +25,8 @@ import psutil
 from turns import build_parser, write_results
 
 from finetune.data.embedded import load_embedded_reviews
-from finetune.delivery.predict import load_predictor
 from finetune.hardware import use_processor
+from finetune.inference.predict import load_predictor
 from finetune.quiet import quiet_program
 
 SENTENCE_ENDS = re.compile(r"(?<=[.!?])\s+|<br />")

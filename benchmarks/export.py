@@ -20,10 +20,10 @@ import torch
 from turns import build_parser, take_turns, write_results
 
 from finetune.data.labels import label_matrix
-from finetune.delivery.export import Examples, export, measure_cost
-from finetune.delivery.exported import is_exported, load_exported
-from finetune.delivery.predict import load_predictor
+from finetune.export.onnx import Examples, export, measure_cost
 from finetune.hardware import use_processor
+from finetune.inference.exported import is_exported, load_exported
+from finetune.inference.predict import load_predictor
 from finetune.metrics import accuracy_interval
 from finetune.quiet import quiet_program
 

@@ -32,7 +32,7 @@ from finetune.data.embedded import load_embedded_reviews
 from finetune.data.labels import task_of
 from finetune.data.load import complete_splits, load_given_splits
 from finetune.data.tokenize import TextConfig, tokenize_splits
-from finetune.examination.doctor import examine
+from finetune.data_doctor.examine import examine
 from finetune.families.textcnn import TextCNNSettings, build_textcnn, load_textcnn_tokenizer
 from finetune.hardware import fastest_precision, use_processor
 from finetune.metrics import compute_metrics

@@ -20,9 +20,9 @@ from turns import build_parser, take_turns, write_results
 
 from finetune.data.embedded import load_embedded_reviews
 from finetune.data.split import sample_stratified
-from finetune.delivery.load import find_model_folder
-from finetune.delivery.predict import load_predictor
 from finetune.hardware import use_processor
+from finetune.inference.load import find_model_folder
+from finetune.inference.predict import load_predictor
 from finetune.quiet import quiet_program
 
 OURS, ONE_BY_ONE, BATCHED = "finetune", "pipeline, one by one", "pipeline, batch_size=32"

@@ -22,9 +22,9 @@ import numpy as np
 import pyarrow.parquet as pq
 from turns import build_parser, write_results
 
-from finetune.delivery.predict import load_predictor
 from finetune.hardware import use_processor
-from finetune.hub import CLIENT
+from finetune.hub_client import CLIENT
+from finetune.inference.predict import load_predictor
 from finetune.quiet import quiet_program
 
 TIE = 0.02

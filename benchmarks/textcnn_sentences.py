@@ -96,7 +96,7 @@ def read_sentences(path: Path) -> Dataset:
 
 
 def plan_runs(flags: argparse.Namespace) -> Iterator[tuple[str, int, Dataset, Dataset]]:
-    """Give each run's name, seed, training rows and test rows."""
+    """Yield each run's name, seed, training rows and test rows."""
     seeds = [int(seed) for seed in flags.seeds.split(",")]
     train = read_sentences(flags.train_file)
     if flags.test_file is not None:
@@ -138,7 +138,7 @@ def train_and_measure(train: Dataset, test: Dataset, seed: int, flags: argparse.
 
 
 def mean_interval(values: list[float]) -> tuple[float, float, float]:
-    """Give the mean and its 95 % interval by Student's t, [0, 1] for a single value.
+    """Return the mean and its 95 % interval by Student's t, [0, 1] for a single value.
 
     The runs of a cross-validation share training rows, and those on one test file share that, so it is a guide.
     """

@@ -52,7 +52,7 @@ def measure(name: str, seed: int, options: Any) -> dict[str, float]:
 
 
 def interval(values: list[float]) -> tuple[float, float, float]:
-    """Give the mean and its 95 % interval by Student's t."""
+    """Return the mean and its 95 % interval by Student's t."""
     mean = statistics.mean(values)
     half = float(student_t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
     return mean, mean - half, mean + half

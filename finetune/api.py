@@ -128,7 +128,7 @@ def doctor(
         finetune.errors.FinetuneError: If the data can't be read.
     """
     from finetune.data.load import load_given_splits
-    from finetune.examination.doctor import examine
+    from finetune.data_doctor.examine import examine
     from finetune.settings.parts import DataArguments
 
     names: dict[str, Any] = {**name_data(data, validation, test), **settings}
@@ -152,11 +152,11 @@ def load_classifier(path: str | Path, trust_remote_code: bool = False) -> TextCl
     Raises:
         finetune.errors.FinetuneError: If there is no model, or it can't be loaded.
     """
-    from finetune.delivery.exported import is_exported, load_exported
+    from finetune.inference.exported import is_exported, load_exported
 
     if is_exported(str(path)):  # which runs without torch
         return load_exported(path)
-    from finetune.delivery.predict import load_predictor
+    from finetune.inference.predict import load_predictor
     from finetune.quiet import quietly
 
     with quietly():
@@ -179,7 +179,7 @@ def load(path: str, trust_remote_code: bool = False) -> tuple[Any, Any]:
     Raises:
         finetune.errors.FinetuneError: If `path` holds no model, or it can't be had.
     """
-    from finetune.delivery.load import load as load_model_and_tokenizer
+    from finetune.inference.load import load as load_model_and_tokenizer
     from finetune.quiet import quietly
 
     with quietly():

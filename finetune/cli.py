@@ -232,7 +232,7 @@ def _add_verdict_flags(parser: argparse.ArgumentParser) -> None:
 def run_doctor(argv: Sequence[str]) -> None:
     """Print the findings on the splits that the data flags name; errors among them end it with status 1."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    from finetune.examination.command import main as examine_data
+    from finetune.data_doctor.command import main as examine_data
 
     sys.exit(examine_data(argv))
 
@@ -278,13 +278,13 @@ def run_predict(arguments: argparse.Namespace) -> None:
     if arguments.input_file is not None:
         from pathlib import Path
 
-        from finetune.delivery.exported import is_exported
+        from finetune.inference.exported import is_exported
 
         if not is_exported(arguments.path):  # which runs without torch
             _prepare(arguments)
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
-        from finetune.delivery.bulk import predict_file
+        from finetune.inference.bulk import predict_file
 
         columns = {name: getattr(arguments, name) for name in ("text_column", "text_pair_column", "encoding")}
         files = Path(arguments.input_file), Path(arguments.output_file)
@@ -307,19 +307,19 @@ def run_predict(arguments: argparse.Namespace) -> None:
 
 def _load_predictor(arguments: argparse.Namespace) -> "TextClassifier":
     """Load a model; of an export nothing but onnxruntime and the tokenizer is imported."""
-    from finetune.delivery.exported import is_exported, load_exported
+    from finetune.inference.exported import is_exported, load_exported
 
     if is_exported(arguments.path):
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
         return load_exported(arguments.path, arguments.num_threads)
     _prepare(arguments)
-    from finetune.delivery.predict import load_predictor
+    from finetune.inference.predict import load_predictor
 
     return load_predictor(arguments.path)
 
 
 def _lines(stream: TextIO) -> Iterator[list[str]]:
-    """Give the lines of a stream, one by one from a terminal, else many at once."""
+    """Yield the lines of a stream, one by one from a terminal, else many at once."""
     count = 1 if stream.isatty() else 4096
     lines = (line.rstrip("\r\n") for line in stream)
     try:
@@ -345,8 +345,8 @@ def _check_characters(texts: Sequence[str]) -> None:
 def run_evaluate(arguments: argparse.Namespace) -> None:
     """Print the metrics and the classification report."""
     _prepare(arguments)
-    from finetune.delivery.evaluate import evaluate_file
     from finetune.files import write_json
+    from finetune.inference.evaluate import evaluate_file
 
     columns = {
         name: getattr(arguments, name)
@@ -369,7 +369,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
 def run_push(arguments: argparse.Namespace) -> None:
     """Push, and say what was checked."""
     _prepare(arguments)
-    from finetune.delivery.push import push
+    from finetune.hub.push import push
 
     push(
         arguments.path,
@@ -385,7 +385,7 @@ def run_push(arguments: argparse.Namespace) -> None:
 def run_merge(arguments: argparse.Namespace) -> None:
     """Write the merged model."""
     _prepare(arguments)
-    from finetune.delivery.merge import merge_folder
+    from finetune.export.merge import merge_folder
 
     print(merge_folder(arguments.path, arguments.output))
 
@@ -393,7 +393,7 @@ def run_merge(arguments: argparse.Namespace) -> None:
 def run_export(arguments: argparse.Namespace) -> None:
     """Export, and print what was measured."""
     _prepare(arguments)
-    from finetune.delivery.export import describe, export
+    from finetune.export.onnx import describe, export
 
     names = ("text_column", "text_pair_column", "label_column", "label_columns", "label_delimiter", "encoding")
     measured = export(
@@ -420,7 +420,7 @@ def run_serve(arguments: argparse.Namespace) -> None:
             "Install them: pip install -c constraints.txt -e '.[serve]'"
         )
     limits = {name: getattr(arguments, name) for name in ("max_body_bytes", "max_texts", "max_characters")}
-    from finetune.delivery.serve import Limits, serve
+    from finetune.serve.service import Limits, serve
 
     name = Path(arguments.path).resolve().name if Path(arguments.path).exists() else arguments.path
     load = functools.partial(_load_predictor, arguments)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from finetune.data.load import complete_splits, load_given_splits
-from finetune.delivery.evaluate import evaluate_run
-from finetune.delivery.push import push_run
+from finetune.hub.push import push_run
+from finetune.inference.evaluate import evaluate_run
 from finetune.lookup import family_of
 from finetune.run.run import Run
 from finetune.settings.arguments import Arguments

@@ -19,7 +19,7 @@ FULL_IN_WORDS = ("No space left", "os error 28", "file write failed", "unexpecte
 
 @contextlib.contextmanager
 def write_aside(path: Path) -> Iterator[Path]:
-    """Give a path to write a file to; when all is written it takes the place of `path`, else it is removed."""
+    """Yield a path to write a file to; when all is written it takes the place of `path`, else it is removed."""
     aside = path.with_name(path.name + ".partial")
     try:
         yield aside
@@ -70,7 +70,7 @@ def flush_folder(folder: Path) -> None:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Tell whether an error, or what caused it, says that the disk or the quota is full.
+    """Return whether an error, or what caused it, says that the disk or the quota is full.
 
     safetensors, tokenizers and torch say it in words of their own.
     """

@@ -55,7 +55,7 @@ def use_processor(num_threads: int) -> None:
 
 
 def release_memory() -> None:
-    """Give the system back what torch has freed and `use_processor` keeps.
+    """Return to the system what torch has freed and `use_processor` keeps.
 
     Micro-batches differ in shape, so that the holes between what is in use grow over hundreds of steps.
     """

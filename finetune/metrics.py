@@ -331,7 +331,7 @@ METRIC_FUNCTIONS: dict[str, dict[str, MetricFunction]] = {
 
 
 def accuracy_interval(accuracy: float, num_examples: int) -> tuple[float, float]:
-    """Give the 95 % interval of an accuracy measured on `num_examples` examples (Wilson 1927).
+    """Return the 95 % interval of an accuracy measured on `num_examples` examples (Wilson 1927).
 
     It holds the uncertainty from the choice of test examples alone, not that from the training seed.
 
@@ -345,7 +345,7 @@ def accuracy_interval(accuracy: float, num_examples: int) -> tuple[float, float]
 
 
 def mean_interval(values: np.ndarray) -> tuple[float, float]:
-    """Give the 95 % interval of a mean over examples, such as an absolute error, by the normal distribution."""
+    """Return the 95 % interval of a mean over examples, such as an absolute error, by the normal distribution."""
     half = 1.96 * float(values.std(ddof=1)) / len(values) ** 0.5 if len(values) > 1 else float("nan")
     return float(values.mean()) - half, float(values.mean()) + half
 

@@ -41,7 +41,7 @@ class TrainedRun:
     @functools.cached_property
     def classifier(self) -> "TextClassifier":
         """The saved model, loaded."""
-        from finetune.delivery.predict import load_predictor
+        from finetune.inference.predict import load_predictor
         from finetune.quiet import quietly
 
         with quietly():
@@ -67,7 +67,7 @@ class TrainedRun:
             private: Whether only its owner can see it.
             **how: `revision`, `adapter`, `message` and `card`, as of `finetune push`.
         """
-        from finetune.delivery.push import push
+        from finetune.hub.push import push
 
         push(str(self.directory), name, private=private, **how)
 
@@ -153,7 +153,7 @@ class Findings(list):
         return any(finding.severity == "error" for finding in self)
 
     def __repr__(self) -> str:
-        from finetune.examination.findings import describe_findings
+        from finetune.data_doctor.findings import describe_findings
 
         return describe_findings(self)
 

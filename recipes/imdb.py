@@ -10,10 +10,10 @@ import evaluate
 from finetune.accelerated import enable
 from finetune.data.load import complete_splits, load_given_splits
 from finetune.data.tokenize import encode_rows, find_cache
-from finetune.delivery.evaluate import evaluate_run
-from finetune.delivery.push import push_run
 from finetune.errors import exit_on_error
 from finetune.evaluate_metrics import list_metrics
+from finetune.hub.push import push_run
+from finetune.inference.evaluate import evaluate_run
 from finetune.methods import fitting_adapter, lora_over, reinitialise_layers
 from finetune.models.load import check_loaded, fit_to_checkpoint, loading, locate_checkpoint, note_origin
 from finetune.run.run import Run

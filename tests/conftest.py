@@ -20,7 +20,7 @@ from packaging.version import Version
 from selenium import webdriver
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
-from finetune.hub import reach_hub
+from finetune.hub_client import reach_hub
 
 METHODS = ("full", "lora", "head", "textcnn", "tfidf")
 BROWSER, DRIVER = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")

@@ -72,7 +72,7 @@ def _serve():
     from conftest import recipe_of
     from transformers.models.bert import modeling_bert  # noqa: F401  imported late, so by each child
 
-    import finetune.delivery.evaluate  # noqa: F401
+    import finetune.inference.evaluate  # noqa: F401
 
     sys.modules["imdb"], sys.modules["textcnn"] = recipe_of("full"), recipe_of("textcnn")
     recipe_of("any")

@@ -30,7 +30,7 @@ FAULTS = ("500", "503", "reset", "lost", "slow", "401", "403", "404", "409")
 
 
 def forms_of(secret: str) -> list[bytes]:
-    """Give a secret as it stands in a file, and as in base64, at whichever of three bytes it begins there."""
+    """Return a secret as it stands in a file, and as in base64, at whichever of three bytes it begins there."""
     raw = secret.encode()
     encoded = [(base64.b64encode(bytes(shift) + raw), shift) for shift in range(3)]
     return [raw, *(code[4 * (shift > 0) : (shift + len(raw)) // 3 * 4] for code, shift in encoded)]
@@ -157,7 +157,7 @@ class HubServer(ThreadingHTTPServer):
         aside.rename(self.index)
 
     def files_of(self, name: str, revision: str = "main") -> dict[str, bytes]:
-        """Give the content of every file of a revision, by path."""
+        """Return the content of every file of a revision, by path."""
         repository = self.repositories[name]
         commit = repository["commits"][repository["branches"].get(revision, revision)]
         return {path: (self.blobs / file["sha256"]).read_bytes() for path, file in commit["files"].items()}
@@ -244,7 +244,7 @@ class Handler(BaseHTTPRequestHandler):
         raise RefusalError(404, f"{self.command} {path} is not part of this hub")
 
     def who(self) -> str | None:
-        """Tell whose token came along: "read" and "write" are the user's, None is nobody's."""
+        """Find whose token came along: "read" and "write" are the user's, None is nobody's."""
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
         if token == "hf_wrong" or (token and not token.startswith("hf_")):
             raise RefusalError(401, "Invalid credentials in Authorization header")

@@ -30,7 +30,7 @@ LAUNCH = "accelerate launch "
 
 
 def command_of(path):
-    """Give the words of the launch line at the file's top, after `accelerate launch`."""
+    """Return the words of the launch line at the file's top, after `accelerate launch`."""
     lines = [line.removeprefix("# ") for line in path.read_text().splitlines() if line.startswith("# ")]
     return shlex.split(next(line for line in lines if line.startswith(LAUNCH)))[2:]
 

@@ -61,7 +61,7 @@ def build(tmp_path, tiny_bert, tokenizer, tokenized):  # noqa: F811
 
 
 def means(trainer):
-    """Give the averages by the parameter's name."""
+    """Return the averages by the parameter's name."""
     inner = trainer.optimizer.optimizer
     return {
         name: (parameter if not inner.param_groups[0]["is_training"] else inner.state[parameter]["mean"]).detach()

@@ -17,9 +17,9 @@ from conftest import make_reviews, write_csv
 
 from finetune.cli import main as finetune_command
 from finetune.data.labels import Task
-from finetune.delivery import bulk
-from finetune.delivery.predict import load_predictor
 from finetune.families.tfidf.classifier import fit_tfidf
+from finetune.inference import bulk
+from finetune.inference.predict import load_predictor
 from finetune.metrics import MULTI_LABEL, tune_thresholds
 from finetune.models.answers import TextClassifier
 from finetune.models.predictor import Predictor
@@ -189,7 +189,7 @@ TWO_PROCESSES = """
 import os, signal, sys, time
 from pathlib import Path
 from finetune.cli import main
-from finetune.delivery import bulk, predict
+from finetune.inference import bulk, predict
 bulk.ROWS_AT_ONCE = 256
 children = []
 for rank in "01":
@@ -283,7 +283,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
     program = """
 import resource, sys
 from pathlib import Path
-from finetune.delivery.bulk import predict_file
+from finetune.inference.bulk import predict_file
 none = {"text_column": None, "text_pair_column": None, "encoding": None}
 print(predict_file(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), none))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

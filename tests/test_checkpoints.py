@@ -13,7 +13,7 @@ from conftest import ROOT
 from finetune.data.batch import split_micro_batch
 from finetune.errors import FinetuneError
 from finetune.files import is_disk_full, replace_folder, write_aside, write_json
-from finetune.models import inference
+from finetune.models.logits import compute_rows
 from finetune.run.lock import LOCK_FILE, DirectoryLock
 from finetune.training.checkpoints import (
     commit_checkpoint,
@@ -225,7 +225,7 @@ def test_logits_are_the_same_when_memory_is_too_small_for_the_batches():
         return {"input_ids": torch.tensor([[length] * longest for length in examples])}
 
     with pytest.warns(UserWarning, match="out of memory"):
-        rows = inference.compute_rows(forward, 1, lengths, lengths, collate, 40, torch.device("cpu"))
+        rows = compute_rows(forward, 1, lengths, lengths, collate, 40, torch.device("cpu"))
     assert rows[:, 0].tolist() == [2.0 * length for length in lengths]
     with pytest.raises(FinetuneError, match="a text of 12 tokens"), pytest.warns(UserWarning, match="at most"):
-        inference.compute_rows(forward, 1, [12, 3], [12, 3], collate, 40, torch.device("cpu"))
+        compute_rows(forward, 1, [12, 3], [12, 3], collate, 40, torch.device("cpu"))

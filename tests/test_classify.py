@@ -10,8 +10,8 @@ import pytest
 from conftest import make_reviews
 
 from finetune.cli import main as finetune_command
-from finetune.delivery.predict import load_predictor
 from finetune.errors import FinetuneError
+from finetune.inference.predict import load_predictor
 
 FAST = ["--max_length", "24", "--bf16", "false", "--num_threads", "1", "--num_train_epochs", "1"]
 

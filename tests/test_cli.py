@@ -10,7 +10,7 @@ from conftest import ROOT
 from transformers import TrainingArguments
 
 from finetune.cli import build_parser, main
-from finetune.examination.command import DoctorArguments
+from finetune.data_doctor.command import DoctorArguments
 from finetune.settings.parts import DataArguments, MethodArguments, ModelArguments, RunArguments, TuningArguments
 
 

@@ -15,7 +15,7 @@ from finetune.accelerated import enable, fused
 from finetune.accelerated.dropout import FastDropout
 from finetune.accelerated.lora import _FusedLinear as FusedLora
 from finetune.accelerated.unpadding import ATTENTION_NAME
-from finetune.delivery.predict import load_predictor
+from finetune.inference.predict import load_predictor
 from finetune.training.trainer import FineTuningTrainer
 
 TOKENS = torch.tensor([[2, 5, 6, 7, 3], [2, 9, 3, 0, 0]])
@@ -120,7 +120,7 @@ def test_a_run_is_accelerated_unless_the_flag_says_no(flags, tmp_path, monkeypat
 
     monkeypatch.setattr(FineTuningTrainer, "__init__", note_trainer)
     monkeypatch.setattr(story, "evaluate_run", note_end)
-    monkeypatch.setattr("finetune.delivery.evaluate.load_predictor", note_predictor)
+    monkeypatch.setattr("finetune.inference.evaluate.load_predictor", note_predictor)
     words = [*flags, "--method", method, "--no_floor", "--output_dir", str(tmp_path / "run")]
     module.main(words if accelerated else [*words, "--accelerated", "false"])
     assert json.loads((tmp_path / "run/run.json").read_text())["arguments"]["run"]["accelerated"] is accelerated

@@ -17,11 +17,11 @@ from finetune.cli import main as finetune_command
 from finetune.data.cutting import TextConfig, group_equal
 from finetune.data.embedded import find_embedded_model
 from finetune.data.tokenize import encode_texts
-from finetune.delivery import export
-from finetune.delivery.export import read_validation
-from finetune.delivery.exported import ExportedPredictor, _TextTokenizer, load_exported, pool_windows
-from finetune.delivery.predict import load_predictor
-from finetune.models.inference import pool_windows as pool_windows_in_torch
+from finetune.export import onnx as export_onnx
+from finetune.export.onnx import read_validation
+from finetune.inference.exported import ExportedPredictor, _TextTokenizer, load_exported, pool_windows
+from finetune.inference.predict import load_predictor
+from finetune.models.logits import pool_windows as pool_windows_in_torch
 from finetune.tasks import MULTI_LABEL, SINGLE_LABEL
 
 TEXTS = [text for text, _ in make_reviews(40, offset=700)] + ["", "good", "never seen words", "film bad " * 30]
@@ -169,7 +169,7 @@ def test_too_much_lost_leaves_nothing(runs, tmp_path, monkeypatch, capsys):
             logits, lengths = super().compute_logits(*arguments, **named)
             return np.stack([np.full(len(logits), 9.0), np.zeros(len(logits))], axis=1).astype(np.float32), lengths
 
-    monkeypatch.setattr(export, "ExportedPredictor", Wrong)
+    monkeypatch.setattr(export_onnx, "ExportedPredictor", Wrong)
     labels = read_validation(runs / "textcnn", load_predictor(runs / "textcnn").task).labels
     assert (labels == 1).any()  # which it never says
     flags = ["export", str(runs / "textcnn"), str(tmp_path / "out"), "--format", "onnx", "--num_threads", "1"]

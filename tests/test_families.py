@@ -27,15 +27,15 @@ from finetune.cli import main as finetune_command
 from finetune.comparison.compare import TRAIN, Plan
 from finetune.data.labels import task_of
 from finetune.data.split import iterate_texts
-from finetune.delivery.load import load
-from finetune.delivery.predict import load_predictor
-from finetune.delivery.reload import compute_logits_elsewhere
-from finetune.delivery.stage import stage
 from finetune.engine import parse_training
 from finetune.errors import FinetuneError
 from finetune.families.network import NetworkFamily
 from finetune.families.textcnn.vocabulary import train_word_tokenizer
 from finetune.family import Family, ModelFacts
+from finetune.hub.stage import stage
+from finetune.inference.load import load
+from finetune.inference.predict import load_predictor
+from finetune.inference.reload import compute_logits_elsewhere
 from finetune.lookup import family_of, find_family, find_method, import_method
 from finetune.models.answers import TextClassifier
 from finetune.settings import declared

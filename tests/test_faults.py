@@ -30,7 +30,7 @@ from finetune.training.checkpoints import commit_checkpoint
 pytestmark = pytest.mark.faults
 
 STEP = "finetune.training.trainer:FineTuningTrainer.training_step"
-EVALUATION = "finetune.models.inference:_compute_unless_out_of_memory"
+EVALUATION = "finetune.models.logits:_compute_unless_out_of_memory"
 SETTINGS = {
     "full": ["--method", "full"],
     "unfreezing": ["--method", "full", "--unfreeze_every", "0.5"],
@@ -119,7 +119,7 @@ MOMENTS = [
     ("finetune.training.checkpoints:_delete", 1),
     ("finetune.run.run:write_model", 1),  # the final save
     ("finetune.families.save:replace_folder", 1),
-    ("finetune.delivery.evaluate:write_predictions", 2),
+    ("finetune.inference.evaluate:write_predictions", 2),
 ]
 
 

@@ -293,7 +293,7 @@ def try_prediction(finished, name, content, folder):
 
 
 def try_command(finished, file, drawn, folder, run_command=finetune_command):
-    """Give a command words that may or may not fit."""
+    """Append words that may or may not fit a command."""
     command, usual, more, where = drawn
     words = [*usual[:where], *more, *usual[where:]]
     filled = [word.replace("{run}", str(finished)).replace("{file}", file).replace("{new}", str(folder / "new"))

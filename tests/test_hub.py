@@ -29,10 +29,10 @@ import finetune.models.load
 from finetune.catalogue import CATALOGUE
 from finetune.cli import main as finetune_command
 from finetune.data.load import load_given_splits
-from finetune.delivery.load import load
-from finetune.delivery.predict import load_predictor
 from finetune.errors import FinetuneError
-from finetune.hub import find_commit, reach_hub
+from finetune.hub_client import find_commit, reach_hub
+from finetune.inference.load import load
+from finetune.inference.predict import load_predictor
 from finetune.models.load import load_encoder
 from finetune.settings.parts import DataArguments, ModelArguments
 

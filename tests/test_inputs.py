@@ -36,10 +36,10 @@ import finetune
 from finetune.cli import main as finetune_command
 from finetune.data.labels import Task
 from finetune.data.tokenize import TextConfig, encode_texts
-from finetune.delivery.predict import load_predictor
 from finetune.errors import FinetuneError
 from finetune.families.encoder import Encoder
 from finetune.families.save import write_model
+from finetune.inference.predict import load_predictor
 from finetune.methods import apply_method
 from finetune.metrics import SINGLE_LABEL
 from finetune.models.inputs import (

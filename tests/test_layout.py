@@ -10,9 +10,9 @@ from conftest import ROOT
 PACKAGE = ROOT / "finetune"
 # Imports point back up this list. What stands first is used by everything.
 ROOMS = ["errors", "files", "threads", "tasks", "progress_bar", "accelerated", "hardware", "environment",
-         "quiet", "hub", "metrics", "evaluate_metrics", "family", "catalogue", "lookup", "settings", "data", "models",
-         "examination", "methods", "training", "families", "run", "comparison", "delivery", "engine", "results",
-         "api", "cli", "__main__"]  # fmt: skip
+         "quiet", "hub_client", "metrics", "evaluate_metrics", "family", "catalogue", "lookup", "settings", "data",
+         "models", "data_doctor", "methods", "training", "families", "run", "comparison", "inference", "export",
+         "serve", "hub", "engine", "results", "api", "cli", "__main__"]  # fmt: skip
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

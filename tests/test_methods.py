@@ -5,10 +5,10 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from finetune.data.labels import Task
-from finetune.delivery.load import load
 from finetune.errors import FinetuneError
 from finetune.families.encoder import Encoder
 from finetune.families.save import write_model
+from finetune.inference.load import load
 from finetune.methods import apply_method
 from finetune.metrics import SINGLE_LABEL
 from finetune.models.load import load_model, newly_initialised_modules

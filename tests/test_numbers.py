@@ -14,10 +14,10 @@ from finetune.data.batch import MicroBatchCollator
 from finetune.data.labels import Task
 from finetune.data.load import read_examples
 from finetune.data.tokenize import TextConfig, tokenize_dataset
-from finetune.delivery.load import load
 from finetune.families.encoder import Encoder
 from finetune.families.save import write_model
 from finetune.families.textcnn import TextCNN, TextCNNSettings, build_textcnn
+from finetune.inference.load import load
 from finetune.methods import apply_method
 from finetune.metrics import REGRESSION, SINGLE_LABEL, compute_metrics
 from finetune.models.answers import unit_of_logits

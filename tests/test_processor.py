@@ -14,9 +14,9 @@ import finetune.models.predictor
 import finetune.settings.checks
 from finetune.accelerated import processor
 from finetune.accelerated.processor import fuses_linear_layers, multiplies_fast
-from finetune.delivery.predict import load_predictor
 from finetune.errors import FinetuneError
 from finetune.hardware import fastest_precision, is_out_of_memory, supports_bf16
+from finetune.inference.predict import load_predictor
 from finetune.run.run import Run
 from finetune.settings.parsing import parse_arguments
 

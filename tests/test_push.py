@@ -28,18 +28,18 @@ from huggingface_hub import HfApi, ModelCard, constants
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from finetune import hub as hub_module
+from finetune import hub_client as hub_module
 from finetune.cli import main as finetune_command
 from finetune.data.cutting import TextConfig
 from finetune.data.embedded import EMBEDDED_MODEL_ID, EMBEDDED_MODEL_REVISION, find_embedded_model
-from finetune.delivery.load import load
-from finetune.delivery.merge import merge_adapter
-from finetune.delivery.predict import load_predictor
-from finetune.delivery.push import upload_folder
 from finetune.errors import FinetuneError
+from finetune.export.merge import merge_adapter
 from finetune.families.encoder import Encoder
 from finetune.families.save import write_model
 from finetune.family import Shipped
+from finetune.hub.push import upload_folder
+from finetune.inference.load import load
+from finetune.inference.predict import load_predictor
 from finetune.models.finetune_config import read_finetune_config
 
 TOKEN = "hf_" + "abcdefghij" * 3
@@ -92,7 +92,7 @@ def workplaces(tmp_path_factory):
     level = logging.root.level
     logging.root.setLevel(logging.DEBUG)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("finetune.delivery.push.tempfile", SimpleNamespace(TemporaryDirectory=kept))
+        patch.setattr("finetune.hub.push.tempfile", SimpleNamespace(TemporaryDirectory=kept))
         yield folder
     logging.root.setLevel(level)
     logging.root.removeHandler(handler)
@@ -358,7 +358,7 @@ def test_what_can_t_be_pushed_ends_with_one_line(
 
 
 def test_a_model_that_does_not_reload_is_not_pushed(hub, runs, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("finetune.delivery.push.compute_logits_elsewhere", lambda *_: np.zeros((16, 2)))
+    monkeypatch.setattr("finetune.hub.push.compute_logits_elsewhere", lambda *_: np.zeros((16, 2)))
     with pytest.raises(SystemExit):
         finetune_command(["push", str(runs / "head"), "me/unequal"])
     assert "Nothing was pushed" in capsys.readouterr().err

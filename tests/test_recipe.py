@@ -24,8 +24,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Dist
 import finetune
 from finetune.catalogue import CATALOGUE
 from finetune.cli import main as finetune_command
-from finetune.delivery.predict import load_predictor
 from finetune.errors import FinetuneError, Interrupted
+from finetune.inference.predict import load_predictor
 from finetune.metrics import compute_metrics
 from finetune.run.record import CompleteRecord
 from finetune.run.summary import summarize
@@ -90,7 +90,7 @@ def test_predict_prints_the_same_labels_in_a_new_process(runs):
     program = """
 import sys, numpy, torch
 torch.set_num_threads(1)
-from finetune.delivery.predict import load_predictor
+from finetune.inference.predict import load_predictor
 texts = sys.argv[2:]
 for method in ("full", "lora", "head", "textcnn", "tfidf"):
     numpy.save(f"{sys.argv[1]}/{method}.npy", load_predictor(f"{sys.argv[1]}/{method}").compute_logits(texts)[0])

@@ -21,10 +21,10 @@ from finetune.catalogue import CATALOGUE
 from finetune.data.embedded import find_embedded_model
 from finetune.data.labels import Task
 from finetune.data.tokenize import TextConfig
-from finetune.delivery.predict import load_predictor
 from finetune.errors import FinetuneError
 from finetune.families.encoder import Encoder
 from finetune.families.save import write_model
+from finetune.inference.predict import load_predictor
 from finetune.methods import apply_method
 from finetune.metrics import SINGLE_LABEL
 from finetune.models.load import load_model, load_tokenizer
@@ -155,7 +155,7 @@ def write_base(model_type: str, workplace: Path, tokenizer: str) -> str:
 
 
 def run_architecture(model_type: str, workplace: Path, tokenizer: str) -> tuple[dict, dict, dict]:
-    """Give what was expected of each method, what a fresh process found, and what PEFT refused."""
+    """Return what was expected of each method, what a fresh process found, and what PEFT refused."""
     base = write_base(model_type, workplace, tokenizer)
     saved = workplace / "saved"
     saved.mkdir()
@@ -239,7 +239,7 @@ def test_qlora_reloads_in_four_bits(tmp_path):
 
 
 def describe(model_type: str, workplace: Path, tokenizer: str) -> tuple[list[str], list[str]]:
-    """Give a row of the table, and notes on what was refused."""
+    """Return a row of the table, and notes on what was refused."""
     expected, found, refused = run_architecture(model_type, workplace, tokenizer)
     cells, notes = [], []
     for method in METHODS:

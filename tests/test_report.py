@@ -68,7 +68,7 @@ def report(folder, out, *words):
 
 
 def work_out(folder, **settings):
-    """Give the content of report.json without drawing anything."""
+    """Return the content of report.json without drawing anything."""
     return json.loads(json.dumps(to_json(build_report([folder], **settings))))
 
 

@@ -18,10 +18,10 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 from finetune.cli import main as finetune_command
-from finetune.delivery.batching import BatchingQueue, QueueFullError
-from finetune.delivery.exported import load_exported
-from finetune.delivery.predict import load_predictor
+from finetune.inference.exported import load_exported
+from finetune.inference.predict import load_predictor
 from finetune.models.answers import TextClassifier
+from finetune.serve.batching import BatchingQueue, QueueFullError
 from finetune.tasks import SINGLE_LABEL, Task
 
 LIMITS = ["--max_texts", "50", "--max_characters", "2000", "--max_body_bytes", "100000"]

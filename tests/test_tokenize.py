@@ -13,7 +13,7 @@ from finetune.data.load import read_examples
 from finetune.data.tokenize import TextConfig, encode_texts, tokenize_dataset
 from finetune.families.textcnn.vocabulary import load_word_tokenizer, train_word_tokenizer
 from finetune.metrics import MULTI_LABEL
-from finetune.models.inference import compute_logits, pool_windows
+from finetune.models.logits import compute_logits, pool_windows
 
 LETTERS = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m", "n", "o", "p"]
 CLS, SEP = "[CLS]", "[SEP]"

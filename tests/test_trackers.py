@@ -29,7 +29,7 @@ def arguments(tmp_path):
 
 
 def introduce(arguments, trackers, record_id="abcdef0123", checkpoint=None, directory=Path("run")):
-    """Tell trackers of a run, and return what they see while it trains."""
+    """Report a run to trackers, and return what they see while it trains."""
     arguments.training.report_to = trackers
     callbacks = CallbackHandler([], None, None, None, None)
     trainer = SimpleNamespace(args=arguments.training, callback_handler=callbacks)

@@ -31,8 +31,8 @@ from finetune.data.encoding import choose_encoding
 from finetune.data.load import load_given_splits, load_splits, read_examples
 from finetune.data.stream import Shards
 from finetune.data.understood import describe_understanding
+from finetune.data_doctor.examine import examine
 from finetune.errors import FinetuneError
-from finetune.examination.doctor import examine
 from finetune.families.textcnn.vocabulary import train_word_tokenizer
 from finetune.families.tfidf.classifier import fit_floor
 from finetune.settings.parts import DataArguments
@@ -656,7 +656,7 @@ def name_of(label):
 
 
 def check_file(draw, folder):
-    """Tell whether a generated file was "read" exactly or "refused" in a line; None if there is none.
+    """Return whether a generated file was "read" exactly or "refused" in a line; None if there is none.
 
     Raises:
         AssertionError: If it was read as something else.

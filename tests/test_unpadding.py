@@ -17,7 +17,7 @@ from finetune.accelerated.attention import use_cpu_attention
 from finetune.accelerated.fused import cast_linear_layers
 from finetune.accelerated.processor import fuses_linear_layers
 from finetune.accelerated.unpadding import ENCODERS, use_unpadding
-from finetune.models import inference
+from finetune.models.logits import compute_rows
 from finetune.threads import compute_side_by_side
 
 SETTINGS = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -174,7 +174,7 @@ def collate(numbers):
 
 def compute(forward, lengths, max_tokens, seen):
     device = torch.device("cpu")
-    return inference.compute_rows(forward, 1, lengths, lengths, collate, max_tokens, device, seen.append)
+    return compute_rows(forward, 1, lengths, lengths, collate, max_tokens, device, seen.append)
 
 
 def test_batches_side_by_side_give_the_same_rows(three_threads):

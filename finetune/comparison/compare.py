@@ -104,7 +104,7 @@ class Plan:
         object.__setattr__(self, "runs", planned)
 
     def command(self, run: Planned) -> list[str]:
-        """Give the command line of a run."""
+        """Return the command line of a run."""
         config = [] if self.accelerate_config is None else ["--config_file", str(self.accelerate_config)]
         program = ["-m", "finetune", "train"] if self.recipe == TRAIN else [str(self.recipe)]
         floor = ["--no_floor"] if FLOOR in self.methods and "--no_floor" not in self.flags else []
@@ -114,7 +114,7 @@ class Plan:
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """Give what must not change between the runs of one comparison."""
+        """Return what must not change between the runs of one comparison."""
         return {"recipe": self.recipe.name, "flags": list(self.flags)}
 
 

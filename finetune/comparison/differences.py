@@ -159,7 +159,7 @@ def _answer(group: Group, temperatures: Sequence[float]) -> _Answers:
 
 
 def _is_right(group: Group) -> np.ndarray:
-    """Tell which examples each seed gets right, of several labels all of them; shape `(num_seeds, num_examples)`."""
+    """Return which examples each seed gets right, of several labels all of them; shape `(num_seeds, num_examples)`."""
     right = np.stack([run.decide() == run.test.labels for run in group.runs])
     return np.asarray(right.all(axis=2) if right.ndim == 3 else right)
 
@@ -201,7 +201,7 @@ def _find_large_errors(groups: Sequence[Group], num_examples: int) -> Difference
 
 
 def _first(rows: np.ndarray, by: np.ndarray, count: int) -> np.ndarray:
-    """Give the rows with the largest values; ties in their own order."""
+    """Return the rows with the largest values; ties in their own order."""
     return rows[np.argsort(-by[rows], kind="stable")[:count]]
 
 

@@ -82,7 +82,7 @@ def _finish(name: str, section: str, title: str, alt: str, axes: Axes) -> Drawin
 
 
 def _scale(metric: str) -> tuple[float, str]:
-    """Give the factor and the name with which an axis shows a metric: accuracies in percent."""
+    """Return the factor and the name with which an axis shows a metric: accuracies in percent."""
     if metric in ("accuracy", "balanced_accuracy"):
         return 100, f"{METRIC_NAMES[metric]} in %"
     return 1, METRIC_NAMES[metric]
@@ -180,7 +180,7 @@ def _draw_training(report: Report) -> Iterator[Parts]:
 
 
 def _curve(history: Sequence[dict[str, float]], key: str, factor: float) -> tuple[np.ndarray, np.ndarray]:
-    """Give epochs and values of what was logged, thinned to the means of neighbours where there are many."""
+    """Return epochs and values of what was logged, thinned to the means of neighbours where there are many."""
     points = np.array([(entry["epoch"], factor * entry[key]) for entry in history if key in entry]).reshape(-1, 2)
     if len(points) > MOST_POINTS:
         points = np.array([part.mean(axis=0) for part in np.array_split(points, MOST_POINTS)])

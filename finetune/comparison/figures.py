@@ -87,12 +87,12 @@ def _wrap(name: str) -> str:
 
 
 def _num_columns(names: Collection[str]) -> int:
-    """Tell how many names stand side by side in a legend."""
+    """Count how many names stand side by side in a legend."""
     return min(len(names), 3 if max(map(len, names)) <= 14 else 2)
 
 
 def _legend_height(names: Collection[str]) -> float:
-    """Give the inches that a legend takes."""
+    """Return the inches that a legend takes."""
     rows = -(-len(names) // _num_columns(names))
     return 0.17 * rows * (1 + max(_wrap(name).count("\n") for name in names))
 

@@ -46,7 +46,7 @@ class Group:
         return [run.seed for run in self.runs]
 
     def mean_cost(self, name: str) -> float | None:
-        """Give the mean of a cost over the runs; None if a run has no such cost."""
+        """Return the mean of a cost over the runs; None if a run has no such cost."""
         known = [value for run in self.runs if (value := run.cost(name)) is not None]
         return float(np.mean(known)) if len(known) == len(self.runs) else None
 
@@ -154,7 +154,7 @@ def _show(value: Any) -> str:
 
 
 def describe_machines(runs: Sequence[StoredRun]) -> list[str]:
-    """Say in one line each what of the machine differs between runs, so that their costs don't compare."""
+    """Describe in one line each what of the machine differs between runs, so that their costs don't compare."""
     lines = []
     for field, name in MACHINE.items():
         sides = defaultdict(list)

@@ -39,8 +39,8 @@ from finetune.comparison.table import (
     compute_scores,
 )
 from finetune.comparison.verdict import Verdict, decide
+from finetune.data_doctor.findings import Finding
 from finetune.errors import FinetuneError
-from finetune.examination.findings import Finding
 from finetune.lookup import family_of
 from finetune.metrics import GREATER_IS_BETTER, MULTI_LABEL, REGRESSION, SINGLE_LABEL, compute_per_class, present_labels
 
@@ -226,7 +226,7 @@ def build_report(
 
 
 def _refuse_verdict(groups: Sequence[Group], metric: str, support: Support | None) -> str:
-    """Say why there is no verdict, if there can't be one."""
+    """Explain why there is no verdict, if there can't be one."""
     if len(groups) == 1:
         return f"There is one method, {groups[0].name}, so there is nothing to compare it with."
     if support is None or support.is_enough:
@@ -288,7 +288,7 @@ def _calibrate(group: Group) -> Calibration:
 
 
 def _decisions(predictions: Predictions, several: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Give logits and class numbers; of several labels each is a decision of its own between no and yes."""
+    """Return logits and class numbers; of several labels each is a decision of its own between no and yes."""
     if not several:
         return predictions.logits, predictions.labels
     flat = predictions.logits.reshape(-1)
@@ -332,7 +332,7 @@ def _by_length(groups: Sequence[Group], texts: Texts | None) -> Lengths | None:
 
 
 def to_json(report: Report) -> dict[str, Any]:
-    """Give a report as JSON has it; `docs/report.md` describes the fields. What is not a number is null."""
+    """Return a report as JSON has it; `docs/report.md` describes the fields. What is not a number is null."""
     first = report.runs[0]
     groups = []
     for group, row in zip(report.groups, report.rows, strict=False):

@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from finetune.data_doctor.findings import Finding, from_json
 from finetune.errors import FinetuneError
-from finetune.examination.findings import Finding, from_json
 from finetune.metrics import MULTI_LABEL, REGRESSION, compute_metrics, predict_labels, present_labels
 from finetune.run.fields import Metrics
 from finetune.run.record import RECORD_FILE, CompleteRecord
@@ -98,7 +98,7 @@ class StoredRun:
         return predict_labels(self.test.logits, self.problem_type, self.thresholds)
 
     def cost(self, name: str) -> float | None:
-        """Give one of `costs`, or of `model` (`bytes`, `trainable_parameters`); None if the method has no such cost."""
+        """Return one of `costs`, or of `model` (`bytes`, `trainable_parameters`), or None if the method has none."""
         known = {**self.record.model.to_dict(), **self.record.costs.to_dict()}
         return known.get(name)
 
@@ -111,7 +111,7 @@ class Texts:
     second: pa.ChunkedArray | None
 
     def get(self, row: int) -> tuple[str, str]:
-        """Give the texts of an example, the second "" if it is no pair."""
+        """Return the texts of an example, the second "" if it is no pair."""
         second = None if self.second is None else self.second[row].as_py()
         return self.first[row].as_py() or "", second or ""
 

@@ -147,7 +147,7 @@ class Difference:
         return self._p_value(self.estimate + margin)
 
     def _p_value(self, distance: float) -> float:
-        """Give the probability of Student's t below `distance`."""
+        """Return the probability of Student's t below `distance`."""
         if self.standard_error == 0:  # scores that don't vary, so the difference is known
             return float(distance >= 0)
         return float(stdtr(self.degrees_of_freedom, distance / self.standard_error))
@@ -155,7 +155,7 @@ class Difference:
     def detectable_distance(
         self, num_examples: int, num_seeds: tuple[int, int], level: float = 0.025, power: float = 0.8
     ) -> float:
-        """Tell how far from the margin a true difference must be for a test of another size to see it.
+        """Compute how far from the margin a true difference must be for a test of another size to see it.
 
         Args:
             num_examples: Test examples of the test that is planned.
@@ -218,7 +218,7 @@ def _widen(num_seeds: np.ndarray) -> np.ndarray:
 def _satterthwaite(
     variance: float, between_examples: float, freedom: float, observed: np.ndarray, num_seeds: np.ndarray
 ) -> float:
-    """Give the degrees of freedom of a variance that is a sum of mean squares (Satterthwaite 1946, equation 17)."""
+    """Return the degrees of freedom of a variance that is a sum of mean squares (Satterthwaite 1946, equation 17)."""
     several = num_seeds > 1
     runs = (_widen(num_seeds) * observed / num_seeds)[several] ** 2 / (num_seeds[several] - 1)
     spread = between_examples**2 / freedom + float(runs.sum())
@@ -441,7 +441,7 @@ def find_support(name: str, labels: np.ndarray) -> Support | None:
 def metric_influence(
     name: str, labels: np.ndarray, predictions: np.ndarray, num_labels: int
 ) -> tuple[float, np.ndarray]:
-    """Give a metric with the influence of each example on it, so that it can be treated as a mean over examples.
+    """Return a metric with the influence of each example on it, so that it can be treated as a mean over examples.
 
     The influence is the metric's derivative by the example's weight, times the number of examples (the infinitesimal
     jackknife, Efron 1982, chapter 6), from the confusion matrix in one pass. `estimate + influence` are scores for

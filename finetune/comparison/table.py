@@ -100,7 +100,7 @@ def _summarize(group: Group, name: str) -> Interval:
 
 
 def compute_scores(group: Group, name: str) -> np.ndarray:
-    """Give a metric as scores whose mean over examples is the metric, shape `(num_seeds, num_examples)`.
+    """Return a metric as scores whose mean over examples is the metric, shape `(num_seeds, num_examples)`.
 
     For accuracy 0 and 1, for errors the errors, else the metric plus each example's influence on it.
 

@@ -26,7 +26,7 @@ TEXT_WIDTH = 300  # characters of a text that Markdown shows
 
 
 def count_groups(report: Report) -> str:
-    """Say how many methods there are, or variants where a method has several settings."""
+    """Count in words how many methods there are, or variants where a method has several settings."""
     groups = len(report.groups)
     if groups == 1:
         return "1 method"
@@ -34,7 +34,7 @@ def count_groups(report: Report) -> str:
 
 
 def describe_subject(report: Report) -> str:
-    """Say in a line what is compared on what."""
+    """Describe in a line what is compared on what."""
     runs = len(report.runs)
     test = report.runs[0].record.data.splits.test
     return (
@@ -176,7 +176,7 @@ def _provenance(report: Report) -> Iterator[str]:
 
 
 def describe_machine(run: StoredRun) -> str:
-    """Say in a line what a run ran on: processor, threads, precision, versions, commit."""
+    """Describe in a line what a run ran on: processor, threads, precision, versions, commit."""
     environment = run.record.environment
     versions = ", ".join(f"{name} {version}" for name, version in environment.packages.items() if version)
     parts = [

@@ -232,7 +232,7 @@ def _share_of_look(look: int) -> float:
 
 
 def _plan(difference: Difference, margin: float, level: float) -> tuple[int | None, int | None]:
-    """Tell how many more examples, or how many more runs, would show on which side of the margin a difference lies.
+    """Estimate how many more examples, or how many more runs, would show on which side of the margin a difference lies.
 
     They would with a probability of 80 %, were the true difference and the variances those that were measured.
     """
@@ -283,7 +283,7 @@ class _Words:
     def choose(
         self, chosen: str | None, best: str, decided: bool, has_cheaper: bool, comparisons: dict[str, Comparison]
     ) -> str:
-        """Say which method to take, if any."""
+        """Name the method to take, if any."""
         by_more = f"by more than {self.amount(self.margin)} of {self.metric}"
         if chosen is None:
             return f"Not decided: no method is shown to be no worse than every other {by_more}."
@@ -301,7 +301,7 @@ class _Words:
     def place_as_trained(
         self, leading: str | None, best: str, comparisons: dict[str, Comparison], single: Sequence[str]
     ) -> list[str]:
-        """Say what holds for the trained models, and that it is not known of their methods."""
+        """Describe what holds for the trained models, and that it is not known of their methods."""
         by_more = f"by more than {self.amount(self.margin)} of {self.metric}"
         if leading is None:
             shown = f"and none is shown to be no worse than every other {by_more}"
@@ -322,7 +322,7 @@ class _Words:
         ]
 
     def place(self, method: str, other: str, difference: Difference, comparison: Comparison, num_methods: int) -> str:
-        """Say where a method stands that is cheaper than the one to take and, if that isn't shown, what would tell."""
+        """Describe where a cheaper method than the one to take stands and, if that isn't shown, what would tell."""
         measured = difference.interval if self.greater_is_better else _negate(difference.interval)
         worse = f"{method} is worse than {other} by more than {self.amount(self.margin)}"
         compared = f"(difference {self.interval(measured)})"
@@ -355,7 +355,7 @@ def _list_assumptions(
     single: Sequence[str],
     with_mcnemar: bool,
 ) -> list[str]:
-    """Say what the tests take for granted, and how often they are wrong."""
+    """Describe what the tests take for granted, and how often they are wrong."""
     assumptions = [
         "The test examples are drawn independently from the texts that the method will meet.",
         "All methods were trained on the same training and validation split: another split is not in the intervals.",

@@ -91,7 +91,7 @@ class StepSampler(Sampler[list[Any]]):
         self.rest: tuple[int, int, Iterable[list[Any]]] | None = None
 
     def draw(self, generator: np.random.Generator, sizes: list[int]) -> Iterator[tuple[list[Any], np.ndarray]]:
-        """Give the examples of each window, as many as `sizes` says, with their lengths."""
+        """Yield the examples of each window, as many as `sizes` says, with their lengths."""
         raise NotImplementedError
 
     def set_epoch(self, epoch: int) -> None:
@@ -215,7 +215,7 @@ class GlobalStepSampler(StepSampler):
         return rows, sampler
 
     def draw(self, generator: np.random.Generator, sizes: list[int]) -> Iterator[tuple[list[int], np.ndarray]]:
-        """Give each window's row numbers: parts of one permutation."""
+        """Yield each window's row numbers: parts of one permutation."""
         order = generator.permutation(len(self.lengths))[: self.num_examples]
         for window in np.split(order, np.cumsum(sizes[:-1])):
             yield window.tolist(), self.lengths[window]

@@ -39,7 +39,7 @@ class TextConfig:
     window_pooling: str = "mean"
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the fields by name."""
+        """Return the fields by name."""
         return asdict(self)
 
 
@@ -101,7 +101,7 @@ def type_tokens(
 
 
 def _window_starts(length: int, budget: int, step: int) -> range:
-    """Give the first token of each window; the last one reaches the end of the text."""
+    """Return the first token of each window; the last one reaches the end of the text."""
     return range(0, max(1, length - budget + step), step)
 
 

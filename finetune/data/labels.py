@@ -45,7 +45,7 @@ def task_of(features: Features) -> Task:
 
 
 def is_hidden(values: Sequence[Any]) -> bool:
-    """Tell whether a split's labels are withheld: every one is missing, or -1 as in GLUE's test splits."""
+    """Return whether a split's labels are withheld: every one is missing, or -1 as in GLUE's test splits."""
     return all(_is_missing(value) or (not isinstance(value, list) and _name(value) == "-1") for value in values)
 
 
@@ -56,7 +56,7 @@ def find_task(
     delimiter: str | None,
     where: str,
 ) -> Task:
-    """Tell the task by the training labels.
+    """Find the task by the training labels.
 
     Lists, vectors of 0 and 1, or a delimiter make it multi-label; numbers with fractions regression; everything else
     single-label. Spellings of a name that differ in nothing visible are one label, named as most rows have it.
@@ -167,7 +167,7 @@ def name_classes(value: Any, names: Sequence[str]) -> Any:
 
 
 def label_matrix(labels: Sequence[Any], task: Task) -> np.ndarray:
-    """Give the labels of a split as an array: `(rows,)` of class numbers or floats, `(rows, num_labels)` of 0 and 1."""
+    """Return a split's labels as an array: `(rows,)` of class numbers or floats, `(rows, num_labels)` of 0 and 1."""
     if task.problem_type != MULTI_LABEL:
         return np.asarray(labels[:])
     matrix = np.zeros((len(labels), len(task.label_names)), dtype=np.float32)
@@ -191,7 +191,7 @@ def natural_order(name: str) -> list[tuple[int, int, str]]:
 
 
 def is_number_name(name: str) -> bool:
-    """Tell whether a label's name is a number."""
+    """Return whether a label's name is a number."""
     return re.fullmatch(r"-?\d+([.,]\d+)?", name) is not None
 
 
@@ -230,7 +230,7 @@ def number_labels(found: Sequence[str], known: Sequence[str], where: str, is_num
 
 
 def _split_by_kind(names: Sequence[str]) -> str:
-    """Tell whether names are all numbers, all words, or some of both."""
+    """Return whether names are all numbers, all words, or some of both."""
     count = sum(is_number_name(name) for name in names)
     return "numbers" if count == len(names) else "names" if count == 0 else "both"
 

@@ -2,7 +2,7 @@
 
 Every split leaves with the columns `id`, `text` and `label`; `text_pair` and `group` where they are named; without
 `label` where it is withheld. Texts lie in the cache of `datasets` and are mapped, not held, in memory. What is not
-here: looking for trouble in the data, which is `finetune.examination`'s.
+here: looking for trouble in the data, which is `finetune.data_doctor`'s.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ from finetune.data.stream import Shards, TokenizingRows
 from finetune.data.tokenize import TextConfig
 from finetune.errors import FinetuneError
 from finetune.files import flush
-from finetune.hub import find_commit
+from finetune.hub_client import find_commit
 from finetune.settings.parts import DataArguments
 from finetune.tasks import MULTI_LABEL, REGRESSION
 
@@ -232,7 +232,7 @@ def read_examples(
 
 
 def _number_labels(sources: dict[str, _Source], arguments: DataArguments, task: Task | None = None) -> GivenSplits:
-    """Tell the task by the training labels and number those of every split as train does."""
+    """Find the task by the training labels and number those of every split as train does."""
     train = sources["train"]
     with _discarding(train):
         if train.labels is None:
@@ -430,7 +430,7 @@ def _name_of(path: Path) -> str:
 
 
 def _examples(table: Table, columns: Columns, name: str, where: str) -> Iterator[dict[str, Any]]:
-    """Give each row's example: strings, and the label as JSON."""
+    """Yield each row's example: strings, and the label as JSON."""
     seen: set[str] = set()
     for number, row in enumerate(table.rows):
         values = row.values
@@ -479,7 +479,7 @@ def _one_hot(row: Row, names: tuple[str, ...], where: str) -> str:
 
 
 def _label(value: Any, row: Row, column: str, where: str) -> str:
-    """Give a label as JSON."""
+    """Return a label as JSON."""
     wrong = [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, list | dict | bytes)]
     if wrong:
         raise FinetuneError(

@@ -253,7 +253,7 @@ def _open_bytes(path: Path) -> IO[bytes]:
 
 @contextlib.contextmanager
 def _one_line_errors(path: Path) -> Iterator[None]:
-    """Say what is wrong with a file in one line."""
+    """Describe what is wrong with a file in one line."""
     try:
         yield
     except FinetuneError:
@@ -314,7 +314,7 @@ def _read_separated(path: Path, open_lines: Callable[[], Iterator[str]], tab: bo
             yield from itertools.islice(again, 2 if declared else 1, None)
 
     def lines() -> Iterator[tuple[list[str], int]]:
-        """Give the fields of each row with the number of its first line."""
+        """Yield the fields of each row with the number of its first line."""
         number = 1
         try:
             for fields in reader:
@@ -534,7 +534,7 @@ def _open_parquet(path: Path) -> Table:
 
 
 def _read_class_names(path: Path, schema: pa.Schema) -> dict[str, list[str]]:
-    """Give the names of the classes by column, as `datasets` has noted them; only then is it imported."""
+    """Return the names of the classes by column, as `datasets` has noted them; only then is it imported."""
     from datasets import ClassLabel, Features, List
 
     try:

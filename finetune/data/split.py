@@ -42,7 +42,7 @@ def iterate_texts(dataset: Dataset) -> Iterator[str | None]:
 
 
 def text_keys(dataset: Dataset) -> np.ndarray:
-    """Give a 64-bit hash of each row's text, `(rows,)`: equal texts, equal keys."""
+    """Return a 64-bit hash of each row's text, `(rows,)`: equal texts, equal keys."""
     hashed = (
         hashlib.blake2b((text or "").encode("utf-8", "replace"), digest_size=8).digest()
         for text in iterate_texts(dataset)
@@ -181,7 +181,7 @@ def carve_splits(train: Dataset, sizes: Mapping[str, int], seed: int) -> Dataset
 
 
 def _can_be_carved(strata: np.ndarray, groups: np.ndarray, num_splits: int) -> np.ndarray:
-    """Tell which rows may leave train, `(rows,)`: a class in no more groups than splits stays, in whole groups."""
+    """Return which rows may leave train, `(rows,)`: a class in no more groups than splits stays, in whole groups."""
     numbered = np.unique(groups, return_inverse=True)[1]
     num_groups = np.bincount(np.unique(np.stack([strata, numbered]), axis=1)[0].astype(int))
     rare = num_groups[strata] <= num_splits

@@ -214,7 +214,7 @@ class TokenizingRows:
         return self.shards.num_rows
 
     def name(self, rows: Sequence[dict[str, Any]]) -> list[str]:
-        """Give what a message calls rows, which have no number: the beginnings of their texts."""
+        """Return what a message calls rows, which have no number: the beginnings of their texts."""
         return [repr((row[self.columns["text"]] or "")[:NAMED_CHARACTERS]) for row in rows]
 
     def __getitems__(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -148,7 +148,7 @@ def refuse_too_long(model: Any, max_length: int) -> None:
 
 
 def _names(field: Any) -> list[str]:
-    """Give a field of PEFT that is None, a name, or several."""
+    """Return a field of PEFT that is None, a name, or several."""
     return [] if field is None else [field] if isinstance(field, str) else list(field)
 
 

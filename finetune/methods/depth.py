@@ -29,7 +29,7 @@ def count_layers(model: PreTrainedModel) -> int:
 
 
 def parameter_depths(model: PreTrainedModel) -> dict[str, int]:
-    """Give the depth of every parameter.
+    """Return the depth of every parameter.
 
     The head, and what stands between it and the top layer (a pooler, a last normalisation), has the depth 0 of the top
     layer itself (Sun et al. 2019, section 5.4.3); layer k of n has n - k; what comes before the first layer has n.

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
 from finetune.accelerated.precision import autocast
-from finetune.models.inference import compute_rows
+from finetune.models.logits import compute_rows
 
 __all__ = ["FeatureCollator", "compute_features", "encoder_replaced", "find_feature_reader", "has_frozen_encoder"]
 
@@ -35,7 +35,7 @@ class _Features(nn.Module):
 
 
 def has_frozen_encoder(model: nn.Module) -> bool:
-    """Tell whether something trains outside the encoder, and nothing inside."""
+    """Return whether something trains outside the encoder, and nothing inside."""
     if not isinstance(model, PreTrainedModel) or model.base_model is model:
         return False
     inside = any(parameter.requires_grad for parameter in model.base_model.parameters())

@@ -15,7 +15,7 @@ LAST = 0.1  # what the amplitude of exp_range has shrunk to after the last cycle
 
 
 def schedule_factor(name: str, num_steps: int, num_cycles: float) -> Callable[[int], float]:
-    """Give the factor on the learning rate as a function of the step, from 0.
+    """Return the factor on the learning rate as a function of the step, from 0.
 
     - `slanted_triangular` (Howard and Ruder 2018, equation 3): a short rise over the first tenth of the steps, then a
       long fall to 1/32 of the rate.

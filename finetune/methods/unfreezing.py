@@ -43,7 +43,7 @@ class GradualUnfreezing:
         }
 
     def stage(self, step: int) -> int:
-        """Give how many layers train in a step, counted from 0."""
+        """Return how many layers train in a step, counted from 0."""
         return step // self.period
 
     def apply(self, model: nn.Module, step: int) -> None:

@@ -42,7 +42,7 @@ class Prediction:
 
 
 def unit_of_logits(logits: np.ndarray, problem_type: str) -> float:
-    """Give what a difference of logits is to be compared with: 1, or the largest of numbers if that is more.
+    """Return what a difference of logits is to be compared with: 1, or the largest of numbers if that is more.
 
     float32 has seven digits: where prices of 100,000 are predicted, the hundredth is noise.
     """
@@ -115,7 +115,7 @@ class TextClassifier:
             )
 
     def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Prediction]:
-        """Give each text's most probable label, its labels, or its number."""
+        """Return each text's most probable label, its labels, or its number."""
         found = self.compute_probabilities(texts, pairs)
         if self.task.problem_type == REGRESSION:
             return [Prediction((), (), float(row[0])) for row in found]
@@ -128,7 +128,7 @@ class TextClassifier:
         return predictions
 
     def compute_probabilities(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> np.ndarray:
-        """Give each label's probability, `(len(texts), num_labels)`; for regression the number, `(len(texts), 1)`."""
+        """Return each label's probability, `(len(texts), num_labels)`; for regression the number, `(len(texts), 1)`."""
         return self.to_probabilities(self.compute_logits(texts, pairs)[0])
 
     def to_probabilities(self, logits: np.ndarray) -> np.ndarray:
@@ -138,7 +138,7 @@ class TextClassifier:
         return expit(logits) if self.task.problem_type == MULTI_LABEL else softmax(logits, axis=-1)
 
     def decide(self, probabilities: np.ndarray) -> np.ndarray:
-        """Tell which labels are predicted, true or false, `(texts, num_labels)`.
+        """Return which labels are predicted, true or false, `(texts, num_labels)`.
 
         The most probable one; with several labels a text, all that reach their threshold.
         """

@@ -73,7 +73,7 @@ def read_finetune_config(folder: Path) -> FinetuneConfig:
 
 
 def _find_fault(config: FinetuneConfig) -> str | None:
-    """Tell which of the values none of the writers writes."""
+    """Return which of the values none of the writers writes."""
     text, thresholds = config.text, config.thresholds
     if config.problem_type not in (SINGLE_LABEL, MULTI_LABEL, REGRESSION):
         return f"problem_type {config.problem_type!r}"

@@ -270,7 +270,7 @@ def fit_model(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizer
 
 
 def add_embeddings(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Give tokens that were added to a tokenizer their embeddings, drawn around those of the others, in place.
+    """Initialize the embeddings of tokens that were added to a tokenizer, drawn around those of the others, in place.
 
     Raises:
         FinetuneError: If other tokens than added ones lack an embedding.

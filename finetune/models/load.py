@@ -24,7 +24,7 @@ from transformers import (
 from finetune.data.embedded import EMBEDDED_MODEL_ID, find_embedded_model
 from finetune.data.labels import Task
 from finetune.errors import FinetuneError
-from finetune.hub import find_commit
+from finetune.hub_client import find_commit
 from finetune.models.inputs import (
     add_embeddings,
     fit_model,

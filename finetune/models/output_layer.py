@@ -35,7 +35,7 @@ class Standard:
         return cls(float(numbers.mean()), float(numbers.std()) or 1.0)
 
     def without_mean(self) -> "Standard":
-        """Give the spread around 0."""
+        """Return the spread around 0."""
         return Standard(0.0, float(np.hypot(self.mean, self.spread)))
 
     def apply(self, numbers: Any) -> Any:

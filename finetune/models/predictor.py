@@ -18,8 +18,8 @@ from finetune.hardware import fastest_precision
 from finetune.metrics import REGRESSION
 from finetune.models.answers import TextClassifier
 from finetune.models.finetune_config import FINETUNE_CONFIG_FILE
-from finetune.models.inference import compute_logits
 from finetune.models.inputs import NO_LIMIT, longest_input, shortest_input
+from finetune.models.logits import compute_logits
 from finetune.models.output_layer import compute_numbers_in_fp32
 
 __all__ = ["Predictor"]

@@ -14,7 +14,7 @@ __all__ = ["four_bit_settings", "is_four_bit"]
 
 
 def four_bit_settings(full_modules: Collection[str]) -> dict[str, Any]:
-    """Give what `from_pretrained` takes to hold a model's linear layers in four bits, on this process's device.
+    """Return what `from_pretrained` takes to hold a model's linear layers in four bits, on this process's device.
 
     Args:
         full_modules: Names of modules that keep their format: the head, and whatever else trains in full.
@@ -38,6 +38,6 @@ def four_bit_settings(full_modules: Collection[str]) -> dict[str, Any]:
 
 
 def is_four_bit(model: PreTrainedModel) -> bool:
-    """Tell whether a model's weights are held in four bits."""
+    """Return whether a model's weights are held in four bits."""
     bitsandbytes = sys.modules.get("bitsandbytes")  # which loading such weights imports
     return bitsandbytes is not None and any(isinstance(one, bitsandbytes.nn.Linear4bit) for one in model.modules())

@@ -119,7 +119,7 @@ class RunDirectory:
         shutil.rmtree(self.set_aside, ignore_errors=True)
 
     def close(self) -> None:
-        """Give the lock back, and remove the directory if nothing is in it."""
+        """Release the lock, and remove the directory if nothing is in it."""
         if self.lock is not None:
             self.lock.release()
         if self.path.is_dir() and not any(self.path.iterdir()):

@@ -68,7 +68,7 @@ class DirectoryLock:
 
 
 def find_holder(directory: Path) -> str | None:
-    """Tell which process has the lock of a directory; None if none has."""
+    """Return which process has the lock of a directory; None if none has."""
     try:
         descriptor = os.open(directory / LOCK_FILE, os.O_RDWR)
     except OSError:

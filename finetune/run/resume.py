@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.errors import FinetuneError
-from finetune.hub import is_commit
+from finetune.hub_client import is_commit
 from finetune.lookup import family_of
 from finetune.run.fields import Change, Environment, Settings
 from finetune.run.record import RunRecord

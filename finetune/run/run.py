@@ -23,13 +23,13 @@ from finetune.data.load import GivenSplits, open_stream
 from finetune.data.stream import TokenizingRows
 from finetune.data.tokenize import TextConfig
 from finetune.data.understood import describe_understanding
+from finetune.data_doctor.examine import examine
+from finetune.data_doctor.findings import describe_findings, to_json
 from finetune.errors import FinetuneError
-from finetune.examination.doctor import examine
-from finetune.examination.findings import describe_findings, to_json
 from finetune.families.save import write_model
 from finetune.files import write_json
 from finetune.hardware import peak_memory_bytes, use_processor
-from finetune.hub import check_login, find_commit
+from finetune.hub_client import check_login, find_commit
 from finetune.lookup import family_of
 from finetune.models.load import fingerprint_model, resolve_model
 from finetune.models.support import refuse_unsupported
@@ -149,7 +149,7 @@ class Run:
             self._let_go(after_error=kind is not None)
 
     def _let_go(self, after_error: bool) -> None:
-        """Give back the directory and the signals, and leave the other processes."""
+        """Release the directory and the signals, and leave the other processes."""
         self.processes.leave(at_once=after_error)
         if self.is_main:
             self.run_directory.close()
@@ -238,7 +238,7 @@ class Run:
     def training_rows(
         self, tokenized: DatasetDict, tokenizer: PreTrainedTokenizerBase, task: Task
     ) -> Dataset | TokenizingRows:
-        """Give the rows that an epoch draws: those of train, with `--oversample` the rarer classes' repeated.
+        """Return the rows that an epoch draws: those of train, with `--oversample` the rarer classes' repeated.
 
         With `--streaming` all rows of the shards, of which `tokenized` holds a sample.
         """

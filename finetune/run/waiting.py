@@ -18,7 +18,7 @@ SECONDS_BETWEEN = 0.2
 
 
 def is_lost_connection(error: RuntimeError) -> bool:
-    """Tell whether it was another process that failed: gloo has no exception class of its own."""
+    """Return whether it was another process that failed: gloo has no exception class of its own."""
     return isinstance(error, distributed.DistError) or "gloo" in str(error).lower() or "by peer" in str(error)
 
 

@@ -180,7 +180,7 @@ class Arguments:
         return {name: value for values in parts for name, value in values.items() if value is not None}
 
     def to_dict(self) -> dict[str, Any]:
-        """Give every setting by part and name, without tokens, for `run.json`."""
+        """Return every setting by part and name, without tokens, for `run.json`."""
         parts = {part: vars(getattr(self, part)).copy() for part in ("data", "model", "method", "tuning", "run")}
         parts["family"] = {} if self.family is None else vars(self.family).copy()
         for part, revisions in self.unpinned.items():

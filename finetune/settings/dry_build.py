@@ -137,7 +137,7 @@ def _compile(training: TrainingArguments, layer: nn.Module) -> None:
 
 @contextlib.contextmanager
 def _in_one_line(flags: str, fix: str) -> Iterator[None]:
-    """Say which settings an error is about."""
+    """Name the settings that an error is about."""
     try:
         yield
     except Exception as error:  # whatever a constructor raises is about its settings

@@ -25,7 +25,7 @@ from transformers.utils import is_torch_tf32_available
 from finetune.catalogue import METHOD_DEFAULTS
 from finetune.errors import FinetuneError
 from finetune.hardware import default_num_threads, fastest_precision
-from finetune.hub import parse_hub_id
+from finetune.hub_client import parse_hub_id
 from finetune.lookup import family_of, file_name_of, find_method, import_method
 from finetune.metrics import GREATER_IS_BETTER
 from finetune.settings.arguments import Arguments

@@ -26,7 +26,7 @@ WARM_UP, FINAL = 0.1, 0.3  # shares of the steps before ranks are cut, and after
 
 
 def has_adalora(model: nn.Module) -> bool:
-    """Tell whether the model carries an AdaLoRA adapter."""
+    """Return whether the model carries an AdaLoRA adapter."""
     return isinstance(model, PeftModel) and model.peft_type == PeftType.ADALORA
 
 

@@ -14,7 +14,7 @@ from transformers.trainer_utils import EvalLoopOutput, denumpify_detensorize
 
 from finetune.data.batch import count_labelled, trim_padding
 from finetune.data.lengths import find_lengths
-from finetune.models.inference import compute_logits
+from finetune.models.logits import compute_logits
 from finetune.training.resume import EvaluationCutShort
 from finetune.training.upstream import UpstreamTrainer
 
@@ -52,7 +52,7 @@ class EvaluatingTrainer(UpstreamTrainer):
 
     @contextlib.contextmanager
     def evaluation_progress(self, num_examples: int, description: str) -> Iterator[Callable[[int], None]]:
-        """Tell the callbacks of as many batches as upstream would have."""
+        """Notify the callbacks of as many batches as upstream would have."""
         size, done = self.args.eval_batch_size, 0
 
         def advance(count: int) -> None:

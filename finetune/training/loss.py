@@ -8,7 +8,7 @@ from datasets import Dataset
 from torch.nn import functional as F
 
 from finetune.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL
-from finetune.models.inference import pool_windows
+from finetune.models.logits import pool_windows
 from finetune.models.output_layer import Standard
 
 __all__ = ["ExampleLoss", "balanced_class_weights", "oversample"]

@@ -126,7 +126,7 @@ class CostMeter(TrainerCallback, ExportableState):
         self.first_step_seconds = first_step_seconds
 
     def state(self) -> dict[str, Any]:
-        """Give what a checkpoint keeps."""
+        """Return what a checkpoint keeps."""
         names = ("train_tokens", "evaluation_seconds", "train_seconds", "first_step_seconds")
         return {"args": {name: getattr(self, name) for name in names}, "attributes": {}}
 

@@ -152,7 +152,7 @@ class ResumingTrainer(StepTrainer):
         )
 
     def _place(self) -> dict[str, Any]:
-        """Say which examples of which epoch have been drawn, whatever another start makes of the steps."""
+        """Record which examples of which epoch have been drawn, whatever another start makes of the steps."""
         if self.sampler is None:
             return {}
         epoch, taken = divmod(self.state.global_step - self.step_offset, self.steps_per_epoch)

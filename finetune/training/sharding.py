@@ -22,7 +22,7 @@ def load_whole() -> None:
 
 
 def name_layers_for_fsdp(model: PreTrainedModel | PeftModel) -> None:
-    """Tell accelerate which layers to gather by themselves, unless its configuration file does.
+    """Name to accelerate the layers to gather by themselves, unless its configuration file does.
 
     A model's own list may name its embeddings, which accelerate divides as well: FSDP 2 refuses to do it twice.
     """

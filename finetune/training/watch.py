@@ -24,7 +24,7 @@ class Watch(TrainerCallback, ExportableState):
         self.values = values or []
 
     def state(self) -> dict[str, Any]:
-        """Give what a checkpoint keeps."""
+        """Return what a checkpoint keeps."""
         return {"args": {"values": self.values}, "attributes": {}}
 
     def on_train_begin(

@@ -7,9 +7,9 @@ from peft import PeftModel
 from peft.utils import ModulesToSaveWrapper
 from transformers import PreTrainedModel
 
-from finetune.delivery.load import find_model_folder, find_saved_family, load
 from finetune.errors import FinetuneError
 from finetune.families.save import write_model
+from finetune.inference.load import find_model_folder, find_saved_family, load
 from finetune.models.finetune_config import read_finetune_config
 from finetune.models.quantization import is_four_bit
 

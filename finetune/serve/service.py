@@ -23,9 +23,9 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from finetune import __version__
-from finetune.delivery.batching import BatchingQueue, QueueFullError
 from finetune.errors import FinetuneError
 from finetune.models.answers import TextClassifier
+from finetune.serve.batching import BatchingQueue, QueueFullError
 from finetune.tasks import REGRESSION
 
 __all__ = ["Answer", "Health", "Limits", "PredictRequest", "PredictResponse", "Refusal", "build_app", "serve"]
@@ -236,10 +236,10 @@ class _BodyLimit:
 
 
 def _build_page(name: str) -> tuple[str, str]:
-    """Give the page for people, and the policy that lets nothing run on it but its own script."""
+    """Return the page for people, and the policy that lets nothing run on it but its own script."""
     import jinja2
 
-    source = files("finetune.delivery").joinpath("serve.html").read_text("utf-8")
+    source = files("finetune.serve").joinpath("page.html").read_text("utf-8")
     page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source).render(name=name)
     hashes = []
     for tag in ("style", "script"):

@@ -10,9 +10,9 @@ from transformers import HfArgumentParser
 
 from finetune.data.load import load_given_splits
 from finetune.data.understood import describe_understanding
+from finetune.data_doctor.examine import examine
+from finetune.data_doctor.findings import describe_findings, has_errors, to_json
 from finetune.errors import FinetuneError
-from finetune.examination.doctor import examine
-from finetune.examination.findings import describe_findings, has_errors, to_json
 from finetune.files import write_json
 from finetune.models.load import load_pretrained_tokenizer
 from finetune.quiet import quiet_program

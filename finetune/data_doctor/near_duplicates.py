@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from finetune.examination.facts import NUM_HASHES, Facts, find_words, hash_shingles
+from finetune.data_doctor.facts import NUM_HASHES, Facts, find_words, hash_shingles
 
 __all__ = ["SIMILAR", "find_near_duplicates"]
 

@@ -94,7 +94,7 @@ def _relation(shipped: Shipped) -> str | None:
 
 
 def _dataset_of(record: CompleteRecord) -> tuple[str, str, str | None, str | None]:
-    """Give a data set's id on the Hub or a word for it, its name, configuration and revision."""
+    """Return a data set's id on the Hub or a word for it, its name, configuration and revision."""
     data = record.arguments.data
     name = data.get("dataset_name")
     if name == "embedded":

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from finetune.delivery.exported import is_exported, load_exported
-from finetune.delivery.load import find_model_folder, find_saved_family, load
 from finetune.errors import FinetuneError
+from finetune.inference.exported import is_exported, load_exported
+from finetune.inference.load import find_model_folder, find_saved_family, load
 from finetune.models.finetune_config import read_finetune_config
 
 if TYPE_CHECKING:

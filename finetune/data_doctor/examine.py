@@ -13,10 +13,10 @@ from transformers import PreTrainedTokenizerBase
 from finetune.data.labels import task_of
 from finetune.data.load import GivenSplits
 from finetune.data.tokenize import TextConfig, encode_texts
-from finetune.examination.checks import CHECKS, check_lengths, check_readings
-from finetune.examination.doubtful_labels import find_doubtful_labels
-from finetune.examination.facts import Facts, collect_facts
-from finetune.examination.findings import Finding, from_json, to_json
+from finetune.data_doctor.checks import CHECKS, check_lengths, check_readings
+from finetune.data_doctor.doubtful_labels import find_doubtful_labels
+from finetune.data_doctor.facts import Facts, collect_facts
+from finetune.data_doctor.findings import Finding, from_json, to_json
 
 __all__ = ["examine"]
 

@@ -10,10 +10,10 @@ import pytest
 from conftest import needs_exporters
 
 from finetune.cli import main as finetune_command
-from finetune.delivery.bulk import predict_file
-from finetune.delivery.stage import stage
 from finetune.errors import FinetuneError
-from finetune.hub import parse_hub_id
+from finetune.hub.stage import stage
+from finetune.hub_client import parse_hub_id
+from finetune.inference.bulk import predict_file
 
 NO_COLUMNS = dict.fromkeys(("text_column", "text_pair_column", "encoding"))
 

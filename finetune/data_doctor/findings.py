@@ -34,12 +34,12 @@ class Finding:
 
 
 def has_errors(findings: Sequence[Finding]) -> bool:
-    """Tell whether any finding stops a training."""
+    """Return whether any finding stops a training."""
     return any(finding.severity == "error" for finding in findings)
 
 
 def to_json(findings: Sequence[Finding]) -> list[dict[str, Any]]:
-    """Give findings as JSON has them."""
+    """Return findings as JSON has them."""
     return [asdict(finding) for finding in findings]
 
 

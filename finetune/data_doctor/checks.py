@@ -8,9 +8,9 @@ import numpy as np
 from finetune.data.labels import Task, is_number_name
 from finetune.data.load import NO_GROUP, Reading
 from finetune.data.spelling import looks_like
-from finetune.examination.facts import SHINGLE, Facts
-from finetune.examination.findings import Finding
-from finetune.examination.near_duplicates import SIMILAR, find_near_duplicates
+from finetune.data_doctor.facts import SHINGLE, Facts
+from finetune.data_doctor.findings import Finding
+from finetune.data_doctor.near_duplicates import SIMILAR, find_near_duplicates
 from finetune.metrics import REGRESSION, SINGLE_LABEL
 
 __all__ = [
@@ -43,7 +43,7 @@ DELIMITERS = ("|", ";", ",")
 
 
 def show_rows(facts: Facts, rows: Sequence[int] | np.ndarray, task: Task) -> tuple[dict[str, Any], ...]:
-    """Give the first few rows as examples."""
+    """Return the first few rows as examples."""
     shown = []
     for row in list(rows)[:NUM_EXAMPLES]:
         example = facts.dataset[int(row)]

@@ -17,11 +17,11 @@ from finetune.accelerated.precision import DTYPES
 from finetune.catalogue import FLOOR
 from finetune.data.labels import Task, label_matrix
 from finetune.data.load import read_examples
-from finetune.delivery.predict import load_predictor
 from finetune.errors import FinetuneError
 from finetune.families.save import write_thresholds
 from finetune.files import write_aside
 from finetune.hardware import fastest_precision
+from finetune.inference.predict import load_predictor
 from finetune.lookup import family_of
 from finetune.metrics import (
     MULTI_LABEL,
@@ -129,7 +129,7 @@ def _decide_at_half(logits: np.ndarray, labels: np.ndarray) -> Decisions:
 
 
 def _texts(split: Dataset) -> tuple[Any, Any]:
-    """Give a split's texts, and its second texts if they are pairs."""
+    """Return a split's texts, and its second texts if they are pairs."""
     return split["text"][:], split["text_pair"][:] if "text_pair" in split.column_names else None
 
 

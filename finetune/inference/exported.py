@@ -36,7 +36,7 @@ MAX_TOKENS = 512  # computed at once: what the processor's caches hold
 
 
 def is_exported(path: str | Path) -> bool:
-    """Tell whether a path is a folder that `finetune export` wrote."""
+    """Return whether a path is a folder that `finetune export` wrote."""
     return (Path(path) / EXPORT_FILE).is_file()
 
 
@@ -157,7 +157,7 @@ class _TextTokenizer:
     def encode(
         self, texts: Sequence[str], pairs: Sequence[str] | None, config: TextConfig
     ) -> tuple[list[list[int]], list[list[int]], list[int]]:
-        """Give the tokens of every row, their types, and how many rows each text has."""
+        """Return the tokens of every row, their types, and how many rows each text has."""
         if config.truncation == "head" or pairs is not None:
             self.tokenizer.enable_truncation(config.max_length, direction=self.cuts)
             whole: Any = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
@@ -175,7 +175,7 @@ class _TextTokenizer:
 
 
 def pool_windows(logits: np.ndarray, counts: Sequence[int], how: str, problem_type: str) -> np.ndarray:
-    """Combine the logits of windows to those of texts, as `finetune.models.inference.pool_windows` does in torch.
+    """Combine the logits of windows to those of texts, as `finetune.models.logits.pool_windows` does in torch.
 
     Args:
         logits: `(windows, num_labels)`, the windows of a text one after the other.

@@ -64,7 +64,7 @@ Result = TypeVar("Result")
 
 @functools.cache
 def reach_hub() -> bool:
-    """Tell whether the Hub (`HF_ENDPOINT`) answers; if not, put the libraries in offline mode.
+    """Return whether the Hub (`HF_ENDPOINT`) answers; if not, put the libraries in offline mode.
 
     In offline mode they take what lies in their cache of the Hub, and fail at once where it doesn't.
     """
@@ -100,7 +100,7 @@ def parse_hub_id(name: str) -> tuple[str, str | None] | None:
 
 
 def is_commit(revision: str | None) -> bool:
-    """Tell whether a revision is a full commit hash, which always means the same files.
+    """Return whether a revision is a full commit hash, which always means the same files.
 
     Example:
         >>> is_commit("main"), is_commit("86b5e0934494bd15c9632b12f734a8a67f723594")
@@ -202,7 +202,7 @@ def retry(ask: Callable[[], Result]) -> Result:
 
 
 def _may_pass(error: Exception) -> bool:
-    """Tell whether a failure is of the kind that goes away: the Hub's own, too many requests, a broken connection."""
+    """Return whether a failure is of the kind that goes away: the Hub's own, too many requests, a broken connection."""
     return not isinstance(error, HfHubHTTPError) or error.response.status_code in (408, 429, 500, 502, 503, 504)
 
 
@@ -213,7 +213,7 @@ def _reason(error: Exception) -> str:
 
 
 def explain(error: Exception, name: str) -> FinetuneError:
-    """Say in one line what the Hub or the network refused, and the fix.
+    """Explain in one line what the Hub or the network refused, and the fix.
 
     Args:
         error: One of `HUB_ERRORS`.

@@ -28,9 +28,9 @@ import pyarrow.parquet as pq
 from finetune.data.columns import Columns, choose_columns
 from finetune.data.nested import get_value
 from finetune.data.read import Row, Table, open_table
-from finetune.delivery.exported import is_exported, load_exported
 from finetune.errors import FinetuneError
 from finetune.files import write_json
+from finetune.inference.exported import is_exported, load_exported
 from finetune.models.answers import TextClassifier
 from finetune.progress_bar import progress_bar
 from finetune.tasks import MULTI_LABEL, REGRESSION
@@ -97,7 +97,7 @@ def predict_file(
 
 
 def _check_files(input_file: Path, output_file: Path) -> str:
-    """Give the format of both, or say what is wrong with them."""
+    """Find the format of both; raise an error that says what is wrong with them."""
     ending, is_compressed = input_file.suffix.lower(), input_file.suffix.lower() in COMPRESSIONS
     if is_compressed:
         ending = input_file.with_suffix("").suffix.lower()
@@ -126,8 +126,8 @@ def _load(path: str | Path, num_threads: int | None) -> tuple[TextClassifier, st
     """Load a model, an export without torch; also give a hash of its files."""
     if is_exported(path):
         return load_exported(path, num_threads), _hash(*sorted(Path(path).glob("*")))
-    from finetune.delivery.load import find_model_folder
-    from finetune.delivery.predict import load_predictor
+    from finetune.inference.load import find_model_folder
+    from finetune.inference.predict import load_predictor
 
     folder = find_model_folder(path)
     return load_predictor(folder), _hash(*sorted(folder.glob("*")))
@@ -189,7 +189,7 @@ def _write(
 
 @contextlib.contextmanager
 def _lost_processes_in_one_line() -> Iterator[None]:
-    """Say in one line that another process of the job has ended."""
+    """Report in one line that another process of the job has ended."""
     try:
         yield
     except RuntimeError as error:
@@ -220,7 +220,7 @@ def _join_processes() -> bool:
 
 
 def _agree(done: int) -> int:
-    """Give every process the main one's number, once all of them have got here."""
+    """Broadcast the main process's number, once all processes have got here."""
     if _num_processes() == 1:
         return done
     from torch import distributed
@@ -250,7 +250,7 @@ def _added_columns(predictor: TextClassifier) -> list[str]:
 
 
 def _schema(input_file: Path, table: Table, added: Sequence[str]) -> pa.Schema:
-    """Give names and types of the output's columns; of text formats the names alone matter."""
+    """Return names and types of the output's columns; of text formats the names alone matter."""
     if input_file.suffix.lower() == ".parquet":
         fields = list(pq.ParquetFile(input_file).schema_arrow)
     else:
@@ -291,7 +291,7 @@ def _chunks(rows: Iterator[Row]) -> Iterator[list[Row]]:
 
 
 def _label(rows: list[Row], columns: Columns, predictor: TextClassifier, added: Sequence[str]) -> list[dict[str, Any]]:
-    """Give the rows with the added columns."""
+    """Return the rows with the added columns."""
     texts = [_to_text(row, columns.text) for row in rows]
     pairs = None if columns.text_pair is None else [_to_text(row, columns.text_pair) for row in rows]
     probabilities = predictor.compute_probabilities(texts, pairs)

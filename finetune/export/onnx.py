@@ -1,7 +1,7 @@
 """Write a model as ONNX, and measure on the validation split what that costs and gives before it counts as done.
 
 transformers' own exporters trace the plain model: the attention, dropout and number formats that make training fast
-here stay out of the graph. What is written runs by `finetune.delivery.exported`, without torch.
+here stay out of the graph. What is written runs by `finetune.inference.exported`, without torch.
 """
 
 import contextlib
@@ -30,12 +30,12 @@ from finetune.accelerated.attention import use_unpadded_attention
 from finetune.comparison.statistics import mean_interval, paired_difference
 from finetune.data.labels import label_matrix
 from finetune.data.load import read_examples
-from finetune.delivery.exported import EXPORT_FILE, MODEL_FILE, ExportedPredictor, is_exported
-from finetune.delivery.load import find_model_folder, find_saved_family, load
-from finetune.delivery.merge import merge_adapter
 from finetune.environment import describe_environment
 from finetune.errors import FinetuneError
+from finetune.export.merge import merge_adapter
 from finetune.files import replace_folder, write_json
+from finetune.inference.exported import EXPORT_FILE, MODEL_FILE, ExportedPredictor, is_exported
+from finetune.inference.load import find_model_folder, find_saved_family, load
 from finetune.models.answers import TextClassifier, unit_of_logits
 from finetune.models.finetune_config import FINETUNE_CONFIG_FILE, FinetuneConfig, read_finetune_config
 from finetune.models.inputs import shortest_input
@@ -72,7 +72,7 @@ class Examples:
         return len(self.texts)
 
     def take(self, rows: Sequence[int]) -> tuple[list[str], list[str] | None]:
-        """Give the texts of some rows, and their second texts."""
+        """Return the texts of some rows, and their second texts."""
         pairs = self.pairs
         return [self.texts[row] for row in rows], None if pairs is None else [pairs[row] for row in rows]
 
@@ -379,7 +379,7 @@ def _check(measured: dict[str, Any], int8: bool, tolerance: float) -> None:
 
 
 def describe(measured: dict[str, Any]) -> str:
-    """Say in a table what was measured."""
+    """Tabulate what was measured."""
     name = "accuracy" if measured["score"]["original"][0] >= 0 else "-|error|/std"
     rows = [(f"{'':<24}{'original, fp32':>16}{'export':>16}")]
     for key, title, scale, digits in (

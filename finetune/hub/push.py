@@ -17,12 +17,12 @@ from huggingface_hub.errors import RevisionNotFoundError
 from huggingface_hub.utils import disable_progress_bars, logging
 
 from finetune.catalogue import FAMILIES
-from finetune.delivery.load import download_model
-from finetune.delivery.predict import load_predictor
-from finetune.delivery.reload import compute_logits_elsewhere
-from finetune.delivery.stage import Staged, stage
 from finetune.errors import FinetuneError
-from finetune.hub import HUB_ERRORS, check_login, explain, parse_hub_id, retry
+from finetune.hub.stage import Staged, stage
+from finetune.hub_client import HUB_ERRORS, check_login, explain, parse_hub_id, retry
+from finetune.inference.load import download_model
+from finetune.inference.predict import load_predictor
+from finetune.inference.reload import compute_logits_elsewhere
 from finetune.lookup import import_family, name_of
 from finetune.models.answers import unit_of_logits
 from finetune.run.run import Run
@@ -113,7 +113,7 @@ def push_run(run: Run) -> None:
 
 
 def _compare(staged: Staged, found: np.ndarray, otherwise: str) -> float:
-    """Give the largest difference between the logits that a folder gives and those that it must give."""
+    """Return the largest difference between the logits that a folder gives and those that it must give."""
     if found.shape != staged.logits.shape:
         raise FinetuneError(f"Expected logits of shape {staged.logits.shape}, but got {found.shape}. {otherwise}")
     difference = float(np.abs(found - staged.logits).max())

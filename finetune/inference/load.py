@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from finetune.catalogue import FAMILIES
 from finetune.errors import FinetuneError
 from finetune.family import Family
-from finetune.hub import HUB_ERRORS, explain, parse_hub_id, reach_hub, retry
+from finetune.hub_client import HUB_ERRORS, explain, parse_hub_id, reach_hub, retry
 from finetune.lookup import find_family, import_family
 from finetune.models.finetune_config import FINETUNE_CONFIG_FILE, FinetuneConfig, read_finetune_config
 from finetune.run.record import has_record

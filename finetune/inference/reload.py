@@ -1,4 +1,4 @@
-"""Compute logits in a fresh process, which has nothing but a folder: `python -m finetune.delivery.reload FOLDER`.
+"""Compute logits in a fresh process, which has nothing but a folder: `python -m finetune.inference.reload FOLDER`.
 
 A family that is not finetune's own is named after the folder, for it to be imported.
 
@@ -30,7 +30,7 @@ def compute_logits_elsewhere(folder: Path, texts: Sequence[str], pairs: Sequence
     """
     family = read_finetune_config(folder).family
     own = [] if family is None or family in FAMILIES else [family]  # imported here already, by whoever named it
-    command = [sys.executable, "-m", "finetune.delivery.reload", str(folder), *own]
+    command = [sys.executable, "-m", "finetune.inference.reload", str(folder), *own]
     asked = json.dumps({"texts": list(texts), "pairs": None if pairs is None else list(pairs)})
     done = subprocess.run(command, input=asked, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -41,7 +41,7 @@ def compute_logits_elsewhere(folder: Path, texts: Sequence[str], pairs: Sequence
 
 def main(argv: Sequence[str]) -> None:
     """Answer the texts of standard input."""
-    from finetune.delivery.predict import load_predictor
+    from finetune.inference.predict import load_predictor
     from finetune.quiet import quiet_program
 
     quiet_program()

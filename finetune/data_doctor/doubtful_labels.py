@@ -17,10 +17,10 @@ from sklearn.model_selection import StratifiedKFold
 from finetune.data.labels import Task
 from finetune.data.split import iterate_texts
 from finetune.data.words import ANALYSIS
+from finetune.data_doctor.checks import show_rows
+from finetune.data_doctor.facts import Facts
+from finetune.data_doctor.findings import Finding
 from finetune.errors import FinetuneError
-from finetune.examination.checks import show_rows
-from finetune.examination.facts import Facts
-from finetune.examination.findings import Finding
 from finetune.metrics import SINGLE_LABEL
 
 __all__ = ["find_doubtful_labels"]

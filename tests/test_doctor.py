@@ -17,12 +17,12 @@ from finetune import cli
 from finetune.data.embedded import load_embedded_reviews
 from finetune.data.labels import Task
 from finetune.data.load import load_given_splits
+from finetune.data_doctor import examine as examine_module
+from finetune.data_doctor.examine import examine
+from finetune.data_doctor.facts import MOJIBAKE, collect_facts
+from finetune.data_doctor.findings import describe_findings, from_json, has_errors, to_json
+from finetune.data_doctor.near_duplicates import find_near_duplicates
 from finetune.errors import FinetuneError
-from finetune.examination import doctor
-from finetune.examination.doctor import examine
-from finetune.examination.facts import MOJIBAKE, collect_facts
-from finetune.examination.findings import describe_findings, from_json, has_errors, to_json
-from finetune.examination.near_duplicates import find_near_duplicates
 from finetune.metrics import SINGLE_LABEL
 from finetune.settings.parts import DataArguments
 
@@ -60,7 +60,7 @@ def make_texts(count, seed=0, words=WORDS, least=8, most=60, joined=" "):
 
 
 def make_rows(count, seed=0, labels=("bad", "good", "so so"), **settings):
-    """Give each text a label; as many of each, in random order."""
+    """Draw a label for each text; as many of each, in random order."""
     drawn = [labels[row % len(labels)] for row in range(count)]
     random.Random(seed + 1).shuffle(drawn)
     return [
@@ -377,7 +377,7 @@ def make_variants():
 
 @functools.cache
 def runs_of(text):
-    """Give the set of a text's runs of five words, or letters, as they are; a single word has none."""
+    """Return the set of a text's runs of five words, or letters, as they are; a single word has none."""
     words = "".join(sign for sign in text.lower() if sign.isalnum() or sign == " ").split()
     parts = words if len(words) > 5 else "".join(words)
     return {tuple(parts[start : start + 5]) for start in range(max(1, len(parts) - 4))} if len(words) > 1 else set()
@@ -694,7 +694,7 @@ def test_a_second_call_reads_the_findings_and_changed_data_gives_new_ones(tmp_pa
     assert only(first, "duplicates_across_splits").num_rows == 1
     assert from_json(json.loads(files[0].read_text())) == first
 
-    monkeypatch.setattr(doctor, "CHECKS", ())
+    monkeypatch.setattr(examine_module, "CHECKS", ())
     assert look(tmp_path, **splits) == first  # not looked for again
     monkeypatch.undo()
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", cache.parent)

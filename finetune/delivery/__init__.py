@@ -1,1 +1,0 @@
-"""What others use after training: load, predict, evaluate."""

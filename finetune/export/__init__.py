@@ -1,0 +1,1 @@
+"""Models in other forms: ONNX, and an adapter merged into its base."""

@@ -1,0 +1,1 @@
+"""A model on the Hugging Face Hub: its folder, its card, its upload."""
