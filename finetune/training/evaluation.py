@@ -16,6 +16,7 @@ from finetune.data.batch import count_labelled, trim_padding
 from finetune.data.lengths import find_lengths
 from finetune.models.logits import compute_logits
 from finetune.training.resume import EvaluationCutShort
+from finetune.training.trial import random_streams_kept
 from finetune.training.upstream import UpstreamTrainer
 
 __all__ = ["EvaluatingTrainer"]
@@ -37,7 +38,8 @@ class EvaluatingTrainer(UpstreamTrainer):
         for known, lengths in self.known_lengths:
             if known is dataset and (lengths is None or len(lengths) == len(dataset)):
                 return lengths
-        lengths = find_lengths(dataset, self.args.length_column_name)
+        with random_streams_kept():
+            lengths = find_lengths(dataset, self.args.length_column_name)
         self.known_lengths = [*self.known_lengths[-NUM_KNOWN + 1 :], (dataset, lengths)]
         return lengths
 
@@ -160,6 +162,7 @@ class EvaluatingTrainer(UpstreamTrainer):
         return self.example_loss is not None and self.compute_loss_func is None
 
     @staticmethod
+    @random_streams_kept()
     def _collate_one(dataset: Any, collate: Callable[[list[Any]], Any]) -> Mapping[str, Any]:
         return collate([dataset[0]])
 
