@@ -167,10 +167,11 @@ def on_the_fly(rows, tokenizer):
     return texts
 
 
-@pytest.mark.parametrize("form", ["torch format", "by hand", "list", "on the fly", "as a stream"])
+@pytest.mark.parametrize("form", ["torch format", "a frame", "by hand", "list", "on the fly", "as a stream"])
 def test_any_data_set_is_taken(tmp_path, tiny_bert, tokenizer, rows, form):
     forms = {
         "torch format": lambda: rows.with_format("torch"),
+        "a frame": lambda: rows.with_format("pandas"),
         "by hand": lambda: ByHand(rows),
         "list": lambda: [ByHand(rows)[row] for row in range(len(rows))],
         "on the fly": lambda: on_the_fly(rows, tokenizer),

@@ -28,7 +28,7 @@ from transformers.trainer_callback import (
     TrainerState,
 )
 
-from finetune.data.batch import MicroBatchCollator
+from finetune.data.batch import MicroBatchCollator, take_rows
 from finetune.data.stream import TokenizingRows
 from finetune.errors import FinetuneError
 from finetune.hardware import release_memory
@@ -207,7 +207,7 @@ class Trainer(TunedTrainer):
                 return False
             smoothing = float(self.args.label_smoothing_factor)
             with random_streams_kept():
-                batch = collate([dataset[int(row)] for row in rows])
+                batch = collate(take_rows(dataset, rows.tolist()))
                 found = try_model(model, batch, self.label_smoother, smoothing, self.model_accepts_loss_kwargs)
             if found is not None and not found.divides_by_count and not hasattr(model, "accepts_loss_kwargs"):
                 self.model_accepts_loss_kwargs = False
