@@ -100,7 +100,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     predict.add_argument("texts", metavar="TEXT", nargs="*", help="texts to label (default: the lines of the input)")
     predict.add_argument("--pairs", metavar="TEXT", nargs="+", help="a second text for each, for models of pairs")
-    predict.add_argument("--input_file", help="texts to label: .csv, .tsv, .jsonl or .parquet, of any size")
+    predict.add_argument("--input_file", help="texts to label, of any size: what training reads, or lines")
     predict.add_argument("--output_file", help="gets the rows of --input_file, with label and probabilities added")
     _add_text_flags(predict)
     _add_prediction_flags(predict)
