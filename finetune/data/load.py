@@ -58,7 +58,22 @@ ROWS_AT_ONCE = 1_000
 SAMPLED_ROWS = 10_000  # of a stream
 MAX_LABEL_CHARACTERS = 10_000  # of a string, which may hold several; more is a text
 NO_GROUP = "without a group: "  # before the id of a row that names none
-NO_GROUPS = {"", "nan", "none", "null", "<na>", "na", "n/a"}
+NO_GROUPS = {
+    "",
+    "nan",
+    "none",
+    "null",
+    "<na>",
+    "na",
+    "n/a",
+    "-",
+    "--",
+    "?",
+    "unknown",
+    "anonymous",
+    "deleted",
+    "[deleted]",
+}
 CACHE_VERSION = 4  # of what `_write_rows` writes
 
 
@@ -244,6 +259,9 @@ def _number_labels(sources: dict[str, _Source], arguments: DataArguments, task: 
             )
         delimiter = arguments.label_delimiter
         labels = [*train.labels, *train.other_labels]
+        if train.is_one_hot and (delimiter is not None or arguments.problem_type not in (None, MULTI_LABEL)):
+            other = "--label_delimiter" if delimiter is not None else f"--problem_type {arguments.problem_type}"
+            raise FinetuneError(f"Expected --label_columns without {other}: they hold several labels a text. Drop one.")
         if task is None and train.is_one_hot:
             task = Task(MULTI_LABEL, train.label_names or [])
         task = task or find_task(labels, train.label_names, arguments.problem_type, delimiter, train.where)
@@ -275,12 +293,13 @@ def _note_names(source: _Source, task: Task, arguments: DataArguments) -> None:
     """Note which spellings of labels were taken for one, and which numbers for names."""
     if task.problem_type == REGRESSION or source.labels is None:
         return
-    source.reading.twins = find_twins(source.labels, arguments.label_delimiter)
+    known = [[name] for name in task.label_names]  # of which another split may have other spellings
+    source.reading.twins = find_twins([*source.labels, *known], arguments.label_delimiter)
     found = {str(value) for value in source.labels if not isinstance(value, list)}
     if source.label_names is None and task.is_numbered and all(map(is_number_name, found)):
-        known = task.label_names
-        if not any(map(is_number_name, known)):
-            source.reading.numbered = {name: known[int(float(name))] for name in sorted(found, key=float)}
+        names = task.label_names
+        if not any(map(is_number_name, names)):
+            source.reading.numbered = {name: names[int(float(name))] for name in sorted(found, key=float)}
 
 
 def _as_numbers(source: _Source, task: Task, arguments: DataArguments) -> list[Any]:
@@ -443,7 +462,10 @@ def _examples(table: Table, columns: Columns, name: str, where: str) -> Iterator
         if columns.id is not None:
             example["id"] = str(get_value(values, columns.id))
             if example["id"] in seen:
-                raise FinetuneError(f"Expected ids that differ in {where}, but {row.place} repeats {example['id']!r}.")
+                raise FinetuneError(
+                    f"Expected ids that differ in {where}, but {row.place} repeats {example['id']!r}. Pass another "
+                    "--id_column, or leave it out."
+                )
             seen.add(example["id"])
         if columns.text_pair is not None:
             example["text_pair"] = _text(get_value(values, columns.text_pair), row, columns.text_pair, where)
@@ -476,7 +498,7 @@ def _label(value: Any, row: Row, column: str, where: str) -> str:
     if wrong:
         raise FinetuneError(
             f"Expected strings, numbers or booleans, or lists of them, as labels in column {column!r} of {where}, but "
-            f"{row.place} has a {type(wrong[0]).__name__}. Pass --label_column if the label is in another."
+            f"{row.place} has a {type(wrong[0]).__name__}. {_advise_on_objects(column, wrong[0])}"
         )
     if isinstance(value, str) and len(value) > MAX_LABEL_CHARACTERS:
         raise FinetuneError(
@@ -484,6 +506,15 @@ def _label(value: Any, row: Row, column: str, where: str) -> str:
             f"one at {row.place} has {len(value):,}. Pass --label_column if it is the text."
         )
     return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _advise_on_objects(column: str, value: Any) -> str:
+    if not isinstance(value, dict) or not value:
+        return "Pass --label_column if the label is in another."
+    first = f"{column}.{next(iter(value))}"
+    return (
+        f"What is within is named with dots: --label_column {first}, or --label_columns {first},… for zeros and ones."
+    )
 
 
 def _text(value: Any, row: Row, column: str, where: str) -> str | None:
