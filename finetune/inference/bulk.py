@@ -33,7 +33,8 @@ from finetune.data.read import Row, Table, open_lines, open_table
 from finetune.data.spelling import compare_spelling
 from finetune.errors import FinetuneError
 from finetune.files import write_json
-from finetune.inference.exported import is_exported, load_exported
+from finetune.inference.exported import is_exported
+from finetune.inference.predict import load_predictor
 from finetune.models.answers import TextClassifier
 from finetune.progress_bar import progress_bar
 from finetune.tasks import MULTI_LABEL, REGRESSION, Task
@@ -49,7 +50,12 @@ SILENCE = timedelta(minutes=2)  # after which another process counts as gone
 
 
 def predict_file(
-    path: str | Path, input_file: Path, output_file: Path, columns: dict[str, Any], num_threads: int | None = None
+    path: str | Path,
+    input_file: Path,
+    output_file: Path,
+    columns: dict[str, Any],
+    num_threads: int | None = None,
+    accelerated: bool = True,
 ) -> int | None:
     """Label the texts of a file.
 
@@ -65,6 +71,7 @@ def predict_file(
             .csv. It is continued if it was left unfinished.
         columns: `text_column`, `text_pair_column` and `encoding`, where they can't be told.
         num_threads: Threads of an export; by default one for each physical core. Of others torch's own setting counts.
+        accelerated: Whether to compute with `finetune.accelerated`.
 
     Returns:
         The number of rows in the output; None in a process beside the main one.
@@ -78,8 +85,15 @@ def predict_file(
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
     with _lost_processes_in_one_line():
         is_main = _join_processes()
-        predictor, model = _load(path, num_threads)
-        asked = {"input": _hash_input(input_file), "model": model, **columns}
+        folder = Path(path)
+        if not is_exported(folder):  # which runs without what the others import
+            from finetune.inference.load import find_model_folder
+
+            folder = find_model_folder(path)
+        predictor = load_predictor(folder, accelerated=accelerated, num_threads=num_threads)
+        model = _hash(*sorted(folder.glob("*")))
+        plain = None if accelerated else True  # it computes the same but for rounding, which a file is not to mix
+        asked = {"input": _hash_input(input_file), "model": model, "no_accelerated": plain, **columns}
         table = _open_input(input_file, columns.get("encoding"), predictor)
         sample = list(itertools.islice(table.rows, 100))
         chosen = choose_columns(table, sample, columns, repr(str(input_file)))
@@ -160,17 +174,6 @@ def _is_label(value: Any, task: Task) -> bool:
         return re.fullmatch(r"[-+]?\d+([.,]\d+)?", value) is not None
     known = {compare_spelling(name) for name in task.label_names}
     return {compare_spelling(name) for name in (value if isinstance(value, list) else [value])} <= known
-
-
-def _load(path: str | Path, num_threads: int | None) -> tuple[TextClassifier, str]:
-    """Load a model, an export without torch; also give a hash of its files."""
-    if is_exported(path):
-        return load_exported(path, num_threads), _hash(*sorted(Path(path).glob("*")))
-    from finetune.inference.load import find_model_folder
-    from finetune.inference.predict import load_predictor
-
-    folder = find_model_folder(path)
-    return load_predictor(folder), _hash(*sorted(folder.glob("*")))
 
 
 def _write(
