@@ -46,6 +46,7 @@ class Method:
 # Where the families are. A model folder says by these names which of them reads it.
 FAMILIES: dict[str, str] = {
     "encoder": "finetune.families.encoder:Encoder",
+    "embeddings": "finetune.families.embeddings:Embeddings",
     "textcnn": "finetune.families.textcnn:TextCNN",
     "tfidf": "finetune.families.tfidf:Tfidf",
 }
@@ -209,6 +210,11 @@ CATALOGUE: dict[str, Method] = {
         "what --peft_config says, with any of PEFT's methods",
         "Mangrulkar et al. 2022",
         {"learning_rate": 1e-3},
+    ),
+    "embeddings": Method(
+        "a linear model on the vectors of the frozen encoder, its penalty chosen by cross-validation",
+        "Reimers and Gurevych 2019",
+        family="embeddings",
     ),
     "textcnn": Method(
         "a convolutional network from scratch",
