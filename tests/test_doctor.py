@@ -522,6 +522,24 @@ def test_a_label_that_stands_in_its_texts_is_a_leak(tmp_path, labels, leak):
     assert troubles(findings) == [finding]
 
 
+def test_topics_that_their_texts_name_are_one_note(tmp_path):
+    """As of news about metals: one line for all, and a warning only where nearly every text says its class."""
+    topics = ("zinc", "copper", "tin", "gold")
+    rows = make_rows(200, labels=topics)
+    for number, row in enumerate(rows):
+        if number % 10 < 6:
+            row["text"] += f" {row['label']}"
+    findings = look(tmp_path, train=rows)
+    finding = only(findings, "label_in_text")
+    assert (finding.severity, finding.num_rows) == ("note", 120)
+    assert finding.message.endswith("hold its name, of the others 0.0%; so do texts of 3 more of 4 classes, 120 in all")
+    assert troubles(findings) == []
+    for row in rows:
+        row["text"] = f"{row['label']}: {row['text']}"
+    finding = only(look(tmp_path, train=rows), "label_in_text")
+    assert (finding.severity, finding.num_rows) == ("warning", 200)
+
+
 def test_a_label_that_stands_in_all_texts_or_in_a_longer_word_is_no_leak(tmp_path):
     rows = make_rows(100, labels=("good", "bad"))
     for row in rows:

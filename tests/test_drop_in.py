@@ -206,6 +206,7 @@ def test_padding_to_the_maximum_is_not_computed(tmp_path, tiny_bert, tokenizer):
     trainer = make_trainer(
         Trainer, tmp_path, make_model(tiny_bert), rows, tokenizer,
         {"per_device_train_batch_size": 8, "num_train_epochs": 1}, data_collator=default_data_collator,
+        max_tokens_per_micro_batch=96,
     )  # fmt: skip
     computed = []
     trainer.model.bert.embeddings.register_forward_hook(
@@ -362,14 +363,30 @@ def test_more_than_logits_is_given_as_upstream_gives_it(tmp_path, tiny_bert, tok
     assert results[0] == results[1]
 
 
-def test_the_order_of_the_rows_can_be_the_script_s(tmp_path, tiny_bert, tokenizer, rows):
+@pytest.mark.parametrize("arguments", [{}, {"data_seed": 3}, {"train_sampling_strategy": "sequential"}], ids=str)
+def test_the_order_of_the_rows_is_the_script_s(tmp_path, tiny_bert, tokenizer, rows, arguments):
     results = []
     for trainer_class in (UPSTREAM, Trainer):
-        arguments = {"train_sampling_strategy": "sequential", "per_device_train_batch_size": 8, "max_steps": 9}
+        arguments = {**arguments, "per_device_train_batch_size": 7, "num_train_epochs": 2}
         trainer = make_trainer(trainer_class, tmp_path, make_model(tiny_bert), rows, tokenizer, arguments)
         trainer.train()
-        results.append(logged(trainer))
+        results.append([*logged(trainer), *logged(trainer, "grad_norm")])
+    assert len(results[0]) == 2 * 2 * 7
     np.testing.assert_allclose(results[1], results[0], atol=1e-5, rtol=0)
+
+
+def test_steps_are_grouped_by_length_where_the_script_says_so(tmp_path, tiny_bert, tokenizer, rows):
+    arguments = {"train_sampling_strategy": "group_by_length", "per_device_train_batch_size": 8, "num_train_epochs": 1}
+    trainer = make_trainer(Trainer, tmp_path, make_model(tiny_bert), rows, tokenizer, arguments)
+    spreads = [
+        int(lengths.max() - lengths.min())
+        for lengths in (batch["attention_mask"].sum(dim=1) for batch in trainer.get_train_dataloader())
+    ]
+    lengths = sorted(map(len, rows["input_ids"]))
+    assert len(spreads) == 6
+    assert sum(spreads) / len(spreads) < (lengths[-1] - lengths[0]) / 3
+    trainer.train()
+    assert trainer.costs.train_tokens == sum(lengths)
 
 
 @BOTH
@@ -583,7 +600,7 @@ def test_a_batch_is_cut_by_hand():
     assert second["input_ids"].tolist() == [[4, 5], [0, 1]]
     assert second["weight"].tolist() == pytest.approx([0.3, 0.1])
     whole = cut_batch(batch, 6, trims=False)["micro_batches"]
-    assert [part["input_ids"].shape for part in whole] == [(2, 3), (1, 3)]
+    assert [part["input_ids"].shape for part in whole] == [(1, 3), (2, 3)]
 
 
 def test_lengths_leave_padding_out():

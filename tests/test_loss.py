@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 
 from finetune.data.load import read_examples
 from finetune.data.tokenize import TextConfig, tokenize_dataset
+from finetune.errors import FinetuneError
 from finetune.metrics import MULTI_LABEL, REGRESSION
 from finetune.training.loss import ExampleLoss, balanced_class_weights, oversample
 
@@ -28,6 +29,22 @@ def test_cross_entropy_smoothing_weights_and_focus_by_hand():
     torch.testing.assert_close(weighted, plain * torch.tensor([2.0, 5.0]))
     focused = ExampleLoss(focal_gamma=2.0)(LOGITS, LABELS, None)
     torch.testing.assert_close(focused, plain * torch.tensor([1 / 4, 1 / 16]))
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])
+def test_a_focal_loss_of_certain_answers_has_a_gradient(gamma):
+    logits = torch.tensor([[40.0, -40.0], [1.0, 0.0]], requires_grad=True)
+    ExampleLoss(focal_gamma=gamma)(logits, torch.tensor([0, 0]), None).sum().backward()
+    assert logits.grad[0].tolist() == pytest.approx([0, 0])
+    assert logits.grad[1, 0] < 0
+    logits = torch.tensor([[40.0, -40.0]], requires_grad=True)
+    ExampleLoss(MULTI_LABEL, focal_gamma=gamma)(logits, torch.tensor([[1.0, 0.0]]), None).sum().backward()
+    assert logits.grad[0].tolist() == pytest.approx([0, 0])
+
+
+def test_a_focal_loss_is_not_smoothed():
+    with pytest.raises(FinetuneError, match=r"got focal_gamma 2 and label_smoothing 0\.1, which undo each other"):
+        ExampleLoss(focal_gamma=2.0, label_smoothing=0.1)
 
 
 def test_several_labels_by_hand():

@@ -27,6 +27,7 @@ from finetune.families.save import write_model
 from finetune.inference.predict import load_predictor
 from finetune.methods import apply_method
 from finetune.metrics import SINGLE_LABEL
+from finetune.models.inputs import make_sample
 from finetune.models.load import load_model, load_tokenizer
 from finetune.models.quantization import is_four_bit
 from finetune.settings.parts import MethodArguments, ModelArguments
@@ -225,6 +226,14 @@ def test_a_text_is_answered_alone_as_in_company(model_type, side, tmp_path, tiny
         return
     with torch.no_grad():
         np.testing.assert_allclose(stranger(**inputs).logits.numpy(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_what_adapters_are_tried_on_goes_through(model_type):
+    config = AutoConfig.for_model(model_type, **ARCHITECTURES[model_type])
+    model = AutoModelForSequenceClassification.from_config(config)
+    with torch.no_grad():
+        assert model(**make_sample(model)).logits.isfinite().all()
 
 
 def test_qlora_reloads_in_four_bits(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from finetune.comparison.differences import find_confusions
-from finetune.comparison.figures import (
+from finetune.comparison.plots import (
     embed_svg,
     plot_confusion,
     plot_curves,

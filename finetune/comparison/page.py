@@ -18,7 +18,7 @@ from markupsafe import Markup
 from finetune import __version__
 from finetune.comparison.differences import Example, find_confusions
 from finetune.comparison.drawings import Drawing
-from finetune.comparison.figures import COLOURS
+from finetune.comparison.plots import COLOURS
 from finetune.comparison.report import Report
 from finetune.comparison.runs import SPLITS, StoredRun
 from finetune.comparison.table import (

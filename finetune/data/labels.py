@@ -15,6 +15,7 @@ from finetune.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Task
 
 __all__ = [
     "Task",
+    "count_labels",
     "encode_labels",
     "find_task",
     "find_twins",
@@ -174,6 +175,11 @@ def label_matrix(labels: Sequence[Any], task: Task) -> np.ndarray:
     for row, numbers in enumerate(labels):
         matrix[row, list(numbers)] = 1
     return matrix
+
+
+def count_labels(labels: np.ndarray, task: Task) -> np.ndarray:
+    """Count the rows of each label, `(num_labels,)`, in what `label_matrix` gives."""
+    return labels.sum(axis=0) if labels.ndim == 2 else np.bincount(labels, minlength=len(task.label_names))
 
 
 def natural_order(name: str) -> list[tuple[int, int, str]]:

@@ -29,7 +29,7 @@ from finetune.data.signatures import LEAD_BYTES, refuse_other_formats
 from finetune.errors import FinetuneError
 
 __all__ = ["FORMATS", "MAX_CHARACTERS", "SEPARATORS", "Row", "Table", "detect_common_encoding",
-           "detect_encoding", "open_table"]  # fmt: skip
+           "detect_encoding", "open_lines", "open_table"]  # fmt: skip
 
 FORMATS = ".csv, .tsv, .jsonl, .json, .parquet (also .gz, .zst), .xlsx, lines 'label text', or a folder per class"
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
@@ -137,6 +137,25 @@ def open_table(path: Path, encoding: str | None = None, fallback: str | None = N
             case _:
                 table = _read_lines(path, open_lines)
     return replace(table, rows=_guarded(path, table.rows), encoding=encoding)
+
+
+def open_lines(path: Path, encoding: str | None = None, fallback: str | None = None) -> Table:
+    """Open a file of one text a line, blank ones too: a table of the single column `text`.
+
+    Raises:
+        FinetuneError: As `open_table` does.
+    """
+    _check_encoding(encoding)
+    with _one_line_errors(path):
+        with _open_bytes(path) as stream:
+            refuse_other_formats(path, "", stream.read(LEAD_BYTES))
+        encoding = encoding or detect_encoding(path, fallback=fallback)
+        lines = io.TextIOWrapper(_open_bytes(path), encoding=encoding, newline="\n")
+        rows = (
+            Row({"text": line.removeprefix("\ufeff" if number == 1 else "").rstrip("\r\n")}, f"line {number}")
+            for number, line in enumerate(lines, 1)
+        )
+    return Table(["text"], _guarded(path, rows), encoding, {}, "a text a line")
 
 
 def _open_sheet(path: Path) -> Table:

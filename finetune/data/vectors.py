@@ -3,10 +3,13 @@
 import ast
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["find_vector_length", "parse_list", "parse_vector", "vector_names"]
+from finetune.data.nested import get_value
+from finetune.errors import FinetuneError
+
+__all__ = ["find_vector_length", "name_bits", "parse_bit", "parse_list", "parse_vector", "vector_names"]
 
 BIT = r"(?:[01](?:\.0*)?|true|false)"
 # [0, 1], (0, 1), [0 1], array([0, 1]), tensor([0., 1.]), 0,1 0;1 0|1 0 1
@@ -16,6 +19,33 @@ VECTOR = re.compile(
     re.IGNORECASE,
 )
 EMPTY = re.compile(r"\s*(?:[\[(]\s*[\])])?\s*")
+
+
+def parse_bit(value: Any) -> int | None:
+    """Return what a column of 0 and 1 holds, in whatever words; None for anything else."""
+    word = str(value).strip().lower()
+    if word in ("0", "0.0", "false", "no"):
+        return 0
+    return 1 if word in ("1", "1.0", "true", "yes") else None
+
+
+def name_bits(values: Mapping[str, Any], columns: Sequence[str], place: str, where: str) -> list[str] | None:
+    """Return the names of the columns of a row that hold 1; None where all are missing or -1, as in a withheld test.
+
+    Raises:
+        FinetuneError: If one of them holds something else than 0 or 1.
+    """
+    found = [get_value(values, name) for name in columns]
+    if all(value is None or value != value or str(value).strip() in ("", "-1", "-1.0") for value in found):
+        return None
+    bits = [parse_bit(value) for value in found]
+    if None in bits:
+        wrong = bits.index(None)
+        raise FinetuneError(
+            f"Expected 0 or 1 in each of --label_columns in {where}, but column {columns[wrong]!r} at {place} has "
+            f"{str(found[wrong])[:80]!r}. Name the columns of labels alone, or mend the row."
+        )
+    return [name for name, bit in zip(columns, bits, strict=True) if bit]
 
 
 def vector_names(length: int) -> list[str]:

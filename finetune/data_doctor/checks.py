@@ -34,6 +34,9 @@ SHOWN_CHARACTERS = 100
 NUM_SPLITS = 3  # train, validation, test
 IMBALANCED = 10  # times as many rows in the most frequent class as in the rarest
 LEAK_SHARE, LEAK_RATIO = 0.2, 5.0
+# From so many classes on whose names are in their texts they are topics, unless they are in so many of all texts that
+# somebody seems to have written them there.
+FEWEST_TOPICS, WRITTEN_SHARE = 3, 0.9
 MIN_CHANGES = 8  # of label between neighbours in random order; with fewer, a random order may be a sorted one
 BLOCKS = 0.1  # of the changes of a random order
 SORTED_CORRELATION = 0.95  # of the numbers to predict with their row
@@ -285,10 +288,15 @@ def check_texts(splits: Sequence[Facts], task: Task) -> Iterator[Finding]:
 
 
 def check_label_leaks(splits: Sequence[Facts], task: Task) -> Iterator[Finding]:
-    """Find label names that stand in the texts of their own class and hardly elsewhere."""
+    """Find label names that stand in the texts of their own class and hardly elsewhere.
+
+    Topics are named in texts about them ("zinc"), and will be when the model is used: where the names of several
+    classes stand in their texts, though not in nearly all of them, that is a note.
+    """
     facts = splits[0]
     if facts.labels is None:
         return
+    found: dict[str, tuple[float, float, list[int]]] = {}
     for number, label in enumerate(task.label_names):
         rows = facts.names_in_text.get(label)
         own = facts.labels[:, number] > 0 if facts.labels.ndim == 2 else facts.labels == number
@@ -297,12 +305,23 @@ def check_label_leaks(splits: Sequence[Facts], task: Task) -> Iterator[Finding]:
         inside = float(own[rows].sum() / own.sum())
         outside = float((~own[rows]).sum() / (~own).sum())
         if inside >= LEAK_SHARE and inside >= LEAK_RATIO * outside and own[rows].sum() >= 3:
-            yield Finding(
-                "label_in_text", "warning", (facts.name,), int(own[rows].sum()),
-                f"{inside:.0%} of the texts of class {label!r} hold its name, of the others {outside:.1%}",
-                "If texts will not name their class when the model is used, take the name out of them.",
-                show_rows(facts, [row for row in rows if own[row]], task),
-            )  # fmt: skip
+            found[label] = inside, outside, [row for row in rows if own[row]]
+    if not found:
+        return
+    label, (inside, outside, first) = max(found.items(), key=lambda item: len(item[1][2]))
+    told = sorted({row for _, _, rows in found.values() for row in rows})
+    message = f"{inside:.0%} of the texts of class {label!r} hold its name, of the others {outside:.1%}"
+    if len(found) > 1:
+        message += (
+            f"; so do texts of {len(found) - 1:,} more of {len(task.label_names):,} classes, {len(told):,} in all"
+        )
+    are_topics = len(found) >= FEWEST_TOPICS and len(told) < WRITTEN_SHARE * len(facts.keys)
+    yield Finding(
+        "label_in_text", "note" if are_topics else "warning", (facts.name,), len(told), message,
+        "Texts about a topic name it. If yours won't when the model is used, take the names out of them."
+        if are_topics else "If texts will not name their class when the model is used, take the name out of them.",
+        show_rows(facts, first, task),
+    )  # fmt: skip
 
 
 def check_groups(splits: Sequence[Facts], task: Task) -> Iterator[Finding]:

@@ -128,8 +128,8 @@ def refuse_wrong_length(
 
 
 def make_sample(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """Return a few tokens that a model takes, `input_ids` of shape `(1, 4)` and what goes with them, to try it on."""
-    tokens = torch.ones((1, 4), dtype=torch.long, device=model.device)
+    """Return a few tokens that a model takes, `input_ids` of shape `(1, n)` and what goes with them, to try it on."""
+    tokens = torch.ones((1, max(4, shortest_input(model))), dtype=torch.long, device=model.device)
     if _name_architecture(model) in READ_THE_END_TOKEN:
         tokens[0, -1] = model.config.eos_token_id
     takes_mask = "attention_mask" in inspect.signature(model.forward).parameters

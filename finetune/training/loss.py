@@ -7,6 +7,7 @@ import torch
 from datasets import Dataset
 from torch.nn import functional as F
 
+from finetune.errors import FinetuneError
 from finetune.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from finetune.models.logits import pool_windows
 from finetune.models.output_layer import Standard
@@ -25,10 +26,14 @@ class ExampleLoss:
             1 - epsilon + epsilon / num_labels. One class alone.
         class_weights: `(num_labels,)`. Each class's factor; with several labels the factor of a label's presence.
         focal_gamma: gamma of Lin et al. 2017: a factor (1 - p)^gamma of the true class's probability p, so that what is
-            easy counts less. 0 is none.
+            easy counts less. 0 is none. Not with label smoothing, which it would undo: as p nears 1 the factor
+            vanishes, and with it what smoothing has against that.
         window_pooling: How the logits of a text's windows are combined before the loss is taken; with "vote", which has
             no gradient, the loss is the mean over the windows.
         standard: Of numbers to predict: the loss is the squared error of standard ones.
+
+    Raises:
+        FinetuneError: If both a focal loss and label smoothing are asked for.
     """
 
     problem_type: str = SINGLE_LABEL
@@ -37,6 +42,13 @@ class ExampleLoss:
     focal_gamma: float = 0.0
     window_pooling: str | None = None
     standard: Standard = field(default_factory=Standard)
+
+    def __post_init__(self) -> None:
+        if self.focal_gamma and self.label_smoothing:
+            raise FinetuneError(
+                f"Expected a focal loss or label smoothing, but got focal_gamma {self.focal_gamma:g} and "
+                f"label_smoothing {self.label_smoothing:g}, which undo each other. Drop one of them."
+            )
 
     def __call__(self, logits: torch.Tensor, labels: torch.Tensor, num_windows: torch.Tensor | None) -> torch.Tensor:
         """Compute `(examples,)` from logits `(examples or windows, num_labels)` in float32, and labels."""
@@ -56,13 +68,17 @@ class ExampleLoss:
             losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none", pos_weight=weights)
             if self.focal_gamma:
                 right = torch.sigmoid(torch.where(targets > 0, logits, -logits))
-                losses = losses * (1 - right) ** self.focal_gamma
+                losses = losses * self._focus(right)
             return losses.mean(dim=-1)
         losses = F.cross_entropy(logits, labels, weight=weights, reduction="none", label_smoothing=self.label_smoothing)
         if self.focal_gamma:
             right = torch.softmax(logits, dim=-1).gather(1, labels.unsqueeze(1)).squeeze(1)
-            losses = losses * (1 - right) ** self.focal_gamma
+            losses = losses * self._focus(right)
         return losses
+
+    def _focus(self, right: torch.Tensor) -> torch.Tensor:
+        """Compute the factors. At 0 the slope of a power below 1 is infinite, and its product with a loss of 0 NaN."""
+        return (1 - right).clamp_min(torch.finfo(right.dtype).tiny) ** self.focal_gamma
 
 
 def balanced_class_weights(labels: np.ndarray, num_labels: int) -> torch.Tensor:
