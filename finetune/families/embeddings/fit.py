@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from finetune.run.run import Run
     from finetune.tasks import Task
 
-__all__ = ["compute_features", "fit_classifier", "load_features", "record_tokens"]
+__all__ = ["compute_features", "fit_classifier", "load_features", "precision_of", "record_tokens"]
 
 
 def record_tokens(run: Run, splits: DatasetDict, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -60,7 +60,7 @@ def load_features(
     Returns:
         float32 features `(rows, width)`, and how many seconds those that were read had taken to compute.
     """
-    precision = _precision(run)
+    precision = precision_of(run)
     facts = [str(run.processes.gather(run.record.pretrained)[0]), model.config.pooling, precision]
     parts, seconds = [], 0.0
     for column in _text_columns(train):
@@ -87,11 +87,23 @@ def compute_features(
 
 
 def fit_classifier(
-    model: PooledEncoderForSequenceClassification, features: np.ndarray, train: Dataset, task: Task
+    model: PooledEncoderForSequenceClassification,
+    features: np.ndarray,
+    train: Dataset,
+    task: Task,
+    inverse_penalty: float | None = None,
 ) -> None:
-    """Fit the linear layer of a model, in place."""
+    """Fit the linear layer of a model, in place.
+
+    Args:
+        model: Its encoder stays as it is.
+        features: `(rows, width)`, what the layer reads of the training texts.
+        train: The training split, for its labels.
+        task: What is predicted.
+        inverse_penalty: scikit-learn's C; chosen by cross-validation if None.
+    """
     labels = label_matrix(train["label"], task)
-    linear = fit_linear(features, labels, len(task.label_names), task.problem_type)
+    linear = fit_linear(features, labels, len(task.label_names), task.problem_type, inverse_penalty)
     with torch.no_grad():
         model.classifier.weight.copy_(torch.from_numpy(linear.weight))
         model.classifier.bias.copy_(torch.from_numpy(linear.bias))
@@ -109,7 +121,7 @@ def _compute_column(
         enable(model)
     model.to(device=run.arguments.training.device).eval()  # type: ignore[call-arg]
     with progress_bar(len(tokenized), "Computing vectors") as advance:
-        return compute_vectors(model, tokenizer, tokenized, tokenized["length"][:], DTYPES[_precision(run)], advance)
+        return compute_vectors(model, tokenizer, tokenized, tokenized["length"][:], DTYPES[precision_of(run)], advance)
 
 
 def _combine(parts: list[np.ndarray]) -> np.ndarray:
@@ -122,6 +134,7 @@ def _text_columns(split: Dataset) -> list[str]:
     return [name for name in ("text", "text_pair") if name in split.column_names]
 
 
-def _precision(run: Run) -> str:
+def precision_of(run: Run) -> str:
+    """Return the number format that the settings say: "bf16", "fp16" or "fp32"."""
     training = run.arguments.training
     return "bf16" if training.bf16 else "fp16" if training.fp16 else "fp32"

@@ -11,12 +11,15 @@ from sklearn.model_selection import StratifiedKFold, train_test_split
 
 from finetune.tasks import MULTI_LABEL, REGRESSION
 
-__all__ = ["Linear", "choose_inverse_penalty", "fit_linear"]
+__all__ = ["OF_SINGLE_ROWS", "OF_TUNED_ENCODERS", "Linear", "choose_inverse_penalty", "fit_linear"]
 
 # scikit-learn's C, the inverse of the penalty, from strong to weak, for rows whose squared length is 1 on average.
 INVERSE_PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 # In place of a cross-validation where a class has a single row: on 8 rows a class it costs least (docs/methods.md).
 OF_SINGLE_ROWS = 10.0
+# For an encoder that was tuned on the rows, which tells them apart without fail: a cross-validation would find any
+# penalty too strong. It is scikit-learn's default, as SetFit takes it.
+OF_TUNED_ENCODERS = 1.0
 PENALTIES = tuple(10.0**power for power in np.arange(-3, 3.5, 0.5))  # ridge regression's alpha
 MOST_ROWS = 2_500  # that a cross-validation looks at: with more, the penalty hardly matters
 FEW_ROWS = 1_000  # up to here in five parts, beyond in three
@@ -40,7 +43,9 @@ class Linear:
     penalties: list[float | None]
 
 
-def fit_linear(vectors: np.ndarray, labels: np.ndarray, num_labels: int, problem_type: str) -> Linear:
+def fit_linear(
+    vectors: np.ndarray, labels: np.ndarray, num_labels: int, problem_type: str, inverse_penalty: float | None = None
+) -> Linear:
     """Fit a logistic regression, one for each of several labels, or for numbers a ridge regression.
 
     The vectors are centred and scaled to a mean squared length of 1, so that one range of penalties fits every encoder;
@@ -52,6 +57,7 @@ def fit_linear(vectors: np.ndarray, labels: np.ndarray, num_labels: int, problem
             `(rows, num_labels)`.
         num_labels: Outputs of the layer.
         problem_type: transformers' name of the task.
+        inverse_penalty: scikit-learn's C; chosen by cross-validation if None. It is of no use for numbers.
     """
     centre = vectors.mean(axis=0, dtype=np.float64)
     scale = float(np.sqrt(np.square(vectors - centre).sum(axis=1).mean())) or 1.0
@@ -68,11 +74,11 @@ def fit_linear(vectors: np.ndarray, labels: np.ndarray, num_labels: int, problem
                 bias[number] = CERTAIN if column[0] else -CERTAIN
                 penalties.append(None)
                 continue
-            inverse, regression = _fit_classes(standard, column)
+            inverse, regression = _fit_classes(standard, column, inverse_penalty)
             weight[number], bias[number] = regression.coef_[0], regression.intercept_[0]
             penalties.append(inverse)
     else:
-        inverse, regression = _fit_classes(standard, labels)
+        inverse, regression = _fit_classes(standard, labels, inverse_penalty)
         weight, bias = regression.coef_.astype(np.float64), regression.intercept_.astype(np.float64)
         if num_labels == 2:  # scikit-learn has the log-odds of the second class alone
             weight, bias = np.concatenate([-weight / 2, weight / 2]), np.concatenate([-bias / 2, bias / 2])
@@ -115,8 +121,8 @@ def choose_inverse_penalty(rows: np.ndarray, labels: np.ndarray) -> float:
     return best
 
 
-def _fit_classes(rows: np.ndarray, labels: np.ndarray) -> tuple[float, LogisticRegression]:
-    inverse = choose_inverse_penalty(rows, labels)
+def _fit_classes(rows: np.ndarray, labels: np.ndarray, inverse: float | None) -> tuple[float, LogisticRegression]:
+    inverse = choose_inverse_penalty(rows, labels) if inverse is None else inverse
     return inverse, _fit(LogisticRegression(C=inverse, max_iter=1_000), rows, labels)
 
 

@@ -130,6 +130,9 @@ def load_pooled_encoder(
                 f"Expected an encoder, but {name} is of an encoder and a decoder ({config.model_type}), which has no "
                 "vectors of a text alone. Take an encoder, or --method full."
             )
+        for dropout in ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop"):
+            if hasattr(config, dropout):
+                setattr(config, dropout, arguments.attention_dropout)
         encoder, info = AutoModel.from_pretrained(
             path,
             config=config,
