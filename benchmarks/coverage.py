@@ -17,9 +17,14 @@ makes the run's true accuracy what was drawn for it: normal around the method's,
 3. Looks: the same methods looked at again and again, with more seeds or more examples each time, until a verdict names
    a method or the last look is over. Wrong: it was the worse one, or another one was called worse.
 4. Power: what is found where there is something to find.
+5. Plans: the truth is drawn, and where the first look leaves it open, as many examples or seeds are added as the report
+   says, just less than the low end of its range and as many as its high end, if it has one. Kept: the second look, at
+   its own level, decides at the high end and not below the low one, which is promised for four cases of five. Of plans
+   without an end the chance that the most practical number decides stands beside how often it does.
 
-A cell fails if its coverage is significantly below 92 %, or wrong verdicts are significantly more than 2.5 % a side, by
-exact binomial tests at 5 % with Bonferroni's correction over all cells.
+A cell fails if its coverage is significantly below 92 %, wrong verdicts are significantly more than 2.5 % a side, fewer
+plans are kept than 80 %, or more are decided below their low end than 10 %, by exact binomial tests at 5 % with
+Bonferroni's correction over all cells.
 """
 
 import itertools
@@ -32,6 +37,7 @@ from scipy.special import ndtri
 from scipy.stats import binomtest
 from turns import build_parser, write_results
 
+from finetune.comparison.plans import MOST_SEEDS, MOST_TIMES
 from finetune.comparison.statistics import find_support, mean_interval, metric_influence, paired_difference
 from finetune.comparison.verdict import Verdict, decide
 from finetune.metrics import present_labels
@@ -40,6 +46,8 @@ MARGIN = 0.01
 METHOD_PART, RUN_PART = 0.15, 0.15
 LEAST_COVERAGE, MOST_WRONG = 0.92, 0.025
 BEST = 0.91
+KEPT, MOST_EARLY = 0.8, 0.1
+WIDE = 0.04  # the truth of a plan's difference lies so far from the margin, at most
 
 
 def draw(rng: np.random.Generator, variance: float, *shape: int) -> np.ndarray:
@@ -239,6 +247,49 @@ def measure_power(accuracies: list[float], seeds: int, examples: int, num_simula
     return {name: count / num_simulations for name, count in counts.items()}
 
 
+def measure_plans(what: str, seeds: int, spread: float, examples: int, num_simulations: int) -> dict[str, Any]:
+    """Measure a cell of the fifth table: plans of more examples, or of more seeds.
+
+    Args:
+        what: What is added, "examples" or "seeds".
+        seeds: Of each method at the first look.
+        spread: Of its seeds.
+        examples: At the first look.
+        num_simulations: Plans that are made; truths that the first look decides don't count.
+    """
+    rng = np.random.default_rng(0)
+    plans, early, ended, late, kept, open_ended, chances, told = 0, 0, 0, 0, 0, 0, 0.0, 0
+    deterministic = {"0", "1"} if seeds == 1 else set()  # else one seed has no verdict
+    most = (seeds, (1 + MOST_TIMES) * examples) if what == "examples" else (seeds + MOST_SEEDS, examples)
+    while plans < num_simulations:
+        drawn = Drawn(rng, [BEST - MARGIN + rng.uniform(-WIDE, WIDE), BEST], spread, *most)
+        first = judge(drawn.right(seeds, examples), deterministic=deterministic).comparisons["0"]
+        plan = first.more_examples if what == "examples" else first.more_seeds
+        if plan is None:
+            continue
+        decides = []
+        for more in (plan.low - 1, plan.most if plan.high is None else plan.high):
+            size = {"seeds": seeds, "examples": examples}
+            size[what] += more
+            again = judge(drawn.right(**size), look=2, deterministic=deterministic).comparisons["0"]
+            decides.append(again.non_inferior or again.worse)
+        plans, early = plans + 1, early + decides[0]
+        if plan.high is None:
+            open_ended, chances, told = open_ended + 1, chances + plan.chance, told + decides[1]
+        else:
+            ended, late, kept = ended + 1, late + decides[1], kept + (decides[1] and not decides[0])
+    return {
+        "decided_below_low": early / plans,
+        "below_low_p": float(binomtest(early, plans, MOST_EARLY, "greater").pvalue),
+        "chance_at_most": chances / open_ended if open_ended else None,
+        "decided_at_most": told / open_ended if open_ended else None,
+        "with_end": ended / plans,
+        "decided_at_high": late / ended if ended else None,
+        "kept": kept / ended if ended else None,
+        "kept_p": float(binomtest(kept, ended, KEPT, "less").pvalue) if ended else 1.0,
+    }
+
+
 def _count(num_simulations: int, **held: int) -> dict[str, Any]:
     """Return shares, and p-values of a coverage that is not below what is promised."""
     cell: dict[str, Any] = {}
@@ -281,6 +332,17 @@ POWER = [
     for seeds, examples in ((3, 100), (3, 1_000), (3, 5_000), (3, 25_000), (5, 5_000))
 ]
 
+PLANS = [
+    ("examples", 1, 0.0, 300),
+    ("examples", 1, 0.0, 1_000),
+    ("examples", 3, 0.0, 300),
+    ("examples", 3, 0.003, 300),
+    ("examples", 5, 0.003, 300),
+    ("seeds", 3, 0.003, 5_000),
+    ("seeds", 3, 0.01, 5_000),
+    ("seeds", 5, 0.01, 2_500),
+]
+
 
 def measure_all(num_simulations: int) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Measure every cell: the table, the cell's name and what was found."""
@@ -300,6 +362,9 @@ def measure_all(num_simulations: int) -> Iterator[tuple[str, str, dict[str, Any]
         count = num_simulations if examples < 25_000 else num_simulations // 4
         cell = measure_power(accuracies, seeds, examples, count)
         yield "power", f"{name}, {seeds} seeds, {examples:,}", cell
+    for what, seeds, spread, examples in PLANS:
+        cell = measure_plans(what, seeds, spread, examples, num_simulations // 2)
+        yield "plans", f"more {what}, {seeds} seeds, spread {100 * spread:.1f}, {examples:,}", cell
 
 
 def main() -> None:
