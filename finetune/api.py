@@ -137,7 +137,7 @@ def doctor(
     return Findings(examine(splits, check_labels=check_labels))
 
 
-def load_classifier(path: str | Path, trust_remote_code: bool = False) -> TextClassifier:
+def load_classifier(path: str | Path, trust_remote_code: bool = False, accelerated: bool = True) -> TextClassifier:
     """Load what a run saved, whatever its method, as an object that takes texts.
 
     The module of a family of your own has to be imported before; a folder can't make this function do it.
@@ -145,6 +145,8 @@ def load_classifier(path: str | Path, trust_remote_code: bool = False) -> TextCl
     Args:
         path: A run directory, a model folder, an export, `user/name` or `user/name@revision` on the Hub.
         trust_remote_code: Whether a model on the Hub may run code of its own; finetune's own don't.
+        accelerated: Whether a network computes with `finetune.accelerated`, the same up to rounding; else with
+            transformers' own modules alone.
 
     Returns:
         A classifier: `predict(texts)` gives each text's label, its probability and all probabilities, for pairs with
@@ -153,15 +155,15 @@ def load_classifier(path: str | Path, trust_remote_code: bool = False) -> TextCl
     Raises:
         finetune.errors.FinetuneError: If there is no model, or it can't be loaded.
     """
-    from finetune.inference.exported import is_exported, load_exported
-
-    if is_exported(str(path)):  # which runs without torch
-        return load_exported(path)
+    from finetune.inference.exported import is_exported
     from finetune.inference.predict import load_predictor
+
+    if is_exported(str(path)):  # which runs without the libraries that have to be quietened
+        return load_predictor(path, accelerated=accelerated)
     from finetune.quiet import quietly
 
     with quietly():
-        return load_predictor(path, trust_remote_code=trust_remote_code)
+        return load_predictor(path, trust_remote_code=trust_remote_code, accelerated=accelerated)
 
 
 def load(path: str, trust_remote_code: bool = False) -> tuple[Any, Any]:

@@ -100,11 +100,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     predict.add_argument("texts", metavar="TEXT", nargs="*", help="texts to label (default: the lines of the input)")
     predict.add_argument("--pairs", metavar="TEXT", nargs="+", help="a second text for each, for models of pairs")
-    predict.add_argument("--input_file", help="texts to label: .csv, .tsv, .jsonl or .parquet, of any size")
+    predict.add_argument("--input_file", help="texts to label, of any size: what training reads, or lines")
     predict.add_argument("--output_file", help="gets the rows of --input_file, with label and probabilities added")
     _add_text_flags(predict)
-    predict.add_argument("--num_threads", type=_count, help="threads (default: the physical cores)")
-    _add_family_flag(predict)
+    _add_prediction_flags(predict)
     predict.set_defaults(run=run_predict)
 
     evaluate = commands.add_parser("evaluate", help="measure a trained model on labelled texts", allow_abbrev=False)
@@ -115,8 +114,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_text_flags(evaluate)
     _add_label_flags(evaluate)
     evaluate.add_argument("--output_json", help="also write the metrics to this file")
-    evaluate.add_argument("--num_threads", type=_count, help="threads (default: the physical cores)")
-    _add_family_flag(evaluate)
+    _add_prediction_flags(evaluate)
     evaluate.set_defaults(run=run_evaluate)
 
     push = commands.add_parser("push", help="put a model on the Hub, and make sure it works there", allow_abbrev=False)
@@ -160,8 +158,7 @@ def build_parser() -> argparse.ArgumentParser:
     serve.add_argument("--max_body_bytes", type=_count, default=2_000_000, help="of a request (default: 2,000,000)")
     serve.add_argument("--max_texts", type=_count, default=256, help="in a request (default: 256)")
     serve.add_argument("--max_characters", type=_count, default=100_000, help="of a text (default: 100,000)")
-    serve.add_argument("--num_threads", type=_count, help="threads (default: the physical cores)")
-    _add_family_flag(serve)
+    _add_prediction_flags(serve)
     serve.set_defaults(run=run_serve)
 
     compare = commands.add_parser(
@@ -187,6 +184,12 @@ def build_parser() -> argparse.ArgumentParser:
     _add_verdict_flags(report)
     report.set_defaults(run=run_report)
     return parser
+
+
+def _add_prediction_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--num_threads", type=_count, help="threads (default: the physical cores)")
+    parser.add_argument("--no_accelerated", action="store_true", help="compute by transformers' own modules alone")
+    _add_family_flag(parser)
 
 
 def _add_family_flag(parser: argparse.ArgumentParser) -> None:
@@ -277,17 +280,14 @@ def run_predict(arguments: argparse.Namespace) -> None:
     if arguments.input_file is not None:
         from pathlib import Path
 
-        from finetune.inference.exported import is_exported
-
-        if not is_exported(arguments.path):  # which runs without torch
-            _prepare(arguments)
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-
+        _prepare_prediction(arguments)
         from finetune.inference.bulk import predict_file
 
         columns = {name: getattr(arguments, name) for name in ("text_column", "text_pair_column", "encoding")}
         files = Path(arguments.input_file), Path(arguments.output_file)
-        count = predict_file(arguments.path, *files, columns, arguments.num_threads)
+        count = predict_file(
+            arguments.path, *files, columns, arguments.num_threads, accelerated=not arguments.no_accelerated
+        )
         if count is not None:  # else the main process says it
             print(f"{count:,} rows in {arguments.output_file}")
         return
@@ -305,16 +305,12 @@ def run_predict(arguments: argparse.Namespace) -> None:
 
 
 def _load_predictor(arguments: argparse.Namespace) -> "TextClassifier":
-    """Load a model; of an export nothing but onnxruntime and the tokenizer is imported."""
-    from finetune.inference.exported import is_exported, load_exported
-
-    if is_exported(arguments.path):
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-        return load_exported(arguments.path, arguments.num_threads)
-    _prepare(arguments)
+    """Load the model that a command predicts with."""
+    _prepare_prediction(arguments)
     from finetune.inference.predict import load_predictor
 
-    return load_predictor(arguments.path)
+    how = {"accelerated": not arguments.no_accelerated, "num_threads": arguments.num_threads}
+    return load_predictor(arguments.path, **how)
 
 
 def _lines(stream: TextIO) -> Iterator[list[str]]:
@@ -351,7 +347,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
         name: getattr(arguments, name)
         for name in ("text_column", "text_pair_column", "label_column", "label_columns", "label_delimiter", "encoding")
     }
-    metrics, report = evaluate_file(arguments.path, arguments.test_file, columns)
+    metrics, report = evaluate_file(_load_predictor(arguments), arguments.test_file, columns)
     for name, value in metrics.items():
         if isinstance(value, float | int):
             low, high = metrics.get(f"{name}_interval", (None, None))
@@ -481,6 +477,16 @@ def _prepare(arguments: argparse.Namespace) -> None:
     quiet_program()
     datasets.disable_progress_bars()
     use_processor(getattr(arguments, "num_threads", None) or default_num_threads())
+
+
+def _prepare_prediction(arguments: argparse.Namespace) -> None:
+    """Likewise for a prediction; for an export nothing but onnxruntime and the tokenizer is imported."""
+    from finetune.inference.exported import is_exported
+
+    if is_exported(arguments.path):
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    else:
+        _prepare(arguments)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -15,7 +15,7 @@ import evaluate
 import numpy as np
 from datasets import Features, Sequence, Value
 
-from finetune.metrics import METRIC_FUNCTIONS, MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from finetune.metrics import METRICS, MULTI_LABEL, REGRESSION, SINGLE_LABEL, compute_metric
 
 __all__ = ["LogitMetric", "list_metrics"]
 
@@ -52,7 +52,7 @@ class LogitMetric(evaluate.Metric):
         logits, labels = np.asarray(predictions, dtype=exact), np.asarray(references)
         if self.problem_type == MULTI_LABEL:
             labels = labels.astype(np.float32)
-        return {self.metric_name: METRIC_FUNCTIONS[self.problem_type][self.metric_name](logits, labels)}
+        return {self.metric_name: compute_metric(self.metric_name, logits, labels, self.problem_type)}
 
 
 def list_metrics(problem_type: str = SINGLE_LABEL) -> list[LogitMetric]:
@@ -64,4 +64,4 @@ def list_metrics(problem_type: str = SINGLE_LABEL) -> list[LogitMetric]:
     Returns:
         An object for each name in `finetune.metrics.METRICS[problem_type]`.
     """
-    return [LogitMetric(name, problem_type) for name in METRIC_FUNCTIONS[problem_type]]
+    return [LogitMetric(name, problem_type) for name in METRICS[problem_type]]

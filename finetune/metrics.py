@@ -33,7 +33,6 @@ __all__ = [
     "DEFAULT_METRIC",
     "GREATER_IS_BETTER",
     "METRICS",
-    "METRIC_FUNCTIONS",
     "MULTI_LABEL",
     "PROBLEM_TYPES",
     "REGRESSION",
@@ -41,6 +40,7 @@ __all__ = [
     "accuracy_interval",
     "compute_classification_report",
     "compute_log_loss",
+    "compute_metric",
     "compute_metrics",
     "compute_per_class",
     "compute_roc_auc",
@@ -50,7 +50,7 @@ __all__ = [
     "tune_thresholds",
 ]
 
-# Of logits `(num_examples, num_labels)` and labels.
+# Of predictions as `predict_labels` gives them, or of logits `(num_examples, num_labels)`; and of labels.
 MetricFunction = Callable[[np.ndarray, np.ndarray], float]
 
 # Every metric that `compute_metrics` returns, and so every value `--metric_for_best_model` may take; whether more is
@@ -79,8 +79,6 @@ METRICS: dict[str, dict[str, bool]] = {
     REGRESSION: {"mse": False, "mae": False, "r2": True, "pearson": True, "spearman": True, "loss": False},
 }
 GREATER_IS_BETTER = {name: greater for metrics in METRICS.values() for name, greater in metrics.items()}
-# Those of several labels that go by what is predicted, and not by probabilities.
-DECISION_METRICS = {"micro_f1", "macro_f1", "precision", "recall", "accuracy"}
 # Examples with a label, and without it, from which on its threshold is chosen. With ten, of a label in a hundred, the
 # chosen threshold gave an F1 from 2 points below to 21 above that of one half in simulations; with two, from 8 below.
 FEWEST_TO_TUNE = 10
@@ -91,7 +89,7 @@ def compute_metrics(
     logits: np.ndarray,
     labels: np.ndarray,
     problem_type: str = SINGLE_LABEL,
-    thresholds: Sequence[float] | None = None,
+    predicted: np.ndarray | None = None,
 ) -> dict[str, float]:
     """Compute every metric of a task.
 
@@ -107,7 +105,7 @@ def compute_metrics(
         labels: Class numbers in `[0, num_labels)` or numbers to predict, shape `(num_examples,)`; for several labels 0
             and 1, shape `(num_examples, num_labels)`.
         problem_type: One of `PROBLEM_TYPES`.
-        thresholds: See `predict_labels`.
+        predicted: What `predict_labels` makes of the logits; by one half, where there are several labels, if None.
 
     Returns:
         The names of `METRICS[problem_type]` with their values; NaN where one is not defined on these examples.
@@ -116,52 +114,50 @@ def compute_metrics(
         >>> compute_metrics(np.array([[2.0, 0.0], [0.0, 2.0]]), np.array([0, 1]))["accuracy"]
         1.0
     """
-    # A threshold moves what is predicted and nothing else: a label that is has a logit above 0 then, another one below.
-    decided = logits if thresholds is None else predict_labels(logits, problem_type, thresholds) - 0.5
-    return {
-        name: function(decided if problem_type == MULTI_LABEL and name in DECISION_METRICS else logits, labels)
-        for name, function in METRIC_FUNCTIONS[problem_type].items()
+    if predicted is None:
+        predicted = predict_labels(logits, problem_type)
+    decided, scored = DECISION_METRICS[problem_type], SCORE_METRICS[problem_type]
+    return {name: function(predicted, labels) for name, function in decided.items()} | {
+        name: function(logits, labels) for name, function in scored.items()
     }
 
 
-def _of_classes(function: Callable[..., Any], **kwargs: Any) -> MetricFunction:
-    """Make a function of logits from one of scikit-learn's of predicted class numbers."""
+def compute_metric(name: str, logits: np.ndarray, labels: np.ndarray, problem_type: str = SINGLE_LABEL) -> float:
+    """Compute one of the metrics of a task; see `compute_metrics`."""
+    if name in DECISION_METRICS[problem_type]:
+        return DECISION_METRICS[problem_type][name](predict_labels(logits, problem_type), labels)
+    return SCORE_METRICS[problem_type][name](logits, labels)
 
-    def compute(logits: np.ndarray, labels: np.ndarray) -> float:
-        return float(function(labels, predict_labels(logits, SINGLE_LABEL), **kwargs))
+
+def _of_decisions(function: Callable[..., Any], **kwargs: Any) -> MetricFunction:
+    """Make a function of predictions and labels from one of scikit-learn's, which takes the labels first."""
+
+    def compute(predicted: np.ndarray, labels: np.ndarray) -> float:
+        return float(function(labels, predicted, **kwargs))
 
     return compute
 
 
-def _macro(function: Callable[..., Any], problem_type: str) -> MetricFunction:
+def _macro(function: Callable[..., Any]) -> MetricFunction:
     """Likewise a mean over the labels that have examples; NaN where none has."""
 
-    def compute(logits: np.ndarray, labels: np.ndarray) -> float:
-        present, predictions = present_labels(labels), predict_labels(logits, problem_type)
+    def compute(predicted: np.ndarray, labels: np.ndarray) -> float:
+        present = present_labels(labels)
         if len(present) == 0:
             return float("nan")
-        return float(function(labels, predictions, labels=present, average="macro", zero_division=0))
+        return float(function(labels, predicted, labels=present, average="macro", zero_division=0))
 
     return compute
 
 
-def _compute_balanced_accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
+def _compute_balanced_accuracy(predicted: np.ndarray, labels: np.ndarray) -> float:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of predicted classes without examples
-        return float(balanced_accuracy_score(labels, predict_labels(logits, SINGLE_LABEL)))
-
-
-def _of_label_sets(function: Callable[..., Any], **kwargs: Any) -> MetricFunction:
-    """Make a function of logits from one of scikit-learn's of predicted sets of labels."""
-
-    def compute(logits: np.ndarray, labels: np.ndarray) -> float:
-        return float(function(labels, predict_labels(logits, MULTI_LABEL), **kwargs))
-
-    return compute
+        return float(balanced_accuracy_score(labels, predicted))
 
 
 def _of_label_scores(function: Callable[..., Any]) -> MetricFunction:
-    """Likewise of scores; NaN where a label has every example or none."""
+    """Make a function of logits from one of scikit-learn's of scores; NaN where a label has every example or none."""
 
     def compute(logits: np.ndarray, labels: np.ndarray) -> float:
         varying = (labels.min(axis=0) != labels.max(axis=0)).all()
@@ -253,16 +249,16 @@ def tune_thresholds(logits: np.ndarray, labels: np.ndarray) -> list[float]:
 
 
 def compute_per_class(
-    logits: np.ndarray,
-    labels: np.ndarray,
-    label_names: Sequence[str],
-    problem_type: str = SINGLE_LABEL,
-    thresholds: Sequence[float] | None = None,
+    predicted: np.ndarray, labels: np.ndarray, label_names: Sequence[str]
 ) -> dict[str, dict[str, float]]:
-    """Compute precision, recall, F1 and the number of examples of each class; 0 where one has no examples."""
-    table = precision_recall_fscore_support(
-        labels, predict_labels(logits, problem_type, thresholds), labels=range(len(label_names)), zero_division=0
-    )
+    """Compute precision, recall, F1 and the number of examples of each class; 0 where one has no examples.
+
+    Args:
+        predicted: As `predict_labels` gives it.
+        labels: Likewise the true ones.
+        label_names: Names of the labels in the order of their numbers.
+    """
+    table = precision_recall_fscore_support(labels, predicted, labels=range(len(label_names)), zero_division=0)
     names = ("precision", "recall", "f1", "num_examples")
     return {
         label: {
@@ -297,24 +293,28 @@ def compute_log_loss(logits: np.ndarray, labels: np.ndarray) -> float:
     return float(-log_softmax(logits.astype(np.float64), axis=-1)[np.arange(len(labels)), labels].mean())
 
 
-# Each metric of `METRICS` as a function of logits and labels.
-METRIC_FUNCTIONS: dict[str, dict[str, MetricFunction]] = {
+# Each metric of `METRICS`: those that go by what is predicted, and those that go by logits.
+DECISION_METRICS: dict[str, dict[str, MetricFunction]] = {
     SINGLE_LABEL: {
-        "accuracy": _of_classes(accuracy_score),
+        "accuracy": _of_decisions(accuracy_score),
         "balanced_accuracy": _compute_balanced_accuracy,
-        "macro_f1": _macro(f1_score, SINGLE_LABEL),
-        "precision": _macro(precision_score, SINGLE_LABEL),
-        "recall": _macro(recall_score, SINGLE_LABEL),
-        "mcc": _of_classes(matthews_corrcoef),
-        "roc_auc": compute_roc_auc,
-        "loss": compute_log_loss,
+        "macro_f1": _macro(f1_score),
+        "precision": _macro(precision_score),
+        "recall": _macro(recall_score),
+        "mcc": _of_decisions(matthews_corrcoef),
     },
     MULTI_LABEL: {
-        "micro_f1": _of_label_sets(f1_score, average="micro", zero_division=0),
-        "macro_f1": _macro(f1_score, MULTI_LABEL),
-        "precision": _macro(precision_score, MULTI_LABEL),
-        "recall": _macro(recall_score, MULTI_LABEL),
-        "accuracy": _of_label_sets(accuracy_score),
+        "micro_f1": _of_decisions(f1_score, average="micro", zero_division=0),
+        "macro_f1": _macro(f1_score),
+        "precision": _macro(precision_score),
+        "recall": _macro(recall_score),
+        "accuracy": _of_decisions(accuracy_score),
+    },
+    REGRESSION: {},
+}
+SCORE_METRICS: dict[str, dict[str, MetricFunction]] = {
+    SINGLE_LABEL: {"roc_auc": compute_roc_auc, "loss": compute_log_loss},
+    MULTI_LABEL: {
         "roc_auc": _of_label_scores(roc_auc_score),
         "average_precision": _of_label_scores(average_precision_score),
         "loss": _compute_binary_log_loss,
@@ -350,21 +350,15 @@ def mean_interval(values: np.ndarray) -> tuple[float, float]:
     return float(values.mean()) - half, float(values.mean()) + half
 
 
-def compute_classification_report(
-    logits: np.ndarray,
-    labels: np.ndarray,
-    label_names: Sequence[str],
-    problem_type: str = SINGLE_LABEL,
-    thresholds: Sequence[float] | None = None,
-) -> str:
+def compute_classification_report(predicted: np.ndarray, labels: np.ndarray, label_names: Sequence[str]) -> str:
     """Write precision, recall, F1 and the number of examples of each class as scikit-learn's text table.
 
-    Classes without examples are named below it: they are in no mean.
+    Classes without examples are named below it: they are in no mean. For the arguments see `compute_per_class`.
     """
     present = present_labels(labels)
     table: str = classification_report(
         labels,
-        predict_labels(logits, problem_type, thresholds),
+        predicted,
         labels=present,
         target_names=[label_names[number] for number in present],
         digits=3,

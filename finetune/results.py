@@ -45,7 +45,7 @@ class TrainedRun:
         from finetune.quiet import quietly
 
         with quietly():
-            return load_predictor(self.directory)
+            return load_predictor(self.directory, accelerated=self.record.arguments.run.get("accelerated", True))
 
     def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> "list[Prediction]":
         """Predict with the saved model.

@@ -1,9 +1,15 @@
 """Small real parts: a two-layer BERT of width 16 with its tokenizer, and sixty reviews that it can learn."""
 
+import getpass
 import os
+import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# What torch.compile has kept it takes for the present processor's, also where this switch plays an older one.
+os.environ["TORCHINDUCTOR_CACHE_DIR"] = "/".join(
+    [tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}", os.environ.get("ATEN_CPU_CAPABILITY", "native")]
+)
 
 import csv
 import functools

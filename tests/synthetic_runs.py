@@ -15,6 +15,7 @@ from finetune.metrics import (
     compute_metrics,
     compute_per_class,
     mean_interval,
+    predict_labels,
 )
 
 WORDS = ["film", "plot", "actor", "scene", "story", "music", "ending", "dull", "lovely", "slow", "sharp", "warm"]
@@ -176,7 +177,7 @@ def _measure(logits, labels, problem_type, label_names):
     metrics = {**compute_metrics(logits, labels, problem_type), "num_examples": len(labels)}
     if problem_type == REGRESSION:
         return {**metrics, "mae_interval": mean_interval(np.abs(logits[:, 0] - labels))}
-    per_class = compute_per_class(logits, labels, label_names, problem_type)
+    per_class = compute_per_class(predict_labels(logits, problem_type), labels, label_names)
     return {**metrics, "accuracy_interval": accuracy_interval(metrics["accuracy"], len(labels)), "per_class": per_class}
 
 

@@ -61,7 +61,7 @@ def predict(run, source, target, *extra):
     finetune_command(["predict", str(run), "--input_file", str(source), "--output_file", str(target), *extra])
 
 
-@pytest.mark.parametrize("ending", bulk.FORMATS)
+@pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl", ".parquet"])
 def test_the_output_is_the_input_with_label_and_probabilities(runs, rows, tmp_path, monkeypatch, capsys, ending):
     monkeypatch.setattr(bulk, "ROWS_AT_ONCE", 16)
     source = write(tmp_path / f"in{ending}", rows)
@@ -80,6 +80,73 @@ def test_the_output_is_the_input_with_label_and_probabilities(runs, rows, tmp_pa
         assert len(one) == len(row) + 3
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"in{ending}", f"out{ending}"]
     assert f"{COUNT} rows" in capsys.readouterr().out
+
+
+REVIEWS = make_reviews(12, offset=900)
+OBJECTS = [{"text": text, "label": label, "n": 1234567.5} for text, label in REVIEWS]
+LAYOUTS = {
+    "a.tab": ("out.tsv", "text\tlabel\n" + "".join(f"{text}\t{label}\n" for text, label in REVIEWS)),
+    "orange.tab": (
+        "out.tsv", "text\tmood\nstring\tdiscrete\nmeta\tclass\n" + "".join(f"{a}\t{b}\n" for a, b in REVIEWS)
+    ),
+    "bars.csv": ("out.csv", "text|label\n" + "".join(f"{text}|{label}\n" for text, label in REVIEWS)),
+    "a.json": ("out.jsonl", json.dumps(OBJECTS)),
+    "data.json": ("out.jsonl", json.dumps({"data": OBJECTS}, indent=1)),
+    "a.ndjson.gz": ("out.jsonl", "".join(json.dumps(row) + "\n" for row in OBJECTS)),
+    "a.xlsx": ("out.csv", None),
+    "folder": ("out.csv", None),
+    "labels.txt": ("out.csv", "".join(f"{label} {text}\n" for text, label in REVIEWS)),
+    "behind.txt.gz": ("out.csv", "".join(f"{text}\t{label}\n" for text, label in REVIEWS)),
+    "fasttext": ("out.csv", "".join(f"__label__{label} {text}\n" for text, label in REVIEWS)),
+    "plain.txt": ("out.csv", "\ufeff" + "".join(f"{text}\n" for text, _ in REVIEWS)),
+    "other.txt": ("out.csv", "".join(f"n{row % 3} {text}\n" for row, (text, _) in enumerate(REVIEWS))),
+}  # fmt: skip
+
+
+def write_layout(path, content):
+    if path.name == "a.xlsx":
+        book = pytest.importorskip("openpyxl").Workbook()
+        for row in [("text", "label", "n"), *(tuple(row.values()) for row in OBJECTS)]:
+            book.active.append(row)
+        book.save(path)
+    elif path.name == "folder":
+        for number, (text, label) in enumerate(REVIEWS):
+            (path / label).mkdir(parents=True, exist_ok=True)
+            (path / label / f"{number:02}.txt").write_text(text)
+    else:
+        path.write_bytes(gzip.compress(content.encode()) if path.suffix == ".gz" else content.encode())
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_whatever_training_reads_is_labelled_and_measured(runs, tmp_path, capsys, name):
+    target, content = LAYOUTS[name]
+    write_layout(tmp_path / name, content)
+    predict(runs / "tfidf", tmp_path / name, tmp_path / target)
+    found = read(tmp_path / target)
+    prefix = {"other.txt": [f"n{row % 3} " for row in range(12)]}.get(name, [""] * 12)
+    texts = [one + text for one, (text, _) in zip(prefix, REVIEWS, strict=True)]
+    assert sorted(row["text"] for row in found) == sorted(texts)
+    answers = {
+        text: one.labels[0] for text, one in zip(texts, load_predictor(runs / "tfidf").predict(texts), strict=True)
+    }
+    assert {row["text"]: row["predicted_label"] for row in found} == answers
+    if "n" in found[0]:
+        assert {float(row["n"]) for row in found} == {1234567.5}  # the user's numbers are as they were
+    capsys.readouterr()
+    if name in ("plain.txt", "other.txt"):
+        return
+    finetune_command(["evaluate", str(runs / "tfidf"), "--test_file", str(tmp_path / name)])
+    right = sum(answers[text] == label for text, label in REVIEWS)
+    assert f"{'accuracy':<18} {right / 12:.4f}" in capsys.readouterr().out
+
+
+def test_lines_of_which_some_begin_with_a_label_are_refused(runs, tmp_path, capsys):
+    (tmp_path / "in.txt").write_text("pos a good film\nthe plot was bad\n" * 3)
+    with pytest.raises(SystemExit):
+        predict(runs / "tfidf", tmp_path / "in.txt", tmp_path / "out.csv")
+    assert "in all lines of" in (line := capsys.readouterr().err)
+    assert "line 1 has one and line 2 has none" in line
+    assert not (tmp_path / "out.csv").exists()
 
 
 class PowerCut(BaseException):
@@ -133,11 +200,13 @@ def test_an_unfinished_output_of_another_input_is_left_alone(runs, rows, tmp_pat
 @pytest.mark.parametrize(
     ("source", "target", "message"),
     [
-        ("in.csv", "out.jsonl", "in the format of the input"),
-        ("in.csv", "out.txt", "to end in one of"),
+        ("in.csv", "out.jsonl", "to end in .csv, as"),
+        ("in.csv", "out.txt", "to end in .csv, as"),
+        ("in.json", "out.json", "to end in .jsonl, as"),
         ("in.csv", "there.csv", "exists"),
         ("in.csv", "nowhere/out.csv", "in a folder"),
-        ("in.json", "out.jsonl", "all but the last also with .gz"),
+        ("in.json", "out.jsonl", "to tell the text column"),
+        ("in.parquet.gz", "out.parquet", "Unpack it"),
         ("missing.csv", "out.csv", "does not exist"),
         ("taken.csv", "out.csv", "without the columns ['predicted_label']"),
     ],
@@ -145,6 +214,7 @@ def test_an_unfinished_output_of_another_input_is_left_alone(runs, rows, tmp_pat
 def test_files_that_don_t_fit_are_refused(runs, rows, tmp_path, capsys, source, target, message):
     write(tmp_path / "in.csv", rows)
     (tmp_path / "in.json").write_text("[]")
+    (tmp_path / "in.parquet.gz").write_bytes(b"")
     write(tmp_path / "taken.csv", [{**row, "predicted_label": "x"} for row in rows])
     (tmp_path / "there.csv").write_text("kept")
     with pytest.raises(SystemExit) as caught:

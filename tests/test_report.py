@@ -25,8 +25,8 @@ from finetune.comparison.calibration import fit_temperature
 from finetune.comparison.command import report_runs
 from finetune.comparison.costs import format_cost
 from finetune.comparison.differences import find_confusions, find_differences
-from finetune.comparison.figures import embed_svg, plot_quality_by_cost, render_svg
 from finetune.comparison.groups import Group
+from finetune.comparison.plots import embed_svg, plot_quality_by_cost, render_svg
 from finetune.comparison.report import build_report, to_json
 from finetune.comparison.runs import Predictions, StoredRun, find_run_directories, load_run, load_runs
 from finetune.comparison.statistics import Interval, find_support, mean_interval

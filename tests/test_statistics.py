@@ -138,10 +138,10 @@ def test_p_value_agrees_with_the_interval():
 
 def test_a_foreseen_difference_moves_by_what_its_uncertainty_loses():
     difference = paired_difference(draw_scores(0, 1, 20_000), draw_scores(1, 1, 20_000))
-    same, more = (difference.foresee(number, np.zeros(2)) for number in (20_000, 80_000))
-    assert (same.movement, same.standard_errors) == (0, pytest.approx(difference.standard_error))
-    assert more.standard_errors == pytest.approx(difference.standard_error / 2)
-    assert more.movement**2 + more.standard_errors**2 == pytest.approx(difference.standard_error**2)
+    same, more = difference.foresee(20_000), difference.foresee(80_000)
+    assert (same.movement, same.standard_error) == (0, pytest.approx(difference.standard_error))
+    assert more.standard_error == pytest.approx(difference.standard_error / 2)
+    assert more.movement**2 + more.standard_error**2 == pytest.approx(difference.standard_error**2)
 
 
 @pytest.mark.parametrize("scores", [np.ones(5), np.ones((1, 1)), np.array([[1.0, np.nan]]), np.ones((2, 4))])

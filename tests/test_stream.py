@@ -9,12 +9,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import make_reviews
+from datasets import ClassLabel, Dataset
 from safetensors.numpy import load_file
 
-from finetune.data.labels import Task
+from finetune.data.columns import Columns
+from finetune.data.labels import Task, label_matrix
+from finetune.data.load import load_given_splits, open_stream
 from finetune.data.stream import Shards, StreamedStepSampler, TokenizingRows
 from finetune.data.tokenize import TextConfig
 from finetune.errors import FinetuneError
+from finetune.settings.parts import DataArguments
 
 TASK = Task("single_label_classification", ["neg", "pos"])
 NUM_ROWS = 2_037
@@ -32,7 +36,7 @@ def folder(tmp_path_factory):
 
 
 def open_rows(folder, tokenizer=None):
-    return TokenizingRows(Shards(folder), {"text": "text", "label": "label"}, TASK, None, tokenizer, TextConfig(24))
+    return TokenizingRows(Shards(folder), Columns("text", "label"), TASK, None, tokenizer, TextConfig(24))
 
 
 def epoch(folder, number=0, seed=3, **settings):
@@ -82,6 +86,72 @@ def test_rows_become_examples(folder, tiny_bert):
     examples = rows.__getitems__([{"text": "good film", "label": "pos"}, {"text": None, "label": "neg"}])
     assert [example["labels"] for example in examples] == [1, 0]
     assert [len(example["input_ids"]) for example in examples] == [4, 2]
+
+
+SOURCES = {
+    "columns of 0 and 1": {"label_columns": "toxic,obscene"},
+    "of true and false": {"label_columns": "is_toxic,is_obscene"},
+    "classes by their names": {"label_columns": "named,obscene"},
+    "within objects": {"text_column": "data.text", "label_columns": "data.toxic,data.obscene"},
+    "one label within objects": {"text_column": "data.text", "label_column": "data.mood"},
+    "vectors": {"label_column": "vector"},
+}
+
+
+def write_shards(folder):
+    """Two shards whose classes are numbered the other way round."""
+    folder.mkdir()
+    bits = [(1, 0), (0, 0), (1, 1), (0, 1)] * 15
+    for shard, names in enumerate((["no", "yes"], ["yes", "no"])):
+        rows = [
+            {"text": f"{text} {shard}", "toxic": toxic, "obscene": obscene, "is_toxic": bool(toxic),
+             "is_obscene": bool(obscene), "named": names.index(["no", "yes"][toxic]), "vector": [toxic, obscene],
+             "data": {"text": f"{text} {shard}", "toxic": toxic, "obscene": obscene, "mood": ["good", "bad"][toxic]}}
+            for (text, _), (toxic, obscene) in zip(make_reviews(60, offset=60 * shard), bits, strict=True)
+        ]  # fmt: skip
+        dataset = Dataset.from_list(rows)
+        dataset.cast_column("named", ClassLabel(names=names)).to_parquet(folder / f"{shard}.parquet")
+    return bits * 2
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_labels_stand_in_shards_as_they_do_in_files(tiny_bert, tmp_path, source):
+    from transformers import AutoTokenizer
+
+    bits = write_shards(tmp_path / "shards")
+    other = Dataset.from_parquet(str(tmp_path / "shards/0.parquet")).select(range(8))
+    other.to_parquet(tmp_path / "test.parquet")
+    arguments = DataArguments(train_file=str(tmp_path / "shards"), validation_file=str(tmp_path / "test.parquet"),
+                              test_file=str(tmp_path / "test.parquet"), streaming=True, **SOURCES[source])  # fmt: skip
+    splits = load_given_splits(arguments)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
+    stream = open_stream(arguments, splits.task, tokenizer, TextConfig(24))
+    read = [row for rows in stream.shards.read([(0, 0, 50), (0, 50, 60), (1, 0, 50), (1, 50, 60)], stream.names)
+            for row in rows]  # fmt: skip
+    examples = stream.__getitems__(read)
+    if source == "one label within objects":
+        assert splits.task.label_names == ["bad", "good"]
+        assert [example["labels"] for example in examples] == [1 - toxic for toxic, _ in bits]
+        return
+    assert [tuple(map(int, example["labels"])) for example in examples] == bits
+    matrix = label_matrix(splits["test"]["label"], splits.task)
+    assert [tuple(map(int, row)) for row in matrix] == bits[:8]
+    assert splits["train"]["text"][:2] == [row["text"] if "text" in row else row["data"]["text"] for row in read[:2]]
+
+
+def test_columns_of_0_and_1_are_examined_in_all_shards(tmp_path):
+    write_shards(tmp_path / "shards")
+    test = str(tmp_path / "shards/0.parquet")
+    arguments = {"train_file": str(tmp_path / "shards"), "validation_file": test, "test_file": test, "streaming": True}
+    with pytest.raises(FinetuneError, match="read with --label_columns toxic,obscene"):
+        load_given_splits(DataArguments(**arguments, text_column="text"))
+    table = pq.read_table(test)
+    twos = table.set_column(table.column_names.index("toxic"), "toxic", pa.array([0] * 59 + [2]))
+    pq.write_table(twos, tmp_path / "shards/0.parquet", row_group_size=10)
+    with pytest.raises(FinetuneError, match="but column 'toxic' has '2'"):
+        load_given_splits(DataArguments(**arguments, label_columns="toxic,obscene"))
+    with pytest.raises(FinetuneError, match="folder of Parquet files with --streaming, but got none"):
+        load_given_splits(DataArguments(dataset_name=str(tmp_path), streaming=True))
 
 
 @pytest.fixture(scope="module")

@@ -57,7 +57,7 @@ def build(model_type, settings):
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(model_type, **settings))
     head = "score" if model_type == "gpt2" else "classifier"
-    model.missing_weights = [f"{head}.{name}" for name, _ in getattr(model, head).named_parameters()]
+    model.new_modules = [head]
     return model
 
 

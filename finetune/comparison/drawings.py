@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from finetune.comparison.costs import format_cost
 from finetune.comparison.differences import find_confusions
-from finetune.comparison.figures import (
+from finetune.comparison.plots import (
     embed_svg,
     plot_confusion,
     plot_curves,

@@ -19,7 +19,7 @@ from finetune import __version__
 from finetune.comparison.costs import COSTS, VERDICT_COSTS, format_cost
 from finetune.comparison.differences import Example, find_confusions
 from finetune.comparison.drawings import Drawing
-from finetune.comparison.figures import COLOURS
+from finetune.comparison.plots import COLOURS
 from finetune.comparison.report import Report
 from finetune.comparison.runs import SPLITS, StoredRun
 from finetune.comparison.table import METRIC_NAMES, Row, format_interval, format_metric

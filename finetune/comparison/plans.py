@@ -63,15 +63,13 @@ def plan_examples(difference: Difference, margin: float, level: float) -> Plan |
     """
     now, freedom = difference.num_examples, difference.degrees_of_freedom
     distance = difference.estimate + margin
-    rng, several = np.random.default_rng(0), max(difference.num_seeds) > 1
-    true = [_draw_variances(rng, *parts) for parts in _parts(difference)]
-    possible = np.stack(true, axis=-1) if several else np.zeros((1, 2))
 
     def chance(more: int) -> float:
-        ahead = difference.foresee(now + more, possible)
-        needed = stdtrit(ahead.degrees_of_freedom, 1 - level) * ahead.standard_errors
-        sides = [stdtr(freedom, (side * distance - needed) / ahead.movement).mean() for side in (-1, 1)]
-        return float(sum(sides))
+        ahead = difference.foresee(now + more)
+        needed = float(stdtrit(ahead.degrees_of_freedom, 1 - level)) * ahead.standard_error
+        if ahead.movement == 0:
+            return float(abs(distance) >= needed)
+        return float(stdtr(freedom, [(side * distance - needed) / ahead.movement for side in (-1, 1)]).sum())
 
     return _find(chance, MOST_TIMES * now)
 
@@ -91,10 +89,13 @@ def plan_seeds(difference: Difference, margin: float, level: float) -> Plan | No
     moved = np.zeros((NUM_DRAWN, MOST_SEEDS))
     of_examples = np.full(MOST_SEEDS, difference.example_variance / num_examples)
     of_runs, spread = np.zeros_like(moved), np.zeros_like(moved)
-    for sign, (seeds, observed, noise) in zip((1, -1), _parts(difference), strict=True):
+    for sign, seeds, observed, noise in zip(
+        (1, -1), difference.num_seeds, difference.run_variances, difference.noise_variances, strict=True
+    ):
         if seeds == 1:
             continue
-        true = (_draw_variances(rng, seeds, observed, noise)[:, None] + noise) ** 0.5
+        noise /= num_examples
+        true = np.maximum(observed * (seeds - 1) / rng.chisquare(seeds - 1, NUM_DRAWN), noise)[:, None] ** 0.5
         # The means of the new runs, from that of the old ones, which lies beside the true one.
         new = true * (rng.standard_normal((NUM_DRAWN, 1)) / seeds**0.5 + rng.standard_normal(moved.shape))
         total = seeds + more
@@ -112,19 +113,6 @@ def plan_seeds(difference: Difference, margin: float, level: float) -> Plan | No
         return float((distance[:, number - 1] >= stdtrit(freedom[:, number - 1], 1 - level)).mean())
 
     return _find(chance, MOST_SEEDS)
-
-
-def _parts(difference: Difference) -> list[tuple[int, float, float]]:
-    """Return of each method its runs, the variance between their means on these examples, and that of its noise."""
-    noise = (variance / difference.num_examples for variance in difference.noise_variances)
-    return list(zip(difference.num_seeds, difference.run_variances, noise, strict=True))
-
-
-def _draw_variances(rng: np.random.Generator, seeds: int, observed: float, noise: float) -> np.ndarray:
-    """Draw what the variance between runs might truly be without the noise, `(NUM_DRAWN,)`; 0 with one run."""
-    if seeds == 1:
-        return np.zeros(NUM_DRAWN)
-    return np.maximum(observed * (seeds - 1) / rng.chisquare(seeds - 1, NUM_DRAWN) - noise, 0)
 
 
 def _find(chance: Callable[[int], float], most: int) -> Plan | None:

@@ -306,10 +306,7 @@ def _decisions(predictions: Predictions, several: bool) -> tuple[np.ndarray, np.
 
 
 def _per_class(group: Group) -> dict[str, dict[str, float]]:
-    tables = [
-        compute_per_class(run.test.logits, run.test.labels, run.label_names, run.problem_type, run.thresholds)
-        for run in group.runs
-    ]
+    tables = [compute_per_class(run.decide(), run.test.labels, run.label_names) for run in group.runs]
     return {
         label: {name: float(np.mean([table[label][name] for table in tables])) for name in tables[0][label]}
         for label in tables[0]

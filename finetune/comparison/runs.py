@@ -196,22 +196,23 @@ def load_run(directory: Path) -> StoredRun:
     thresholds = None if record.thresholds is None else record.thresholds.values
     if thresholds is not None and len(thresholds) != num_labels:
         raise FinetuneError(f"expected {num_labels} thresholds in run.json, but found {len(thresholds)}")
+    record_splits = dict(record.data.splits)
     predictions, metrics = {}, {}
     for split, recorded in record.metrics:
         if recorded.labels_withheld:
             raise FinetuneError(f"the labels of its {split} split are withheld, so there is nothing to compare")
         path = directory / "predictions" / f"{split}.parquet"
         predictions[split] = _read_predictions(path, problem_type, num_labels)
-        rows, found = dict(record.data.splits)[split].rows, len(predictions[split].logits)
-        if found != rows:
-            raise FinetuneError(f"expected {rows} rows in {split}.parquet, as run.json says, but found {found}")
+        logits, labels, rows = predictions[split].logits, predictions[split].labels, record_splits[split].rows
+        if len(logits) != rows:
+            raise FinetuneError(f"expected {rows} rows in {split}.parquet, as run.json says, but found {len(logits)}")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"sklearn\..*")  # of classes without examples, which have no ROC
-            measured = compute_metrics(predictions[split].logits, predictions[split].labels, problem_type, thresholds)
-            at_half = measured
+            decided = predict_labels(logits, problem_type, thresholds)
+            measured = at_half = compute_metrics(logits, labels, problem_type, decided)
             if record.thresholds is not None and record.thresholds.validation is not None:  # of 0.1
-                at_half = compute_metrics(predictions[split].logits, predictions[split].labels, problem_type)
-        _check_metrics(recorded, at_half, predictions[split].labels, num_labels, split)
+                at_half = compute_metrics(logits, labels, problem_type)
+        _check_metrics(recorded, at_half, labels, num_labels, split)
         metrics[split] = measured
     history = _read_history(directory / "history.jsonl")
     return StoredRun(directory, record, predictions["validation"], predictions["test"], metrics["test"], history)

@@ -22,7 +22,7 @@ or 300 examples; 92 to 94 % where most of the uncertainty comes from 3 seeds of 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy.special import bdtr, stdtr, stdtrit
@@ -155,24 +155,23 @@ class Difference:
             return float(distance >= 0)
         return float(stdtr(self.degrees_of_freedom, distance / self.standard_error))
 
-    def foresee(self, num_examples: int, seed_variances: np.ndarray) -> "Foreseen":
+    def foresee(self, num_examples: int) -> "Foreseen":
         """Foresee the same difference, with the same runs, on more examples, of which the present ones are a part.
 
         Args:
             num_examples: At least as many as now.
-            seed_variances: What those of the two methods might be, `(..., 2)`.
 
         Returns:
-            What these and the other variances that were measured let expect, `(...)` each.
+            What the variances that were measured let expect: as uncertain as they are.
         """
-        seeds, noise = np.array(self.num_seeds), np.array(self.noise_variances)
+        seeds, noise, runs = np.array(self.num_seeds), np.array(self.noise_variances), np.array(self.seed_variances)
         of_examples = float(self.example_variance + (noise / seeds).sum())
         between_examples = of_examples / num_examples
-        variance = between_examples + (_widen(seeds) * seed_variances / seeds).sum(axis=-1)
-        observed = seed_variances + noise / num_examples
+        variance = between_examples + float((_widen(seeds) * runs / seeds).sum())
+        observed = runs + noise / num_examples
         return Foreseen(
             movement=(of_examples / self.num_examples - between_examples) ** 0.5,
-            standard_errors=variance**0.5,
+            standard_error=variance**0.5,
             degrees_of_freedom=_satterthwaite(variance, between_examples, num_examples - 1, observed, seeds),
         )
 
@@ -182,13 +181,13 @@ class Foreseen(NamedTuple):
 
     Attributes:
         movement: Standard deviation of its estimate around the present one: what the uncertainty will have lost.
-        standard_errors: Of its estimate.
+        standard_error: Of its estimate.
         degrees_of_freedom: Of Student's t.
     """
 
     movement: float
-    standard_errors: np.ndarray
-    degrees_of_freedom: np.ndarray
+    standard_error: float
+    degrees_of_freedom: float
 
 
 class _Parts(NamedTuple):
@@ -233,12 +232,13 @@ def _widen(num_seeds: np.ndarray) -> np.ndarray:
 
 
 def _satterthwaite(
-    variance: Any, between_examples: float, freedom: float, observed: np.ndarray, num_seeds: np.ndarray
-) -> Any:
+    variance: float, between_examples: float, freedom: float, observed: np.ndarray, num_seeds: np.ndarray
+) -> float:
     """Return the degrees of freedom of a variance that is a sum of mean squares (Satterthwaite 1946, equation 17)."""
-    runs = (_widen(num_seeds) * observed / num_seeds) ** 2 / np.maximum(num_seeds - 1, 1)
-    spread = between_examples**2 / freedom + np.where(num_seeds > 1, runs, 0.0).sum(axis=-1)
-    return np.divide(variance**2, spread, out=np.full(np.shape(spread), float(freedom)), where=spread > 0)[()]
+    several = num_seeds > 1
+    runs = (_widen(num_seeds) * observed / num_seeds)[several] ** 2 / (num_seeds[several] - 1)
+    spread = between_examples**2 / freedom + float(runs.sum())
+    return variance**2 / spread if spread > 0 else freedom
 
 
 def _check(*matrices: np.ndarray) -> list[np.ndarray]:

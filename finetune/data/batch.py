@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
-from finetune.data.cutting import cut_by_tokens
+from finetune.data.cutting import cut_by_padding, cut_by_tokens
 
 __all__ = [
     "Drawn",
@@ -28,6 +28,7 @@ __all__ = [
     "cut_by_tokens",
     "has_rows_of_tokens",
     "split_micro_batch",
+    "take_rows",
     "trim_padding",
 ]
 
@@ -288,6 +289,11 @@ class MicroBatchCollator:
         return {**example, **{name: [example[name][number] for number in chosen] for name in names}}
 
 
+def take_rows(dataset: Any, rows: Sequence[int]) -> list[Any]:
+    """Take rows of a data set as a `DataLoader` takes them: all at once where it can give them so."""
+    return dataset.__getitems__(rows) if hasattr(dataset, "__getitems__") else [dataset[row] for row in rows]
+
+
 def has_rows_of_tokens(batch: Any) -> bool:
     """Return whether a batch is what it can be cut as: tensors with a row for each example, `input_ids` among them."""
     if not isinstance(batch, Mapping) or not torch.is_tensor(batch.get("input_ids")) or batch["input_ids"].ndim != 2:
@@ -297,7 +303,7 @@ def has_rows_of_tokens(batch: Any) -> bool:
 
 
 def cut_batch(batch: Mapping[str, torch.Tensor], max_tokens: int, trims: bool = True) -> dict[str, Any]:
-    """Cut a batch that any collator has made, as `MicroBatchCollator` cuts examples.
+    """Cut a batch that any collator has made, of examples that were not drawn by their length.
 
     Args:
         batch: As `has_rows_of_tokens` wants it, with `labels`. A label of -100 does not count, as in cross-entropy.
@@ -312,7 +318,7 @@ def cut_batch(batch: Mapping[str, torch.Tensor], max_tokens: int, trims: bool = 
     mask = batch.get("attention_mask")
     if mask is not None and mask.shape == batch["input_ids"].shape:
         lengths = mask.sum(dim=1).tolist()
-    groups = cut_by_tokens(lengths if trims else [width] * len(labels), max_tokens)
+    groups = cut_by_padding(lengths if trims else [width] * len(labels), max_tokens, max(1, max_tokens // 16))
     micro_batches = [{name: tensor[group] for name, tensor in batch.items()} for group in groups]
     return {
         "micro_batches": [trim_padding(part) for part in micro_batches] if trims else micro_batches,

@@ -10,6 +10,7 @@ __all__ = [
     "TRUNCATIONS",
     "WINDOW_POOLINGS",
     "TextConfig",
+    "cut_by_padding",
     "cut_by_tokens",
     "cut_contents",
     "group_equal",
@@ -128,6 +129,45 @@ def cut_by_tokens(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
             groups.append([position])
             longest = lengths[position]
     return groups
+
+
+def cut_by_padding(lengths: Sequence[int], max_tokens: int, overhead: int) -> list[list[int]]:
+    """Cut examples into groups as `cut_by_tokens` does, and further where that leaves out more padding than it costs.
+
+    Of all ways to cut the examples in the order of their length, the one with the least padded tokens, where each group
+    counts as `overhead` tokens more (dynamic programming).
+
+    Args:
+        lengths: Tokens of each example.
+        max_tokens: Most tokens of a group, padding included. A longer example stands alone.
+        overhead: As how many tokens' computation a group's own cost counts.
+
+    Returns:
+        Groups of positions in `lengths`, longest first.
+
+    Example:
+        >>> cut_by_padding([3, 9, 4, 2], max_tokens=100, overhead=4)
+        [[1], [2, 0, 3]]
+    """
+    order = np.argsort(-np.asarray(lengths), kind="stable").tolist()
+    costs, starts = [0], [0]  # of the first 0, 1, 2, ... examples: the least cost, and where its last group starts
+    for end in range(1, len(order) + 1):
+        best = None
+        for start in range(end - 1, -1, -1):
+            padded = (end - start) * lengths[order[start]]
+            if padded > max_tokens and end - start > 1:
+                break
+            cost = costs[start] + padded + overhead
+            if best is None or cost <= best[0]:
+                best = cost, start
+        assert best is not None
+        costs.append(best[0])
+        starts.append(best[1])
+    groups, end = [], len(order)
+    while end:
+        groups.append(order[starts[end] : end])
+        end = starts[end]
+    return groups[::-1]
 
 
 def group_equal(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:

@@ -31,6 +31,7 @@ from finetune.data.read import MAX_CHARACTERS, Row, Table, detect_common_encodin
 from finetune.data.split import carve_splits, check_classes, drop_duplicates, remove_leakage, sample_stratified
 from finetune.data.stream import Shards, TokenizingRows
 from finetune.data.tokenize import TextConfig
+from finetune.data.vectors import name_bits, parse_bit
 from finetune.errors import FinetuneError
 from finetune.files import flush
 from finetune.hub_client import find_commit
@@ -57,8 +58,23 @@ ROWS_AT_ONCE = 1_000
 SAMPLED_ROWS = 10_000  # of a stream
 MAX_LABEL_CHARACTERS = 10_000  # of a string, which may hold several; more is a text
 NO_GROUP = "without a group: "  # before the id of a row that names none
-NO_GROUPS = {"", "nan", "none", "null", "<na>", "na", "n/a"}
-CACHE_VERSION = 3  # of what `_write_rows` writes
+NO_GROUPS = {
+    "",
+    "nan",
+    "none",
+    "null",
+    "<na>",
+    "na",
+    "n/a",
+    "-",
+    "--",
+    "?",
+    "unknown",
+    "anonymous",
+    "deleted",
+    "[deleted]",
+}
+CACHE_VERSION = 4  # of what `_write_rows` writes
 
 
 @dataclass
@@ -172,6 +188,8 @@ def load_given_splits(arguments: DataArguments) -> GivenSplits:
     Raises:
         FinetuneError: If a source can't be read, or labels don't fit.
     """
+    if arguments.streaming and arguments.train_file is None:
+        raise FinetuneError("Expected --train_file to be a folder of Parquet files with --streaming, but got none.")
     if arguments.dataset_name == "embedded":
         sources = {"train": _embedded_source()}
     elif arguments.dataset_name is not None:
@@ -205,9 +223,8 @@ def open_stream(
     arguments: DataArguments, task: Task, tokenizer: PreTrainedTokenizerBase, config: TextConfig
 ) -> TokenizingRows:
     """Open the folder of shards that `train_file` names, to train on all its rows."""
-    shards, columns = _open_shards(Path(str(arguments.train_file)), arguments)
-    used = {part: getattr(columns, part) for part in ("text", "label", "text_pair") if getattr(columns, part)}
-    return TokenizingRows(shards, used, task, arguments.label_delimiter, tokenizer, config)
+    shards, columns, _ = _open_shards(Path(str(arguments.train_file)), arguments)
+    return TokenizingRows(shards, columns, task, arguments.label_delimiter, tokenizer, config)
 
 
 def read_examples(
@@ -242,6 +259,9 @@ def _number_labels(sources: dict[str, _Source], arguments: DataArguments, task: 
             )
         delimiter = arguments.label_delimiter
         labels = [*train.labels, *train.other_labels]
+        if train.is_one_hot and (delimiter is not None or arguments.problem_type not in (None, MULTI_LABEL)):
+            other = "--label_delimiter" if delimiter is not None else f"--problem_type {arguments.problem_type}"
+            raise FinetuneError(f"Expected --label_columns without {other}: they hold several labels a text. Drop one.")
         if task is None and train.is_one_hot:
             task = Task(MULTI_LABEL, train.label_names or [])
         task = task or find_task(labels, train.label_names, arguments.problem_type, delimiter, train.where)
@@ -273,12 +293,13 @@ def _note_names(source: _Source, task: Task, arguments: DataArguments) -> None:
     """Note which spellings of labels were taken for one, and which numbers for names."""
     if task.problem_type == REGRESSION or source.labels is None:
         return
-    source.reading.twins = find_twins(source.labels, arguments.label_delimiter)
+    known = [[name] for name in task.label_names]  # of which another split may have other spellings
+    source.reading.twins = find_twins([*source.labels, *known], arguments.label_delimiter)
     found = {str(value) for value in source.labels if not isinstance(value, list)}
     if source.label_names is None and task.is_numbered and all(map(is_number_name, found)):
-        known = task.label_names
-        if not any(map(is_number_name, known)):
-            source.reading.numbered = {name: known[int(float(name))] for name in sorted(found, key=float)}
+        names = task.label_names
+        if not any(map(is_number_name, names)):
+            source.reading.numbered = {name: names[int(float(name))] for name in sorted(found, key=float)}
 
 
 def _as_numbers(source: _Source, task: Task, arguments: DataArguments) -> list[Any]:
@@ -351,34 +372,29 @@ def _find_bits(sample: list[Row], columns: Columns) -> list[str]:
     """Find the columns that hold nothing but 0 and 1, if there are several."""
     used = {columns.text, columns.text_pair, columns.id, columns.group}
     names = [name for name in sample[0].values if name not in used]
-    bits = [name for name in names if all(_to_bit(row.values.get(name)) is not None for row in sample)]
+    bits = [name for name in names if all(parse_bit(row.values.get(name)) is not None for row in sample)]
     return bits if len(bits) > 1 else []
 
 
-def _to_bit(value: Any) -> int | None:
-    """Read what a column of 0 and 1 holds; None for anything else."""
-    word = str(value).strip().lower()
-    if word in ("0", "0.0", "false"):
-        return 0
-    return 1 if word in ("1", "1.0", "true") else None
-
-
-def _open_shards(folder: Path, arguments: DataArguments) -> tuple[Shards, Columns]:
+def _open_shards(folder: Path, arguments: DataArguments) -> tuple[Shards, Columns, list[Row]]:
     shards = Shards(folder)
     sample = [Row(values, "") for values in shards.sample(100, shards.column_names)]
     table = Table(shards.column_names, iter(()), None, shards.class_names)
-    return shards, choose_columns(table, sample, vars(arguments), repr(str(folder)))
+    return shards, choose_columns(table, sample, vars(arguments), repr(str(folder))), sample
 
 
 def _read_sample(folder: Path, arguments: DataArguments) -> _Source:
     """Read rows from all over the shards: to examine them, to tell the task, to build a vocabulary from."""
-    shards, columns = _open_shards(folder, arguments)
+    shards, columns, head = _open_shards(folder, arguments)
     where = repr(str(folder))
     if columns.labels:
-        raise FinetuneError("Expected no --label_columns with --streaming. Write the labels as one column of lists.")
-    if columns.label is None:
-        raise FinetuneError(f"Expected labels in {where}, but found {shards.column_names}. Pass --label_column.")
-    shards.check_labels(columns.label)
+        for name in columns.labels:
+            shards.check_bits(name)
+    elif columns.label is None:
+        advice = _advise_on_labels(_find_bits(head, columns))
+        raise FinetuneError(f"Expected labels in {where}, but found {shards.column_names}. {advice}")
+    else:
+        shards.check_labels(columns.label)
     rows = [
         Row(values, f"sampled row {number}")
         for number, values in enumerate(shards.sample(SAMPLED_ROWS, shards.column_names), 1)
@@ -386,18 +402,23 @@ def _read_sample(folder: Path, arguments: DataArguments) -> _Source:
     table = Table(shards.column_names, iter(rows), None, shards.class_names)
     examples = list(_examples(table, columns, _name_of(folder), where))
     labels = [json.loads(example.pop("label")) for example in examples]
-    found = {str(one) for label in labels for one in (label if isinstance(label, list) else [label])}
-    others = tuple(label for label in shards.distinct(columns.label) if str(label) not in found)
-    if any(isinstance(label, list) for label in labels):
-        others = tuple([label] for label in others)
     origin = (
         f"folder {_name_of(folder)}, {columns}, streamed: {shards.num_rows:,} rows in {len(shards.paths)} files; "
         f"here a sample"
     )
-    where = f"column {columns.label!r} of {where}"
-    names = shards.class_names.get(columns.label)
     reading = Reading(f"folder {_name_of(folder)}", str(columns), f"{len(shards.paths)} shards of Parquet")
-    return _Source(Dataset.from_list(examples), labels, names, where, origin, reading, other_labels=others)
+    names = list(columns.labels or ()) or shards.class_names.get(columns.label or "")
+    others: tuple[Any, ...] = ()
+    if columns.label is not None:
+        found = {str(one) for label in labels for one in (label if isinstance(label, list) else [label])}
+        others = tuple(label for label in shards.distinct(columns.label) if str(label) not in found)
+        if any(isinstance(label, list) for label in labels):
+            others = tuple([label] for label in others)
+    where = _name_columns(columns, shards.column_names, where)
+    examples = Dataset.from_list(examples)
+    return _Source(
+        examples, labels, names, where, origin, reading, other_labels=others, is_one_hot=bool(columns.labels)
+    )
 
 
 def _write_rows(path: Path, table: Table, columns: Columns, where: str) -> Path:
@@ -441,7 +462,10 @@ def _examples(table: Table, columns: Columns, name: str, where: str) -> Iterator
         if columns.id is not None:
             example["id"] = str(get_value(values, columns.id))
             if example["id"] in seen:
-                raise FinetuneError(f"Expected ids that differ in {where}, but {row.place} repeats {example['id']!r}.")
+                raise FinetuneError(
+                    f"Expected ids that differ in {where}, but {row.place} repeats {example['id']!r}. Pass another "
+                    "--id_column, or leave it out."
+                )
             seen.add(example["id"])
         if columns.text_pair is not None:
             example["text_pair"] = _text(get_value(values, columns.text_pair), row, columns.text_pair, where)
@@ -450,7 +474,8 @@ def _examples(table: Table, columns: Columns, name: str, where: str) -> Iterator
             example["group"] = f"{NO_GROUP}{example['id']}" if group.lower() in NO_GROUPS else group
         label = columns.label
         if columns.labels:
-            example["label"] = _one_hot(row, columns.labels, where)
+            bits = name_bits(_name_values(values, table.class_names), columns.labels, row.place, where)
+            example["label"] = json.dumps(bits, ensure_ascii=False)
         else:
             example["label"] = "null" if label is None else _label(get_value(values, label), row, label, where)
         try:
@@ -463,19 +488,8 @@ def _examples(table: Table, columns: Columns, name: str, where: str) -> Iterator
         yield example
 
 
-def _one_hot(row: Row, names: tuple[str, ...], where: str) -> str:
-    """Return the names of the columns that hold 1, as JSON; null where all are missing or -1, as in a withheld test."""
-    values = [get_value(row.values, name) for name in names]
-    if all(value is None or value != value or str(value).strip() in ("", "-1", "-1.0") for value in values):
-        return "null"
-    bits = [_to_bit(value) for value in values]
-    if None in bits:
-        place = bits.index(None)
-        raise FinetuneError(
-            f"Expected 0 or 1 in each of --label_columns in {where}, but column {names[place]!r} at {row.place} has "
-            f"{str(values[place])[:80]!r}. Name the columns of labels alone, or mend the row."
-        )
-    return json.dumps([name for name, bit in zip(names, bits, strict=True) if bit], ensure_ascii=False)
+def _name_values(values: dict[str, Any], class_names: dict[str, list[str]]) -> dict[str, Any]:
+    return values | {name: name_classes(values.get(name), names) for name, names in class_names.items()}
 
 
 def _label(value: Any, row: Row, column: str, where: str) -> str:
@@ -484,7 +498,7 @@ def _label(value: Any, row: Row, column: str, where: str) -> str:
     if wrong:
         raise FinetuneError(
             f"Expected strings, numbers or booleans, or lists of them, as labels in column {column!r} of {where}, but "
-            f"{row.place} has a {type(wrong[0]).__name__}. Pass --label_column if the label is in another."
+            f"{row.place} has a {type(wrong[0]).__name__}. {_advise_on_objects(column, wrong[0])}"
         )
     if isinstance(value, str) and len(value) > MAX_LABEL_CHARACTERS:
         raise FinetuneError(
@@ -492,6 +506,15 @@ def _label(value: Any, row: Row, column: str, where: str) -> str:
             f"one at {row.place} has {len(value):,}. Pass --label_column if it is the text."
         )
     return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _advise_on_objects(column: str, value: Any) -> str:
+    if not isinstance(value, dict) or not value:
+        return "Pass --label_column if the label is in another."
+    first = f"{column}.{next(iter(value))}"
+    return (
+        f"What is within is named with dots: --label_column {first}, or --label_columns {first},… for zeros and ones."
+    )
 
 
 def _text(value: Any, row: Row, column: str, where: str) -> str | None:
@@ -568,16 +591,35 @@ def _compare_shards(folder: Path, column: str | None) -> None:
                 )
 
 
+def _flatten(dataset: Dataset, columns: Columns, where: str) -> Dataset:
+    """Bring values within objects that were named with dots, such as data.text, to columns of their own."""
+    parts = [columns.text, columns.text_pair, columns.label, columns.id, columns.group, *(columns.labels or ())]
+    named = {name for name in parts if name is not None}
+    if named <= set(dataset.column_names):
+        return dataset
+    flat = dataset.flatten()
+    missing = sorted(named - set(flat.column_names))
+    if missing:
+        raise FinetuneError(
+            f"Expected columns {missing} in {where}, but found {flat.column_names}. Of a list no single value can be "
+            "named there: save the data as .jsonl, and pass it as --train_file."
+        )
+    return flat
+
+
 def _hub_source(dataset: Dataset, name: str, split: str, arguments: DataArguments) -> _Source:
     """Bring a Hub split to the columns of an example."""
     where = f"split {split!r} of {name}"
     sample = [Row(values, "") for values in dataset.select(range(min(100, len(dataset)))).to_list()]
     columns = choose_columns(Table(dataset.column_names, iter(()), None, {}), sample, vars(arguments), where)
+    dataset = _flatten(dataset, columns, where)
     labels, class_names = None, None
     if columns.labels:
         rows = dataset.select_columns(list(columns.labels)).to_list()
+        named = {name: one.names for name in columns.labels if isinstance(one := dataset.features[name], ClassLabel)}
         labels = [
-            json.loads(_one_hot(Row(values, f"row {n}"), columns.labels, where)) for n, values in enumerate(rows, 1)
+            name_bits(_name_values(values, named), columns.labels, f"row {number}", where)
+            for number, values in enumerate(rows, 1)
         ]
         where = _name_columns(columns, dataset.column_names, where)
     elif columns.label is not None:

@@ -12,7 +12,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 from sklearn.model_selection import StratifiedGroupKFold
 
-from finetune.data.labels import label_matrix, task_of
+from finetune.data.labels import count_labels, label_matrix, task_of
 from finetune.errors import FinetuneError
 from finetune.metrics import MULTI_LABEL, REGRESSION
 
@@ -234,23 +234,23 @@ def check_classes(splits: DatasetDict) -> None:
         FinetuneError: Naming the split and its class, or the class that train lacks.
     """
     task = task_of(splits["train"].features)
-    for name, split in splits.items():
-        if "label" not in split.column_names:
-            continue
-        found = np.unique(label_matrix(split["label"], task), axis=0)
+    labels = {
+        name: label_matrix(split["label"], task) for name, split in splits.items() if "label" in split.column_names
+    }
+    for name, of_split in labels.items():
+        found = np.unique(of_split, axis=0)
         if len(found) < 2:
             what = "two numbers to predict" if task.problem_type == REGRESSION else "two classes"
             label = (
                 task.label_names[int(found[0])] if found.ndim == 1 and found.size and what == "two classes" else found
             )
             raise FinetuneError(
-                f"Expected at least {what} in split {name!r}, but found only {str(label)!r} in its {len(split)} rows. "
-                "Was it cut from a file sorted by label? Take rows of all classes, or more of them."
+                f"Expected at least {what} in split {name!r}, but found only {str(label)!r} in its {len(of_split)} "
+                "rows. Was it cut from a file sorted by label? Take rows of all classes, or more of them."
             )
     if task.problem_type == REGRESSION:
         return
-    labels = label_matrix(splits["train"]["label"], task)
-    counts = labels.sum(axis=0) if labels.ndim == 2 else np.bincount(labels, minlength=len(task.label_names))
+    counts = count_labels(labels["train"], task)
     lacking = [name for name, count in zip(task.label_names, counts, strict=True) if count == 0]
     if lacking:
         raise FinetuneError(
@@ -285,5 +285,5 @@ def _describe_labels(split: Dataset) -> dict[str, float]:
     if task.problem_type == REGRESSION:
         statistics = {"mean": labels.mean(), "std": labels.std(), "min": labels.min(), "max": labels.max()}
         return {name: float(value) for name, value in statistics.items()}
-    counts = labels.sum(axis=0) if labels.ndim == 2 else np.bincount(labels, minlength=len(task.label_names))
-    return {name: int(count) for name, count in zip(task.label_names, counts, strict=True)}
+    counts = zip(task.label_names, count_labels(labels, task), strict=True)
+    return {name: int(count) for name, count in counts}

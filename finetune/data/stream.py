@@ -14,13 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import ClassLabel, Features, List
 from transformers import PreTrainedTokenizerBase
 
 from finetune.data.batch import StepSampler
+from finetune.data.columns import Columns
 from finetune.data.labels import Task, encode_labels, label_matrix, name_classes
+from finetune.data.nested import get_value
 from finetune.data.tokenize import TextConfig, encode_texts
+from finetune.data.vectors import name_bits, parse_bit
 from finetune.errors import FinetuneError
 
 __all__ = ["Shards", "StreamedStepSampler", "TokenizingRows"]
@@ -76,7 +80,7 @@ class Shards:
         Raises:
             FinetuneError: Naming the shard.
         """
-        place, first = self.column_names.index(column), self.paths[0]
+        place, first = self.column_names.index(self.outer(column)), self.paths[0]
         names = self.class_names.get(column)
         for path in self.paths:
             found = self.shard_names[path].get(column)
@@ -90,6 +94,23 @@ class Shards:
                     f"Expected labels of one type in every shard, {self.types[first][place]} as in {first.name}, but "
                     f"{path.name} has {self.types[path][place]}. Write all shards alike."
                 )
+
+    def check_bits(self, column: str) -> None:
+        """Refuse a column of `--label_columns` that holds anything else than 0 and 1.
+
+        Raises:
+            FinetuneError: Naming the column and the value.
+        """
+        wrong = [value for value in self.distinct(column) if parse_bit(value) is None]
+        if wrong:
+            raise FinetuneError(
+                f"Expected 0 or 1 in each of --label_columns in {str(self.folder)!r}, but column {column!r} has "
+                f"{str(wrong[0])[:80]!r}. Name the columns of labels alone, or mend the rows."
+            )
+
+    def outer(self, name: str) -> str:
+        """Return the column that holds what a name with dots stands for, such as `data` for data.text."""
+        return name if name in self.column_names else name.split(".")[0]
 
     def warn_of_large_groups(self) -> None:
         """Warn if a row group holds so many of the rows that they are hardly mixed with others."""
@@ -158,8 +179,10 @@ class Shards:
         found: dict[Any, None] = {}
         for path in self.paths:
             with pq.ParquetFile(path, memory_map=True) as file:
-                for batch in file.iter_batches(65_536, columns=[column]):
+                for batch in file.iter_batches(65_536, columns=[self.outer(column)]):
                     values = batch.column(0)
+                    if column not in self.column_names:
+                        values = pa.array([get_value(row, column) for row in batch.to_pylist()])
                     if "list" in str(values.type):
                         values = values.flatten()
                     names = self.shard_names[path].get(column)
@@ -182,12 +205,16 @@ def _kind(kind: Any) -> str:
     return re.sub(r"large_|_view|\d+", "", str(kind)).replace("uint", "int").replace("double", "float")
 
 
+def _to_text(value: Any) -> str:
+    return "" if value is None or value != value else str(value)
+
+
 class TokenizingRows:
     """Turns rows of the shards into examples when a batch asks for them; what a `DataLoader` takes for its data set.
 
     Args:
         shards: Where the rows lie.
-        columns: Column of `text`, `label` and, for pairs, `text_pair`.
+        columns: Which of their columns hold texts and labels.
         task: The labels.
         delimiter: What separates several labels in one string.
         tokenizer: A fast tokenizer.
@@ -197,7 +224,7 @@ class TokenizingRows:
     def __init__(
         self,
         shards: Shards,
-        columns: dict[str, str],
+        columns: Columns,
         task: Task,
         delimiter: str | None,
         tokenizer: PreTrainedTokenizerBase,
@@ -213,16 +240,30 @@ class TokenizingRows:
     def __len__(self) -> int:
         return self.shards.num_rows
 
+    @property
+    def names(self) -> list[str]:
+        """The columns of the shards that are read."""
+        used = [self.columns.text, self.columns.text_pair, self.columns.label, *(self.columns.labels or ())]
+        return list(dict.fromkeys(self.shards.outer(name) for name in used if name is not None))
+
+    def texts(self, rows: Sequence[dict[str, Any]]) -> list[str]:
+        """Return the texts of rows; a missing one is empty."""
+        return [_to_text(get_value(row, self.columns.text)) for row in rows]
+
     def name(self, rows: Sequence[dict[str, Any]]) -> list[str]:
         """Return what a message calls rows, which have no number: the beginnings of their texts."""
-        return [repr((row[self.columns["text"]] or "")[:NAMED_CHARACTERS]) for row in rows]
+        return [repr(text[:NAMED_CHARACTERS]) for text in self.texts(rows)]
 
     def __getitems__(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Tokenize rows; see `encode_texts` for the columns."""
-        pairs = [row[self.columns["text_pair"]] or "" for row in rows] if "text_pair" in self.columns else None
-        encoded = encode_texts([row[self.columns["text"]] or "" for row in rows], self.tokenizer, self.config, pairs)
-        values = [row[self.columns["label"]] for row in rows]
-        numbers = encode_labels(values, self.task, self.delimiter, str(self.shards.folder))
+        pair, where = self.columns.text_pair, str(self.shards.folder)
+        pairs = None if pair is None else [_to_text(get_value(row, pair)) for row in rows]
+        encoded = encode_texts(self.texts(rows), self.tokenizer, self.config, pairs)
+        if self.columns.labels:
+            values: list[Any] = [name_bits(row, self.columns.labels, "a row", where) for row in rows]
+        else:
+            values = [get_value(row, str(self.columns.label)) for row in rows]
+        numbers = encode_labels(values, self.task, self.delimiter, where)
         encoded["labels"] = list(label_matrix(numbers, self.task))
         return [dict(zip(encoded, example, strict=True)) for example in zip(*encoded.values(), strict=True)]
 
@@ -239,11 +280,11 @@ class StreamedStepSampler(StepSampler):
 
     def draw(self, generator: np.random.Generator, sizes: list[int]) -> Iterator[tuple[list[Any], np.ndarray]]:
         """Read each window's rows."""
-        shards, columns = self.rows.shards, self.rows.columns
-        chunks = shards.read(shards.order(generator), list(columns.values()))
+        shards = self.rows.shards
+        chunks = shards.read(shards.order(generator), self.rows.names)
         waiting: list[dict[str, Any]] = []
         for size in sizes:
             while len(waiting) < size:
                 waiting += next(chunks)
             window, waiting = waiting[:size], waiting[size:]
-            yield window, np.array([len(row[columns["text"]] or "") for row in window])
+            yield window, np.array([len(text) for text in self.rows.texts(window)])

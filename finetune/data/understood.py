@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from finetune.data.labels import Task, label_matrix
+from finetune.data.labels import Task, count_labels, label_matrix
 from finetune.data.load import GivenSplits, Reading
 from finetune.tasks import MULTI_LABEL, REGRESSION
 
@@ -32,7 +32,7 @@ def _describe_task(given: GivenSplits) -> str:
     labels = label_matrix(given["train"]["label"], task)
     if task.problem_type == REGRESSION:
         return f"a number, {labels.min():.6g} to {labels.max():.6g}"
-    counts = labels.sum(axis=0) if labels.ndim == 2 else np.bincount(labels, minlength=len(task.label_names))
+    counts = count_labels(labels, task)
     order = range(len(counts)) if len(counts) <= SHOWN_CLASSES else np.argsort(-counts, kind="stable")[:SHOWN_CLASSES]
     shown = ", ".join(f"{_shorten(task.label_names[number])} {int(counts[number]):,}" for number in order)
     shown += ", …" if len(counts) > SHOWN_CLASSES else ""

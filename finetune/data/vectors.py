@@ -3,19 +3,58 @@
 import ast
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["find_vector_length", "parse_list", "parse_vector", "vector_names"]
+from finetune.data.nested import get_value
+from finetune.errors import FinetuneError
+
+__all__ = [
+    "find_vector_length",
+    "looks_like_vector",
+    "name_bits",
+    "parse_bit",
+    "parse_list",
+    "parse_vector",
+    "vector_names",
+]
 
 BIT = r"(?:[01](?:\.0*)?|true|false)"
 # [0, 1], (0, 1), [0 1], array([0, 1]), tensor([0., 1.]), 0,1 0;1 0|1 0 1
 VECTOR = re.compile(
-    rf"(?:\w+\()?\s*(?P<open>[\[(])?\s*{BIT}(?:(?:\s*[,;|]\s*|\s+){BIT})*\s*,?\s*[\])]?"
+    rf"(?:[\w.]+\()?\s*(?P<open>[\[(])?\s*{BIT}(?:(?:\s*[,;|]\s*|\s+){BIT})*\s*[,;|]?\s*[\])]?"
     r"(?:,\s*(?:dtype|device)=[^)]*)*\)?",
     re.IGNORECASE,
 )
+WORDS_OF_BITS = {"0", "1", "true", "false", "t", "f", "yes", "no", "y", "n"}
 EMPTY = re.compile(r"\s*(?:[\[(]\s*[\])])?\s*")
+
+
+def parse_bit(value: Any) -> int | None:
+    """Return what a column of 0 and 1 holds, in whatever words; None for anything else."""
+    word = str(value).strip().lower()
+    if word in ("0", "0.0", "false", "no"):
+        return 0
+    return 1 if word in ("1", "1.0", "true", "yes") else None
+
+
+def name_bits(values: Mapping[str, Any], columns: Sequence[str], place: str, where: str) -> list[str] | None:
+    """Return the names of the columns of a row that hold 1; None where all are missing or -1, as in a withheld test.
+
+    Raises:
+        FinetuneError: If one of them holds something else than 0 or 1.
+    """
+    found = [get_value(values, name) for name in columns]
+    if all(value is None or value != value or str(value).strip() in ("", "-1", "-1.0") for value in found):
+        return None
+    bits = [parse_bit(value) for value in found]
+    if None in bits:
+        wrong = bits.index(None)
+        raise FinetuneError(
+            f"Expected 0 or 1 in each of --label_columns in {where}, but column {columns[wrong]!r} at {place} has "
+            f"{str(found[wrong])[:80]!r}. Name the columns of labels alone, or mend the row."
+        )
+    return [name for name, bit in zip(columns, bits, strict=True) if bit]
 
 
 def vector_names(length: int) -> list[str]:
@@ -60,6 +99,21 @@ def find_vector_length(values: Sequence[Any]) -> tuple[int | None, set[int]]:
         lengths.add(len(vector))
     (length,) = lengths if len(lengths) == 1 else (None,)
     return (length if length is not None and length > 1 else None), lengths
+
+
+def looks_like_vector(values: Sequence[Any]) -> bool:
+    """Return whether labels are as many words for 0 and 1 in every row, in no spelling that `parse_vector` knows."""
+    if not all(isinstance(value, str) for value in values):
+        return False
+    rows = [value.strip().lower() for value in values]
+    if all(re.fullmatch(r"[-+]?\d+([.,]\d+)?", row) for row in rows):
+        return False  # numbers
+    parts = [re.split(r"[\s,;|/.:_-]+", re.sub(r"^[\[({]+|[\])}]+$", "", row).strip()) for row in rows]
+    if not all(set(row) <= WORDS_OF_BITS for row in parts):
+        parts = [re.split(r"[\s,;|]+", row) for row in rows]
+        if not all(set(row) <= {"+", "-"} for row in parts):
+            return False
+    return len(set(rows)) > 1 and len(set(map(len, parts))) == 1 and len(parts[0]) > 1
 
 
 def _is_empty(value: Any) -> bool:

@@ -130,9 +130,7 @@ def export(
     config = read_finetune_config(folder)
     family = find_saved_family(folder, config)
     reference = family.build_predictor(model, tokenizer, config.text, torch.float32)
-    reference.is_paired = config.is_paired
-    reference.thresholds = 0.5 if config.thresholds is None else np.asarray(config.thresholds)
-    reference.take_reading(config.encoding, config.is_numbered)
+    reference.follow(config)
     examples = _sample(
         _read_examples(path, reference.task, validation_file, columns or {}, config.encoding), max_samples
     )

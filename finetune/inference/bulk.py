@@ -14,9 +14,11 @@ import io
 import itertools
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import IO, Any
@@ -27,24 +29,33 @@ import pyarrow.parquet as pq
 
 from finetune.data.columns import Columns, choose_columns
 from finetune.data.nested import get_value
-from finetune.data.read import Row, Table, open_table
+from finetune.data.read import Row, Table, open_lines, open_table
+from finetune.data.spelling import compare_spelling
 from finetune.errors import FinetuneError
 from finetune.files import write_json
-from finetune.inference.exported import is_exported, load_exported
+from finetune.inference.exported import is_exported
+from finetune.inference.predict import load_predictor
 from finetune.models.answers import TextClassifier
 from finetune.progress_bar import progress_bar
-from finetune.tasks import MULTI_LABEL, REGRESSION
+from finetune.tasks import MULTI_LABEL, REGRESSION, Task
 
 __all__ = ["predict_file"]
 
-FORMATS = (".csv", ".tsv", ".jsonl", ".parquet")
+# The ending of the output, by that of the input. Of any other ending, and of folders, rows come out as CSV.
+FORMATS = {".csv": ".csv", ".tsv": ".tsv", ".tab": ".tsv", ".jsonl": ".jsonl", ".ndjson": ".jsonl", ".json": ".jsonl",
+           ".parquet": ".parquet", ".xlsx": ".csv", ".xlsm": ".csv"}  # fmt: skip
 COMPRESSIONS = (".gz", ".zst")
 ROWS_AT_ONCE = 4_096  # sorted by length among themselves, and what is lost when a run is cut off
 SILENCE = timedelta(minutes=2)  # after which another process counts as gone
 
 
 def predict_file(
-    path: str | Path, input_file: Path, output_file: Path, columns: dict[str, Any], num_threads: int | None = None
+    path: str | Path,
+    input_file: Path,
+    output_file: Path,
+    columns: dict[str, Any],
+    num_threads: int | None = None,
+    accelerated: bool = True,
 ) -> int | None:
     """Label the texts of a file.
 
@@ -54,10 +65,13 @@ def predict_file(
 
     Args:
         path: What `load_predictor` takes. An export is run without torch.
-        input_file: .csv, .tsv, .jsonl or .parquet; the first three also .gz or .zst.
-        output_file: In the same format, not compressed; is continued if it was left unfinished.
+        input_file: What `open_table` reads, except compressed Parquet. Lines of a file whose ending names no format are
+            texts, or labels and texts if all have labels of the model.
+        output_file: In the same format, not compressed: JSON as .jsonl, `.tab` as .tsv, Excel, lines and folders as
+            .csv. It is continued if it was left unfinished.
         columns: `text_column`, `text_pair_column` and `encoding`, where they can't be told.
         num_threads: Threads of an export; by default one for each physical core. Of others torch's own setting counts.
+        accelerated: Whether to compute with `finetune.accelerated`.
 
     Returns:
         The number of rows in the output; None in a process beside the main one.
@@ -71,9 +85,16 @@ def predict_file(
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
     with _lost_processes_in_one_line():
         is_main = _join_processes()
-        predictor, model = _load(path, num_threads)
-        asked = {"input": _hash(input_file), "model": model, **columns}
-        table = open_table(input_file, columns.get("encoding"), predictor.encoding)
+        folder = Path(path)
+        if not is_exported(folder):  # which runs without what the others import
+            from finetune.inference.load import find_model_folder
+
+            folder = find_model_folder(path)
+        predictor = load_predictor(folder, accelerated=accelerated, num_threads=num_threads)
+        model = _hash(*sorted(folder.glob("*")))
+        plain = None if accelerated else True  # it computes the same but for rounding, which a file is not to mix
+        asked = {"input": _hash_input(input_file), "model": model, "no_accelerated": plain, **columns}
+        table = _open_input(input_file, columns.get("encoding"), predictor)
         sample = list(itertools.islice(table.rows, 100))
         chosen = choose_columns(table, sample, columns, repr(str(input_file)))
         added = _added_columns(predictor)
@@ -97,22 +118,18 @@ def predict_file(
 
 
 def _check_files(input_file: Path, output_file: Path) -> str:
-    """Find the format of both; raise an error that says what is wrong with them."""
-    ending, is_compressed = input_file.suffix.lower(), input_file.suffix.lower() in COMPRESSIONS
-    if is_compressed:
-        ending = input_file.with_suffix("").suffix.lower()
-    if output_file.suffix.lower() not in FORMATS:
-        raise FinetuneError(f"Expected --output_file to end in one of {', '.join(FORMATS)}, but got {output_file}.")
-    if not input_file.is_file():
-        raise FinetuneError(f"Expected --input_file to be a file, but {str(input_file)!r} does not exist or is none.")
-    if ending not in FORMATS or (is_compressed and ending == ".parquet"):
+    """Find the format of the output; raise an error that says what is wrong with either file."""
+    found = _ending_of(input_file)
+    if not input_file.exists():
+        raise FinetuneError(f"Expected --input_file to be a file or folder, but {str(input_file)!r} does not exist.")
+    if found == ".parquet" and input_file.suffix.lower() in COMPRESSIONS:
         raise FinetuneError(
-            f"Expected --input_file to end in one of {', '.join(FORMATS)}, all but the last also with .gz or .zst, but "
-            f"got {input_file}. Convert or rename it."
+            f"Expected --input_file in Parquet as it is, which is compressed within, but got {input_file}. Unpack it."
         )
-    if ending != output_file.suffix.lower():
+    ending = ".csv" if input_file.is_dir() else FORMATS.get(found, ".csv")
+    if output_file.suffix.lower() != ending:
         raise FinetuneError(
-            f"Expected --output_file in the format of the input, {ending!r}, but got {output_file.suffix!r}. "
+            f"Expected --output_file to end in {ending}, as {str(input_file)!r} is read, but got {output_file}. "
             "Give it that ending."
         )
     if output_file.exists():
@@ -122,15 +139,41 @@ def _check_files(input_file: Path, output_file: Path) -> str:
     return ending
 
 
-def _load(path: str | Path, num_threads: int | None) -> tuple[TextClassifier, str]:
-    """Load a model, an export without torch; also give a hash of its files."""
-    if is_exported(path):
-        return load_exported(path, num_threads), _hash(*sorted(Path(path).glob("*")))
-    from finetune.inference.load import find_model_folder
-    from finetune.inference.predict import load_predictor
+def _ending_of(path: Path) -> str:
+    """Return the ending that names a file's format, without that of a compression."""
+    return (path.with_suffix("") if path.suffix.lower() in COMPRESSIONS else path).suffix.lower()
 
-    folder = find_model_folder(path)
-    return load_predictor(folder), _hash(*sorted(folder.glob("*")))
+
+def _open_input(path: Path, encoding: str | None, predictor: TextClassifier) -> Table:
+    """Open what training reads; lines of an ending that names no format are texts, unless all hold the model's labels.
+
+    Raises:
+        FinetuneError: If it can't be read, or some of its lines hold labels of the model and others don't.
+    """
+    if path.is_dir() or _ending_of(path) in FORMATS:
+        return open_table(path, encoding, predictor.encoding)
+    plain = open_lines(path, encoding, predictor.encoding)
+    try:
+        table = open_table(path, encoding, predictor.encoding)
+        head = list(itertools.islice(table.rows, 100))
+    except FinetuneError:  # lines of texts alone need not look like any of labels and texts
+        return plain
+    known = [_is_label(row.values["label"], predictor.task) for row in head]
+    if any(known) and not all(known):
+        one, other = head[known.index(True)].place, head[known.index(False)].place
+        raise FinetuneError(
+            f"Expected labels of the model in all lines of {str(path)!r} or in none, but {one} has one and {other} has "
+            "none. Save it as .csv, with a column text."
+        )
+    return replace(table, rows=itertools.chain(head, table.rows)) if any(known) else plain
+
+
+def _is_label(value: Any, task: Task) -> bool:
+    """Return whether what a line was taken to be labelled with is an answer of the model's."""
+    if task.problem_type == REGRESSION:
+        return re.fullmatch(r"[-+]?\d+([.,]\d+)?", value) is not None
+    known = {compare_spelling(name) for name in task.label_names}
+    return {compare_spelling(name) for name in (value if isinstance(value, list) else [value])} <= known
 
 
 def _write(
@@ -228,6 +271,10 @@ def _agree(done: int) -> int:
     numbers: list[Any] = [None] * distributed.get_world_size()
     distributed.all_gather_object(numbers, done)
     return numbers[0]
+
+
+def _hash_input(path: Path) -> str:
+    return _hash(*(sorted(path.rglob("*")) if path.is_dir() else [path]))
 
 
 def _hash(*files: Path) -> str:
@@ -334,7 +381,8 @@ def _write_rows(
         with pa.ipc.new_stream(sink, schema) as writer:  # one after the other; they become Parquet at the end
             writer.write_batch(batch)
     else:
-        _write_lines(sink, ending, [[_cell(row.get(name)) for name in schema.names] for row in rows])
+        numbers = {name for name in added if not name.startswith("predicted_label")}
+        _write_lines(sink, ending, [[_cell(row.get(name), name in numbers) for name in schema.names] for row in rows])
 
 
 def _write_lines(sink: IO[bytes], ending: str, lines: Sequence[Sequence[Any]]) -> None:
@@ -344,8 +392,9 @@ def _write_lines(sink: IO[bytes], ending: str, lines: Sequence[Sequence[Any]]) -
     sink.write(text.getvalue().encode("utf-8"))
 
 
-def _cell(value: Any) -> Any:
-    if isinstance(value, float):
+def _cell(value: Any, is_ours: bool) -> Any:
+    """Write a value; numbers of the model's with six digits, those of the input as they are."""
+    if isinstance(value, float) and is_ours:
         return f"{value:.6g}"
     return json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value
 

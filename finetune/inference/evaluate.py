@@ -2,8 +2,8 @@
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,7 @@ from finetune.metrics import (
     compute_metrics,
     compute_per_class,
     mean_interval,
+    predict_labels,
     tune_thresholds,
 )
 from finetune.models.answers import TextClassifier, unit_of_logits
@@ -44,12 +45,14 @@ from finetune.settings.arguments import Arguments
 from finetune.settings.parts import DataArguments
 
 __all__ = [
+    "ScoredRows",
     "evaluate_file",
     "evaluate_run",
     "measure",
     "measure_floor",
     "measure_latency",
     "measure_tokenization",
+    "score",
     "write_predictions",
 ]
 
@@ -58,6 +61,25 @@ NUM_LATENCY_TEXTS = 30
 NUM_TOKENIZED = 2_000  # training rows by which tokenizing all of them is timed
 # Saved weights are the weights in memory, bit by bit; what may differ is the order of a sum.
 MAX_RELOAD_DIFFERENCE = 1e-4
+
+
+@dataclass(frozen=True)
+class ScoredRows:
+    """Rows, their labels as `label_matrix` gives them (None where withheld), and what a model says of them.
+
+    `seconds` is the wall time that the logits took.
+    """
+
+    rows: Dataset
+    task: Task
+    labels: np.ndarray | None
+    logits: np.ndarray
+    num_tokens: np.ndarray
+    seconds: float
+
+    def decide(self, thresholds: Any = None) -> np.ndarray:
+        """Return the labels that are predicted, as `predict_labels` does."""
+        return predict_labels(self.logits, self.task.problem_type, thresholds)
 
 
 def evaluate_run(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase | None, splits: DatasetDict) -> None:
@@ -75,54 +97,33 @@ def evaluate_run(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase | None
     Raises:
         FinetuneError: If the saved model gives other logits than the one in memory.
     """
-    accelerated = run.arguments.run.accelerated
-    predictor = load_predictor(run.model_directory, torch.float32, accelerated=accelerated)
-    probes = splits["validation"].select(range(min(NUM_PROBES, len(splits["validation"]))))
-    if isinstance(model, torch.nn.Module):  # which accelerate has let compute in lower precision
-        model = extract_model_from_parallel(model, keep_fp32_wrapper=False)
-    family = family_of(run.record.method)
-    reference = family.build_predictor(model, tokenizer, predictor.text_config, torch.float32, accelerated)
-    in_memory = reference.compute_logits(*_texts(probes))[0]
-    difference = float(np.abs(predictor.compute_logits(*_texts(probes))[0] - in_memory).max())
-    if not difference <= MAX_RELOAD_DIFFERENCE * unit_of_logits(in_memory, predictor.task.problem_type):
-        raise FinetuneError(
-            f"Expected the saved model to give the logits of the one in memory, but they differ by {difference:.1e}. "
-            f"Don't use {run.model_directory}; please report this."
-        )
+    predictor = load_predictor(run.model_directory, torch.float32, accelerated=run.arguments.run.accelerated)
+    reload = _compare(predictor, run, model, tokenizer, splits["validation"])
     predictor.compute_in(DTYPES[fastest_precision()])
 
-    metrics, thresholds, throughput = {}, None, 0.0
-    for name in ("validation", "test"):
-        split = splits[name]
-        if run.is_main and not sys.stderr.isatty():
-            print(f"evaluating the saved model on {name}: {len(split):,} texts", file=sys.stderr)
-        start = time.perf_counter()
-        with progress_bar(len(split), f"Evaluating on {name}") as advance:
-            logits, num_tokens = predictor.compute_logits(*_texts(split), advance)
-        throughput = len(split) / (time.perf_counter() - start)
-        if predictor.task.problem_type == MULTI_LABEL and "label" in split.column_names:
-            labels = label_matrix(split["label"], predictor.task)
-            if name == "validation":
-                thresholds = Thresholds(values=tune_thresholds(logits, labels))
-            elif thresholds is not None:
-                thresholds.at_half = _decide_at_half(logits, labels)
-        metrics[name] = Metrics(
-            **measure(logits, split, predictor.task, None if thresholds is None else thresholds.values)
+    if run.is_main and not sys.stderr.isatty():
+        print(
+            f"evaluating the saved model on {len(splits['validation']) + len(splits['test']):,} texts", file=sys.stderr
         )
-        if run.is_main:
-            write_predictions(run, name, split, logits, num_tokens)
+    scored = {name: score(predictor, splits[name], f"Evaluating on {name}") for name in ("validation", "test")}
     single = splits["test"].select(range(min(NUM_LATENCY_TEXTS, len(splits["test"]))))
     latency = measure_latency(_merge(predictor, run.record.method), single)
-    if thresholds is not None and run.is_main:
-        write_thresholds(run.model_directory, thresholds.values)
+    chosen = _choose_thresholds(scored["validation"])
+    thresholds = None if chosen is None else Thresholds(values=chosen, at_half=_decide_at_half(scored["test"]))
     floor = None
-    if run.is_main and run.arguments.run.floor and run.record.method != FLOOR:
-        floor = measure_floor(splits, run.arguments)
+    if run.is_main:
+        for name, rows in scored.items():
+            write_predictions(run, name, rows)
+        if chosen is not None:
+            write_thresholds(run.model_directory, chosen)
+        if run.arguments.run.floor and run.record.method != FLOOR:
+            floor = measure_floor(splits["train"], scored, run.arguments)
+    metrics = {name: Metrics(**measure(rows, rows.decide(chosen))) for name, rows in scored.items()}
     run.finish(
         metrics=MeasuredSplits(**metrics),
-        reload=Reload(max_difference=difference, num_texts=len(probes)),
+        reload=reload,
         latency_seconds=latency,
-        texts_per_second=throughput,
+        texts_per_second=len(splits["test"]) / scored["test"].seconds,
         tokenize_seconds=measure_tokenization(run, tokenizer, splits["train"]),
         thresholds=thresholds,
         floor=floor,
@@ -130,30 +131,63 @@ def evaluate_run(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase | None
     run.wait()
 
 
-def _decide_at_half(logits: np.ndarray, labels: np.ndarray) -> Decisions:
-    """Measure the labels that are predicted from a probability of one half on."""
-    found = compute_metrics(logits, labels, MULTI_LABEL)
-    return Decisions(micro_f1=found["micro_f1"], macro_f1=found["macro_f1"], accuracy=found["accuracy"])
+def _compare(predictor: TextClassifier, run: Run, model: Any, tokenizer: Any, validation: Dataset) -> Reload:
+    """Compare the logits of the saved model and of the one in memory, both in float32."""
+    probes = _texts(validation.select(range(min(NUM_PROBES, len(validation)))))
+    if isinstance(model, torch.nn.Module):  # which accelerate has let compute in lower precision
+        model = extract_model_from_parallel(model, keep_fp32_wrapper=False)
+    reference = family_of(run.record.method).build_predictor(
+        model, tokenizer, predictor.text_config, torch.float32, run.arguments.run.accelerated
+    )
+    in_memory = reference.compute_logits(*probes)[0]
+    difference = float(np.abs(predictor.compute_logits(*probes)[0] - in_memory).max())
+    if not difference <= MAX_RELOAD_DIFFERENCE * unit_of_logits(in_memory, predictor.task.problem_type):
+        raise FinetuneError(
+            f"Expected the saved model to give the logits of the one in memory, but they differ by {difference:.1e}. "
+            f"Don't use {run.model_directory}; please report this."
+        )
+    return Reload(max_difference=difference, num_texts=len(in_memory))
 
 
-def _texts(split: Dataset) -> tuple[Any, Any]:
-    """Return a split's texts, and its second texts if they are pairs."""
-    return split["text"][:], split["text_pair"][:] if "text_pair" in split.column_names else None
+def score(predictor: TextClassifier, rows: Dataset, description: str) -> ScoredRows:
+    """Compute the logits of rows, behind a bar with this description."""
+    start = time.perf_counter()
+    with progress_bar(len(rows), description) as advance:
+        logits, num_tokens = predictor.compute_logits(*_texts(rows), advance)
+    seconds = time.perf_counter() - start
+    labels = label_matrix(rows["label"], predictor.task) if "label" in rows.column_names else None
+    return ScoredRows(rows, predictor.task, labels, logits, num_tokens, seconds)
 
 
-def measure(
-    logits: np.ndarray, split: Dataset, task: Task, thresholds: Sequence[float] | None = None
-) -> dict[str, Any]:
+def _texts(rows: Dataset) -> tuple[Any, Any]:
+    """Return the texts of rows, and their second texts if they are pairs."""
+    return rows["text"][:], rows["text_pair"][:] if "text_pair" in rows.column_names else None
+
+
+def _choose_thresholds(validation: ScoredRows) -> list[float] | None:
+    """Choose from which probabilities on several labels are predicted; None for other tasks."""
+    if validation.task.problem_type != MULTI_LABEL or validation.labels is None:
+        return None
+    return tune_thresholds(validation.logits, validation.labels)
+
+
+def _decide_at_half(test: ScoredRows) -> Decisions | None:
+    """Measure the labels that are predicted from a probability of one half on; None where theirs are withheld."""
+    found = measure(test, test.decide())
+    return None if test.labels is None else Decisions(**{name: found[name] for name in Decisions.model_fields})
+
+
+def measure(scored: ScoredRows, predicted: np.ndarray) -> dict[str, Any]:
     """Compute all metrics, 95 % intervals, and each class's own figures; only the count where labels are withheld."""
-    if "label" not in split.column_names:
-        return {"num_examples": len(split), "labels_withheld": True}
-    labels = label_matrix(split["label"], task)
-    metrics: dict[str, Any] = compute_metrics(logits, labels, task.problem_type, thresholds)
+    logits, labels, task = scored.logits, scored.labels, scored.task
+    if labels is None:
+        return {"num_examples": len(logits), "labels_withheld": True}
+    metrics: dict[str, Any] = compute_metrics(logits, labels, task.problem_type, predicted)
     if task.problem_type == REGRESSION:
         metrics["mae_interval"] = mean_interval(np.abs(logits[:, 0] - labels))
     else:
         metrics["accuracy_interval"] = accuracy_interval(metrics["accuracy"], len(labels))
-        metrics["per_class"] = compute_per_class(logits, labels, task.label_names, task.problem_type, thresholds)
+        metrics["per_class"] = compute_per_class(predicted, labels, task.label_names)
     return {**metrics, "num_examples": len(labels)}
 
 
@@ -204,45 +238,42 @@ def measure_tokenization(
     return (time.perf_counter() - wall) * share, (cpu_seconds() - cpu) * share
 
 
-def measure_floor(splits: DatasetDict, arguments: Arguments) -> Floor:
-    """Fit the method that is the floor on the run's training rows, and measure it on its test rows.
+def measure_floor(train: Dataset, scored: Mapping[str, ScoredRows], arguments: Arguments) -> Floor:
+    """Fit the method that is the floor on a run's training rows, and measure it on its test rows.
 
     Of several labels it decides by thresholds that are chosen on validation, as every other method does.
     """
-    validation, test, family = splits["validation"], splits["test"], family_of(FLOOR)
-    wall, cpu = time.perf_counter(), cpu_seconds()
-    predictor = family.build_predictor(family.fit_rows(splits["train"], arguments), None)
+    family, wall, cpu = family_of(FLOOR), time.perf_counter(), cpu_seconds()
+    predictor = family.build_predictor(family.fit_rows(train, arguments), None)
     seconds = {"train_seconds": time.perf_counter() - wall, "train_cpu_seconds": cpu_seconds() - cpu}
-    thresholds = None
-    if predictor.task.problem_type == MULTI_LABEL:
-        logits = predictor.compute_logits(*_texts(validation))[0]
-        thresholds = tune_thresholds(logits, label_matrix(validation["label"], predictor.task))
-    logits = predictor.compute_logits(*_texts(test))[0]
-    return Floor(test=Metrics(**measure(logits, test, predictor.task, thresholds)), **seconds)
+    validation, test = (
+        replace(scored[name], logits=predictor.compute_logits(*_texts(scored[name].rows))[0])
+        for name in ("validation", "test")
+    )
+    metrics = measure(test, test.decide(_choose_thresholds(validation)))
+    return Floor(test=Metrics(**metrics), **seconds)
 
 
-def write_predictions(run: Run, name: str, split: Dataset, logits: np.ndarray, num_tokens: np.ndarray) -> None:
+def write_predictions(run: Run, name: str, scored: ScoredRows) -> None:
     """Write `predictions/<name>.parquet`: id, text unless `--no_store_text`, num_tokens, label, float32 logits."""
-    columns = {"id": split["id"][:]}
-    if not run.arguments.run.no_store_text:
-        columns["text"] = split["text"][:]
-    if "text_pair" in split.column_names and not run.arguments.run.no_store_text:
-        columns["text_pair"] = split["text_pair"][:]
-    columns["num_tokens"] = num_tokens
-    if "label" in split.column_names:
-        columns["label"] = split["label"][:]
-    table = pa.table({**columns, "logits": pa.array(list(logits))})
+    rows, given = scored.rows, set(scored.rows.column_names)
+    texts = [] if run.arguments.run.no_store_text else ["text", "text_pair"]
+    columns = {column: rows[column][:] for column in ["id", *texts] if column in given}
+    columns["num_tokens"] = scored.num_tokens
+    if "label" in given:
+        columns["label"] = rows["label"][:]
+    table = pa.table({**columns, "logits": pa.array(list(scored.logits))})
     folder = run.directory / "predictions"
     folder.mkdir(exist_ok=True)
     with write_aside(folder / f"{name}.parquet") as aside:
         pq.write_table(table, aside)
 
 
-def evaluate_file(path: str | Path, test_file: str, columns: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+def evaluate_file(predictor: TextClassifier, test_file: str, columns: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     """Measure a saved model on a file of labelled texts.
 
     Args:
-        path: A run directory or model folder.
+        predictor: What `load_predictor` gives.
         test_file: See `finetune.data.load.read_examples`.
         columns: `text_column`, `label_column` and other settings of `DataArguments` for reading the file.
 
@@ -252,15 +283,9 @@ def evaluate_file(path: str | Path, test_file: str, columns: Mapping[str, Any]) 
     Raises:
         FinetuneError: If the file has a label that the model does not know.
     """
-    predictor = load_predictor(path)
     examples = read_examples(test_file, DataArguments(**columns), predictor.task, predictor.encoding)
-    with progress_bar(len(examples), "Evaluating") as advance:
-        logits, _ = predictor.compute_logits(*_texts(examples), advance)
-    task, thresholds = predictor.task, None
-    if task.problem_type == MULTI_LABEL:
-        thresholds = np.broadcast_to(predictor.thresholds, len(task.label_names)).tolist()
-    metrics = measure(logits, examples, task, thresholds)
-    if task.problem_type == REGRESSION:
-        return metrics, ""
-    labels = label_matrix(examples["label"], task)
-    return metrics, compute_classification_report(logits, labels, task.label_names, task.problem_type, thresholds)
+    scored = score(predictor, examples, "Evaluating")
+    predicted, report = scored.decide(predictor.thresholds), ""
+    if scored.labels is not None and predictor.task.problem_type != REGRESSION:
+        report = compute_classification_report(predicted, scored.labels, predictor.label_names)
+    return measure(scored, predicted), report

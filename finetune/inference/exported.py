@@ -76,10 +76,8 @@ class ExportedPredictor(TextClassifier):
         config = read_finetune_config(folder)
         names = json.loads((folder / "config.json").read_text(encoding="utf-8"))["id2label"]
         self.task = Task(config.problem_type, [names[str(number)] for number in range(len(names))])
-        self.thresholds = 0.5 if config.thresholds is None else np.asarray(config.thresholds)
         self.text_config: TextConfig = config.text or TextConfig(512)
-        self.is_paired = config.is_paired
-        self.take_reading(config.encoding, config.is_numbered)
+        self.follow(config)
         self.tokenizer = _TextTokenizer(folder)
         self.folder, self.num_threads = folder, num_threads
         self.session = _open_session(folder, num_threads)

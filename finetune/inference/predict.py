@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,6 @@ import numpy as np
 
 from finetune.errors import FinetuneError
 from finetune.inference.exported import is_exported, load_exported
-from finetune.inference.load import find_model_folder, find_saved_family, load
 from finetune.models.finetune_config import read_finetune_config
 
 if TYPE_CHECKING:
@@ -21,7 +21,11 @@ __all__ = ["load_predictor"]
 
 
 def load_predictor(
-    path: str | Path, dtype: torch.dtype | None = None, trust_remote_code: bool = False, accelerated: bool = True
+    path: str | Path,
+    dtype: torch.dtype | None = None,
+    trust_remote_code: bool = False,
+    accelerated: bool = True,
+    num_threads: int | None = None,
 ) -> TextClassifier:
     """Load a model for prediction.
 
@@ -30,24 +34,30 @@ def load_predictor(
             `user/name@revision` on the Hub.
         dtype: Number format of the computation; by default what the machine does fast.
         trust_remote_code: Whether a model on the Hub may run code of its own.
-        accelerated: Whether to compute with `finetune.accelerated`.
+        accelerated: Whether to compute with `finetune.accelerated`; else a network is that of plain transformers.
+        num_threads: Of an export, which runs without torch; by default one for each physical core.
 
     Raises:
         FinetuneError: If there is none, or it can't be loaded.
     """
-    folder = find_model_folder(path, trust_remote_code)
-    if is_exported(folder):
-        import torch
+    folder = Path(path)
+    if not is_exported(folder):  # which runs without what the others import
+        from finetune.inference.load import find_model_folder, find_saved_family, load
 
-        predictor: TextClassifier = load_exported(folder, torch.get_num_threads())
+        folder = find_model_folder(path, trust_remote_code)
+    if is_exported(folder):
+        predictor: TextClassifier = load_exported(folder, num_threads)
     else:
         model, tokenizer = load(folder, trust_remote_code)
         config = read_finetune_config(folder)
         predictor = find_saved_family(folder, config).build_predictor(model, tokenizer, config.text, dtype, accelerated)
-        predictor.is_paired = config.is_paired
-        predictor.thresholds = 0.5 if config.thresholds is None else np.asarray(config.thresholds)
-        predictor.take_reading(config.encoding, config.is_numbered)
+        predictor.follow(config)
         predictor.compute_in()
+    if not (accelerated or hasattr(predictor, "accelerated")):
+        warnings.warn(
+            f"{str(path)!r} is no network that torch computes: --no_accelerated (accelerated=False) changes nothing",
+            stacklevel=2,
+        )
     count = len(predictor.task.label_names)
     if np.size(predictor.thresholds) not in (1, count):
         raise FinetuneError(

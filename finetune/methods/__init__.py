@@ -7,7 +7,6 @@ from transformers import PreTrainedModel
 from finetune.methods.adapters import add_adapter, fitting_adapter, lora_over
 from finetune.methods.head import freeze_all_but
 from finetune.methods.partial import freeze_all_but_biases, freeze_all_but_last_layers, reinitialise_layers
-from finetune.models.load import newly_initialised_modules
 from finetune.settings.parts import MethodArguments
 from finetune.settings.peft_config import read_peft_config
 
@@ -36,8 +35,7 @@ def apply_method(model: PreTrainedModel, arguments: MethodArguments) -> PreTrain
     Raises:
         FinetuneError: If the method does not fit the model.
     """
-    new_modules = newly_initialised_modules(model)
-    model.new_modules = new_modules  # type: ignore[assignment]
+    new_modules = new_modules_of(model)
     reinitialise_layers(model, arguments.reinit_layers)
     match arguments.method:
         case "full":
@@ -55,7 +53,7 @@ def apply_method(model: PreTrainedModel, arguments: MethodArguments) -> PreTrain
 
 
 def new_modules_of(model: nn.Module) -> list[str]:
-    """Name the modules that the checkpoint lacked, of a model that `apply_method` has prepared."""
+    """Name the modules that the checkpoint lacked, which `finetune.models.load.check_loaded` has noted on a model."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     return list(getattr(base, "new_modules", ()))
 

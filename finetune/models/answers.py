@@ -2,13 +2,16 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.special import expit, softmax
 
 from finetune.errors import FinetuneError
 from finetune.tasks import MULTI_LABEL, REGRESSION, Task
+
+if TYPE_CHECKING:
+    from finetune.models.finetune_config import FinetuneConfig
 
 __all__ = ["Prediction", "TextClassifier", "unit_of_logits"]
 
@@ -66,10 +69,11 @@ class TextClassifier:
     is_paired: bool | None = None
     encoding: str | None = None
 
-    def take_reading(self, encoding: str | None, is_numbered: bool | None) -> None:
-        """Read files as the training texts were read: their bytes, and numbers in the place of labels."""
-        self.encoding = encoding
-        self.task = Task(self.task.problem_type, self.task.label_names, bool(is_numbered))
+    def follow(self, config: "FinetuneConfig") -> None:
+        """Decide as a saved model does, take pairs if it does, and read files as its training texts were read."""
+        self.thresholds = 0.5 if config.thresholds is None else np.asarray(config.thresholds)
+        self.is_paired, self.encoding = config.is_paired, config.encoding
+        self.task = Task(self.task.problem_type, self.task.label_names, bool(config.is_numbered))
 
     def compute_in(self, dtype: Any = None) -> None:
         """Compute in this format of torch from now on, or in its own if None; not where a model has but one."""

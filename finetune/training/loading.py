@@ -48,10 +48,10 @@ class LoadingTrainer(EvaluatingTrainer):
         return dataset is not None and hasattr(dataset, "__len__") and not isinstance(dataset, IterableDataset)
 
     def _draws_steps(self) -> bool:
-        """Return whether the order of the examples is left to the `Trainer`."""
+        """Return whether the script leaves it to the `Trainer` to group examples by their length."""
         strategy = str(getattr(self.args.train_sampling_strategy, "value", self.args.train_sampling_strategy))
         return (
-            strategy in ("random", "group_by_length")
+            strategy == "group_by_length"
             and not self.is_overridden("_get_train_sampler")
             and self.args.n_gpu <= 1
             and self.args.parallelism_config is None
