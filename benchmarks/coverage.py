@@ -1,6 +1,7 @@
 """How often the intervals of `finetune compare` hold the truth, and how often its verdict is wrong or finds nothing.
 
     python benchmarks/coverage.py --output_json benchmarks/results/coverage.json
+    python benchmarks/coverage.py --tables plans --output_json benchmarks/results/coverage_plans.json
 
 Simulates trained models whose true accuracies are known. Every example has a latent normal score under every run of
 every method: a part that all methods share (how hard the example is), one that the runs of a method share, and one of
@@ -29,7 +30,7 @@ Bonferroni's correction over all cells.
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -342,28 +343,28 @@ PLANS = [
     ("seeds", 3, 0.01, 5_000),
     ("seeds", 5, 0.01, 2_500),
 ]
+TABLES = ("accuracy", "classes", "looks", "power", "plans")
 
 
-def measure_all(num_simulations: int) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Measure every cell: the table, the cell's name and what was found."""
-    for seeds, spread, examples, methods in ACCURACY:
-        count = num_simulations if examples < 25_000 else num_simulations // 4
-        cell = measure_accuracy(seeds, spread, examples, methods, count)
+def measure_all(num_simulations: int, tables: Sequence[str]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Measure every cell of some tables: the table, the cell's name and what was found."""
+    few = num_simulations // 4  # of what takes long
+    for seeds, spread, examples, methods in ACCURACY if "accuracy" in tables else ():
+        cell = measure_accuracy(seeds, spread, examples, methods, num_simulations if examples < 25_000 else few)
         yield "accuracy", f"{seeds} seeds, spread {100 * spread:.1f}, {examples:,}, {methods} methods", cell
-    for metric, classes, examples, seeds in CLASSES:
+    for metric, classes, examples, seeds in CLASSES if "classes" in tables else ():
         cell = measure_classes(metric, classes, examples, seeds, num_simulations // 2)
         yield "classes", f"{metric}, {classes} classes, {examples:,}, {seeds} seeds", cell
-    for metric, rarest, examples, seeds in LABELS:
+    for metric, rarest, examples, seeds in LABELS if "classes" in tables else ():
         cell = measure_labels(metric, rarest, examples, seeds, num_simulations // 2)
         yield "classes", f"{metric} of labels, rarest {rarest:.0%}, {examples:,}, {seeds} seeds", cell
-    for what, spread in LOOKS:
+    for what, spread in LOOKS if "looks" in tables else ():
         yield "looks", f"more {what}, spread {100 * spread:.1f}", measure_looks(what, spread, num_simulations)
-    for name, accuracies, seeds, examples in POWER:
-        count = num_simulations if examples < 25_000 else num_simulations // 4
-        cell = measure_power(accuracies, seeds, examples, count)
+    for name, accuracies, seeds, examples in POWER if "power" in tables else ():
+        cell = measure_power(accuracies, seeds, examples, num_simulations if examples < 25_000 else few)
         yield "power", f"{name}, {seeds} seeds, {examples:,}", cell
-    for what, seeds, spread, examples in PLANS:
-        cell = measure_plans(what, seeds, spread, examples, num_simulations // 2)
+    for what, seeds, spread, examples in PLANS if "plans" in tables else ():
+        cell = measure_plans(what, seeds, spread, examples, num_simulations)
         yield "plans", f"more {what}, {seeds} seeds, spread {100 * spread:.1f}, {examples:,}", cell
 
 
@@ -372,10 +373,11 @@ def main() -> None:
     parser = build_parser(__doc__)
     parser.set_defaults(turns=1)
     parser.add_argument("--num_simulations", type=int, default=500)
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=TABLES)
     options = parser.parse_args()
     start = time.perf_counter()
     results: dict[str, list[dict[str, Any]]] = {}
-    for table, name, cell in measure_all(options.num_simulations):
+    for table, name, cell in measure_all(options.num_simulations, options.tables):
         if table not in results:
             results[table] = []
             print(f"\n{table}", flush=True)

@@ -5,6 +5,7 @@ import pytest
 from scipy.stats import norm
 
 from finetune.comparison.plans import Plan
+from finetune.comparison.statistics import paired_difference
 from finetune.comparison.verdict import decide
 from finetune.errors import FinetuneError
 
@@ -96,6 +97,17 @@ def test_with_more_methods_each_has_to_show_more():
     assert three.comparisons["cheap"].p_value == p_value
     assert three.comparisons["cheap"].adjusted_p_value == pytest.approx(2 * p_value)
     assert not three.comparisons["cheap"].non_inferior
+
+
+def test_with_more_methods_it_takes_more_to_be_called_worse():
+    """Of three pairs the least p-value counts three times."""
+    two = {"cheap": make_scores(500, (0, 14)), "dear": make_scores(500, (2, 13))}
+    verdict = decide(two, COSTS, deterministic=set(COSTS))
+    p_value = paired_difference(two["cheap"], two["dear"]).p_worse(0.01)
+    assert verdict.level / 3 < p_value < verdict.level
+    assert verdict.comparisons["cheap"].worse
+    three = decide({**two, "middle": make_scores(500, (1, 14))}, COSTS, deterministic=set(COSTS))
+    assert not three.comparisons["cheap"].worse
 
 
 def test_a_run_that_failed_decides_nothing():
