@@ -189,6 +189,13 @@ class Family:
         """Return whether a model's weights are held in four bits, so that those of its base have to be again."""
         return False
 
+    def check_exportable(self, model: Any) -> None:
+        """Refuse a model whose answers are not computed from one row of tokens, as what `finetune export` writes does.
+
+        Raises:
+            FinetuneError: If it is one.
+        """
+
     def write_snippet(self, shipped: Shipped) -> str:
         """Write the lines of Python that a stranger types; they print what the model says of one text, or of a pair."""
         module = type(self).__module__

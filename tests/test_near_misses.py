@@ -15,12 +15,12 @@ from transformers import AutoTokenizer
 
 from finetune.data.encoding import choose_encoding
 from finetune.data.labels import Task
-from finetune.data.load import read_examples
+from finetune.data.load import load_given_splits, read_examples
 from finetune.data.spelling import looks_like
 from finetune.errors import FinetuneError
 from finetune.metrics import SINGLE_LABEL
 from finetune.models.load import load_model, load_tokenizer
-from finetune.settings.parts import ModelArguments
+from finetune.settings.parts import DataArguments, ModelArguments
 
 ROWS = list(zip(TEXTS, LABELS, strict=True))
 
@@ -429,3 +429,28 @@ def test_settings_that_say_nothing_are_made_right(base, fields):
 def test_a_file_is_no_folder(tmp_path):
     with pytest.raises(FinetuneError, match="is a file"):
         load(write(tmp_path / "model", "x"))
+
+
+# Settings that say how data are read
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [{"label_columns": "a,b"}, {"text_column": "review"}, {"label_delimiter": ";"}, {"encoding": "cp1252"},
+     {"group_column": "author"}, {"text_pair_column": "other"}],
+)  # fmt: skip
+def test_flags_of_files_are_refused_where_there_is_none(flags):
+    assert f"Expected no --{next(iter(flags))}" in refusal(load_given_splits, DataArguments("embedded", **flags))
+
+
+def test_an_encoding_of_no_text_is_warned_of(tmp_path):
+    objects = [{"text": text, "label": label} for text, label in ROWS]
+    datasets.Dataset.from_list(objects).to_parquet(tmp_path / "a.parquet")
+    with pytest.warns(UserWarning, match="--encoding has no effect"):
+        given(tmp_path / "a.parquet", encoding="cp1252")
+
+
+def test_a_delimiter_beside_class_names_is_refused(tmp_path):
+    rows = datasets.Dataset.from_dict({"text": TEXTS, "label": [row % 2 for row in range(60)]})
+    rows.cast_column("label", datasets.ClassLabel(names=["a", "b"])).to_parquet(tmp_path / "a.parquet")
+    assert "which has class names of its own" in refusal(given, tmp_path / "a.parquet", label_delimiter=";")

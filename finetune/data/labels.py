@@ -75,7 +75,12 @@ def find_task(
             and some words, unless the user says that they are classes.
     """
     if class_names is not None and problem_type != REGRESSION:
-        several = delimiter is not None or any(isinstance(value, list) for value in values)
+        several = any(isinstance(value, list) for value in values)
+        if delimiter is not None:
+            raise FinetuneError(
+                f"Expected no --label_delimiter for {where}, which has class names of its own, but got {delimiter!r}. "
+                "Leave it out."
+            )
         return Task(problem_type or (MULTI_LABEL if several else SINGLE_LABEL), class_names, is_numbered=True)
     _refuse_missing(values, delimiter, where)
     length = _find_length(values, delimiter, problem_type, where)

@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import uuid
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -191,6 +192,7 @@ def load_given_splits(arguments: DataArguments) -> GivenSplits:
     if arguments.streaming and arguments.train_file is None:
         raise FinetuneError("Expected --train_file to be a folder of Parquet files with --streaming, but got none.")
     if arguments.dataset_name == "embedded":
+        _refuse_flags_of_files(arguments)
         sources = {"train": _embedded_source()}
     elif arguments.dataset_name is not None:
         sources = _load_from_hub(arguments)
@@ -204,7 +206,23 @@ def load_given_splits(arguments: DataArguments) -> GivenSplits:
     for split, path in paths.items():
         sources[split] = _read_sample(path, arguments) if split in streamed else _read_file(path, arguments, fallback)
     _refuse_unequal_texts(sources)
+    if arguments.encoding is not None and all(source.reading.encoding is None for source in sources.values()):
+        warnings.warn("--encoding has no effect: none of the data is read from text", stacklevel=2)
     return _number_labels(sources, arguments)
+
+
+def _refuse_flags_of_files(arguments: DataArguments) -> None:
+    """Refuse flags that say how files are read where there are none beside the embedded reviews."""
+    if arguments.validation_file is not None or arguments.test_file is not None:
+        return
+    own = {"text_column": "text", "label_column": "label"}
+    parts = ("text", "text_pair", "label", "id", "group")
+    names = [*(f"{part}_column" for part in parts), "label_columns", "label_delimiter", "encoding"]
+    given = [f"--{name}" for name in names if getattr(arguments, name) not in (None, own.get(name))]
+    if given:
+        raise FinetuneError(
+            f"Expected no {given[0]} with the embedded reviews, which are read as they are. Leave it out."
+        )
 
 
 def _refuse_unequal_texts(sources: dict[str, _Source]) -> None:

@@ -12,6 +12,7 @@ __all__ = ["choose_script", "looks_right"]
 EAST_ASIAN = ("cp949", "euc_jp", "cp932", "big5", "gb18030")
 CYRILLIC = ("cp1251", "koi8_r", "koi8_u", "cp866", "iso8859_5", "mac_cyrillic")
 EVERYDAY = 0.85  # share of signs beyond ASCII that are in common use
+KANA = 0.3  # share of the signs beyond ASCII in Japanese, and more
 FREQUENT = 0.4  # share of signs beyond ASCII that are among the most frequent letters; in Russian it is 0.6
 FREQUENT_LETTERS = set("оеаинтсрвлкіОЕАИНТСРВЛКІ")
 ODD = 0.01  # share of letters that stand where they don't: a capital behind a small one, or beside a Latin letter
@@ -21,7 +22,9 @@ LETTER = r"[^\W\d_]"
 def looks_right(sample: bytes, encoding: str) -> bool:
     """Return whether a sample, decoded so, is of everyday signs, or of whole words of one script."""
     if encoding in EAST_ASIAN:
-        return _share_of_everyday_signs(sample, encoding) >= EVERYDAY
+        # Japanese in GB18030 is taken for anything: kana are where EUC-JP has them, and the other signs are not.
+        hides_kana = _share_of_kana(sample, "gb18030") > KANA > _share_of_kana(sample, encoding)
+        return _share_of_everyday_signs(sample, encoding) >= EVERYDAY and not hides_kana
     return _share_of_odd_letters(sample, encoding) < ODD
 
 
@@ -45,6 +48,11 @@ def _decode(sample: bytes, encoding: str) -> str:
 def _share_of_everyday_signs(sample: bytes, encoding: str) -> float:
     signs = [sign for sign in _decode(sample, encoding) if sign.isalpha() and not sign.isascii()]
     return sum(_is_everyday(sign, encoding) for sign in signs) / max(1, len(signs))
+
+
+def _share_of_kana(sample: bytes, encoding: str) -> float:
+    signs = [sign for sign in _decode(sample, encoding) if sign.isalpha() and not sign.isascii()]
+    return sum("\u3041" <= sign <= "\u30ff" for sign in signs) / max(1, len(signs))
 
 
 def _is_everyday(sign: str, encoding: str) -> bool:

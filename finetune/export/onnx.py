@@ -120,6 +120,7 @@ def export(
             f"Expected an encoder, a TextCNN or another network to export, but {str(path)!r} is a "
             f"{type(model).__name__}. Use it as it is."
         )
+    find_saved_family(folder, read_finetune_config(folder)).check_exportable(model)
     if shortest_input(model) > 1:
         raise FinetuneError(
             f"Expected a model that computes any text without padding, but {type(model).__name__} needs it for short "

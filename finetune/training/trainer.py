@@ -209,7 +209,7 @@ class Trainer(TunedTrainer):
             with random_streams_kept():
                 batch = collate(take_rows(dataset, rows.tolist()))
                 found = try_model(model, batch, self.label_smoother, smoothing, self.model_accepts_loss_kwargs)
-            if found is not None and not found.divides_by_count and not hasattr(model, "accepts_loss_kwargs"):
+            if found is not None and found.divides_by_count is False and not hasattr(model, "accepts_loss_kwargs"):
                 self.model_accepts_loss_kwargs = False
             if found is not None and not self.has_given_loss:
                 self.example_loss = found.example_loss
