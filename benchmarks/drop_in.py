@@ -3,8 +3,9 @@
     python benchmarks/drop_in.py --output_json benchmarks/results/drop_in.json
 
 The script is a `run_classification.py` in short: the embedded encoder with its dropout, in float32, on the embedded
-reviews, one epoch, and an evaluation of as many; padded to the maximum length, or by a `DataCollatorWithPadding`. Both
-Trainers draw every review once. Printed are the medians over the turns, and their ratios.
+reviews, one epoch, and an evaluation of as many; padded to the maximum length, or by a `DataCollatorWithPadding`; drawn
+in random order, or grouped by length. Both Trainers draw every review once. Printed are the medians over the turns, and
+their ratios.
 """
 
 import json
@@ -18,26 +19,27 @@ from transformers import DataCollatorWithPadding, TrainingArguments, default_dat
 from turns import build_parser, take_turns, write_results
 
 import finetune.training.trainer
+from finetune.data.embedded import find_embedded_model
 from finetune.data.load import load_splits
-from finetune.models.load import load_tokenizer, resolve_model
+from finetune.models.load import load_tokenizer
 from finetune.settings.parts import DataArguments, ModelArguments
 
 TRAINERS = {"transformers": transformers.Trainer, "finetune": finetune.training.trainer.Trainer}
 PADDINGS = ["padded to the maximum", "dynamic padding"]
+ORDERS = ["random", "group_by_length"]
 FIGURES = {"train_samples_per_second": "reviews a second in training", "eval_samples_per_second": "in evaluation"}
 
 
 def measure(name: str, options: Any) -> dict[str, float]:
     """Run the script with one Trainer."""
-    library, padding = name.split(", ")
+    library, padding, order = name.split(", ")
     torch.set_num_threads(options.num_threads)
     splits = load_splits(
         DataArguments(
             dataset_name="embedded", max_train_samples=options.num_reviews, max_eval_samples=options.num_reviews
         )
     )
-    arguments = ModelArguments()
-    tokenizer = load_tokenizer(arguments, options.max_length)
+    tokenizer = load_tokenizer(ModelArguments(), options.max_length)
     is_padded = padding == PADDINGS[0]
 
     def tokenize(batch: dict[str, Any]) -> Any:
@@ -48,9 +50,7 @@ def measure(name: str, options: Any) -> dict[str, float]:
 
     tokenized = splits.map(tokenize, batched=True, remove_columns=splits["train"].column_names)
     torch.manual_seed(0)
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(
-        resolve_model(arguments.model_name_or_path), num_labels=2
-    )
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(find_embedded_model(), num_labels=2)
     with tempfile.TemporaryDirectory() as folder:
         trainer = TRAINERS[library](
             model=model,
@@ -59,6 +59,7 @@ def measure(name: str, options: Any) -> dict[str, float]:
                 num_train_epochs=1,
                 per_device_train_batch_size=options.batch_size,
                 per_device_eval_batch_size=options.batch_size,
+                train_sampling_strategy=order,
                 save_strategy="no",
                 disable_tqdm=True,
                 use_cpu=not torch.cuda.is_available(),
@@ -82,21 +83,23 @@ def main() -> None:
     if options.measure:
         print(json.dumps(measure(options.measure[0], options)))
         return
-    names = [f"{library}, {padding}" for padding in PADDINGS for library in TRAINERS]
-    results = take_turns(__file__, names, options.turns)
+    scripts = [f"{padding}, {order}" for padding in PADDINGS for order in ORDERS]
+    results = take_turns(
+        __file__, [f"{library}, {script}" for script in scripts for library in TRAINERS], options.turns
+    )
     medians = {
         name: {figure: statistics.median(turn[figure] for turn in turns) for figure in FIGURES}
         for name, turns in results.items()
     }
     ratios = {}
-    for padding in PADDINGS:
-        theirs, ours = (medians[f"{library}, {padding}"] for library in TRAINERS)
-        ratios[padding] = {figure: ours[figure] / theirs[figure] for figure in FIGURES}
+    for script in scripts:
+        theirs, ours = (medians[f"{library}, {script}"] for library in TRAINERS)
+        ratios[script] = {figure: ours[figure] / theirs[figure] for figure in FIGURES}
         shown = ", ".join(
-            f"{theirs[figure]:.2f} and {ours[figure]:.2f} {words} ({ratios[padding][figure]:.2f} times)"
+            f"{theirs[figure]:.2f} and {ours[figure]:.2f} {words} ({ratios[script][figure]:.2f} times)"
             for figure, words in FIGURES.items()
         )
-        print(f"{padding}: {shown}")
+        print(f"{script}: {shown}")
     write_results(options.output_json, options, {"medians": medians, "ratios": ratios})
 
 

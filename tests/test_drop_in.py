@@ -167,10 +167,11 @@ def on_the_fly(rows, tokenizer):
     return texts
 
 
-@pytest.mark.parametrize("form", ["torch format", "by hand", "list", "on the fly", "as a stream"])
+@pytest.mark.parametrize("form", ["torch format", "a frame", "by hand", "list", "on the fly", "as a stream"])
 def test_any_data_set_is_taken(tmp_path, tiny_bert, tokenizer, rows, form):
     forms = {
         "torch format": lambda: rows.with_format("torch"),
+        "a frame": lambda: rows.with_format("pandas"),
         "by hand": lambda: ByHand(rows),
         "list": lambda: [ByHand(rows)[row] for row in range(len(rows))],
         "on the fly": lambda: on_the_fly(rows, tokenizer),
@@ -292,13 +293,54 @@ def test_a_model_with_another_loss_than_the_mean_is_not_cut(tmp_path, tiny_bert,
     np.testing.assert_allclose(results[1], results[0], atol=1e-5, rtol=0)
 
 
-def test_a_model_that_classifies_tokens_is_trained_as_upstream_trains_it(tmp_path, tiny_bert, tokenizer, rows):
-    data = rows.remove_columns(["label", "text"]).add_column("labels", [[t % 3 for t in r] for r in rows["input_ids"]])
+class Doubled(BertForSequenceClassification):
+    """Twice the mean, or of whatever number of items it is told: no loss that can be cut."""
+
+    divides = False
+
+    def forward(self, input_ids=None, attention_mask=None, token_type_ids=None, labels=None, **told):
+        count = told.pop("num_items_in_batch", None)
+        outputs = super().forward(input_ids, attention_mask, token_type_ids, **told)
+        if labels is not None:
+            losses = nn.functional.cross_entropy(outputs.logits, labels, reduction="none")
+            outputs.loss = 2 * losses.sum() / (count if self.divides and count is not None else len(losses))
+        return outputs
+
+
+@pytest.mark.parametrize("divides", [False, True], ids=["a mean", "divided by what it is told"])
+def test_whether_a_model_divides_its_loss_by_what_it_is_told_is_found_out(
+    tmp_path, tiny_bert, tokenizer, rows, divides
+):
+    found = {}
+    for trainer_class, size in [(UPSTREAM, 8), (UPSTREAM, 2), (Trainer, 8), (Trainer, 2)]:
+        model = make_model(tiny_bert)
+        model.__class__, model.divides = Doubled, divides
+        arguments = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 8 // size, "max_steps": 3,
+                     "train_sampling_strategy": "sequential"}  # fmt: skip
+        trainer = make_trainer(trainer_class, tmp_path, model, rows, tokenizer, arguments)
+        trainer.predict(rows.select(range(4)).remove_columns("label"))  # of which nothing can be told
+        trainer.train()
+        found[trainer_class, size] = logged(trainer)
+    assert not trainer.cuts_batches()
+    for size in (8, 2):
+        np.testing.assert_allclose(found[Trainer, size], found[UPSTREAM, 8], atol=1e-5, rtol=0)
+    assert found[UPSTREAM, 2][0] == pytest.approx(found[UPSTREAM, 8][0] * (1 if divides else 4), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["tokens", "masked words"])
+def test_a_model_that_classifies_no_texts_is_trained_as_upstream_trains_it(tmp_path, tiny_bert, tokenizer, rows, kind):
+    data = rows.remove_columns(["label", "text"])
+    if kind == "tokens":
+        data = data.add_column("labels", [[token % 3 for token in row] for row in rows["input_ids"]])
     results = []
     for trainer_class in (UPSTREAM, Trainer):
         torch.manual_seed(0)
-        model = transformers.BertForTokenClassification.from_pretrained(tiny_bert, num_labels=3)
-        collator = transformers.DataCollatorForTokenClassification(tokenizer)
+        if kind == "tokens":
+            model = transformers.BertForTokenClassification.from_pretrained(tiny_bert, num_labels=3)
+            collator = transformers.DataCollatorForTokenClassification(tokenizer)
+        else:  # whose masks are drawn by the collator
+            model = transformers.BertForMaskedLM.from_pretrained(tiny_bert)
+            collator = transformers.DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.3)
         trainer = make_trainer(
             trainer_class, tmp_path, model, data, tokenizer,
             {"per_device_train_batch_size": 8, "max_steps": 4, "gradient_accumulation_steps": 2},
@@ -562,6 +604,24 @@ def test_the_example_of_the_page_runs(tmp_path, tiny_bert):
     exec(code, space)
     assert space["trainer"].state.global_step == 24
     assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-8", "checkpoint-16", "checkpoint-24"}
+
+
+def test_a_training_that_has_ended_goes_on_where_more_steps_are_asked_for(tmp_path, tiny_bert, tokenizer, rows):
+    def train(folder, max_steps, resume=False):
+        arguments = {"per_device_train_batch_size": 16, "save_strategy": "steps", "save_steps": 2,
+                     "max_steps": max_steps, "lr_scheduler_type": "constant"}  # fmt: skip
+        trainer = make_trainer(Trainer, tmp_path / folder, make_model(tiny_bert, 0.1), rows, tokenizer, arguments)
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer
+
+    straight = train("straight", 8)
+    train("prolonged", 4)
+    assert train("prolonged", 4, resume=True).state.global_step == 4
+    prolonged = train("prolonged", 8, resume=True)
+    assert prolonged.state.global_step == 8
+    assert logged(prolonged) == logged(straight)
+    for name, parameter in straight.model.named_parameters():
+        assert torch.equal(prolonged.model.get_parameter(name), parameter), name
 
 
 def test_a_checkpoint_that_has_changed_is_not_gone_on_from(tmp_path, tiny_bert, tokenizer, rows):

@@ -15,6 +15,7 @@ from finetune.accelerated import enable, fused
 from finetune.accelerated.dropout import FastDropout
 from finetune.accelerated.lora import _FusedLinear as FusedLora
 from finetune.accelerated.unpadding import ATTENTION_NAME
+from finetune.cli import main as command
 from finetune.inference.predict import load_predictor
 from finetune.training.trainer import FineTuningTrainer
 
@@ -140,3 +141,26 @@ def test_without_acceleration_a_predictor_leaves_the_model_as_it_is(runs):
     logits = plain.compute_logits(["a good film", "dull"])[0]
     fast = load_predictor(runs / "full", torch.float32).compute_logits(["a good film", "dull"])[0]
     torch.testing.assert_close(torch.from_numpy(fast), torch.from_numpy(logits), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("words", [["predict", "a good film"], ["predict", "--input_file"], ["evaluate"], ["serve"]])
+@pytest.mark.parametrize("accelerated", [True, False])
+def test_a_command_leaves_the_model_as_it_is_where_its_flag_says_so(
+    runs, reviews, tmp_path, monkeypatch, words, accelerated
+):
+    used = []
+    monkeypatch.setattr("finetune.models.predictor.enable", lambda model, **how: used.append(how) or model)
+    monkeypatch.setattr("finetune.serve.service.serve", lambda load, *args: load())
+    given = {
+        "--input_file": [reviews["--test_file"], "--output_file", str(tmp_path / "out.csv")],
+        "evaluate": ["--test_file", reviews["--test_file"]],
+    }.get(words[-1], [])
+    flags = [*given, "--num_threads", "1", *([] if accelerated else ["--no_accelerated"])]
+    command([words[0], str(runs / "full"), *words[1:], *flags])
+    assert bool(used) == accelerated
+
+
+def test_the_flag_is_said_to_change_nothing_where_no_network_computes(runs):
+    with pytest.warns(UserWarning, match=r"tfidf' is no network .* --no_accelerated .* changes nothing"):
+        finetune.load_classifier(runs / "tfidf", accelerated=False)
+    assert own_pieces(finetune.load_classifier(runs / "lora", accelerated=False).model) == set()

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from finetune.accelerated import enable
 from finetune.accelerated.fused import cast_linear_layers
+from finetune.accelerated.precision import autocast, compute_numbers_in_fp32
 from finetune.data.batch import MicroBatchCollator
 from finetune.data.labels import Task
 from finetune.data.load import read_examples
@@ -22,7 +23,7 @@ from finetune.methods import apply_method
 from finetune.metrics import REGRESSION, SINGLE_LABEL, compute_metrics
 from finetune.models.answers import unit_of_logits
 from finetune.models.load import load_model
-from finetune.models.output_layer import Standard, compute_numbers_in_fp32, find_output_layer
+from finetune.models.output_layer import Standard, find_output_layer
 from finetune.models.predictor import Predictor
 from finetune.settings.parts import MethodArguments, ModelArguments
 from finetune.training.loss import ExampleLoss
@@ -211,8 +212,29 @@ def test_large_numbers_are_not_rounded_to_bfloat16(tmp_path, tiny_bert, tokenize
     cast_linear_layers(model, torch.bfloat16)  # as a saved model is loaded
     np.testing.assert_allclose(predictor.compute_logits(texts)[0], rounded, atol=1e-3)
     classes = build("bert", num_labels=2)
+    classes.config.problem_type = SINGLE_LABEL
     compute_numbers_in_fp32(classes)
     assert type(classes.classifier) is torch.nn.Linear
+
+
+@pytest.mark.parametrize("num_labels", [1, 3])
+@pytest.mark.parametrize("model_type", ["bert", "distilbert", "gpt2"])
+@pytest.mark.parametrize("problem_type", [REGRESSION, None])
+def test_a_plain_model_that_predicts_in_bfloat16_gives_whole_numbers(model_type, num_labels, problem_type):
+    model = build(model_type, num_labels)
+    model.config.problem_type = problem_type
+    with torch.no_grad():
+        _, layer = find_output_layer(model, INPUTS)
+        (FAR if layer.bias is not None else Standard(0.0, 300.0)).put_into(layer)
+        exact = model(**INPUTS).logits
+        enable(model, predict_in=torch.bfloat16)
+        with autocast(torch.device("cpu"), torch.bfloat16):
+            found = model(**INPUTS).logits
+    are_numbers = problem_type is not None or num_labels == 1  # as transformers takes them
+    assert (found.dtype == torch.float32) == are_numbers
+    if are_numbers:
+        torch.testing.assert_close(found, exact, atol=30.0, rtol=0.02)
+        assert not torch.equal(found.to(torch.bfloat16).float(), found)
 
 
 def test_differences_of_numbers_are_measured_by_their_size():

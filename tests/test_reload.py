@@ -5,6 +5,7 @@ only transformers and PEFT. `docs/methods.md` shows the table that `python tests
 """
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -247,41 +248,54 @@ def test_qlora_reloads_in_four_bits(tmp_path):
     torch.testing.assert_close(found, torch.tensor(expected["logits"]), atol=1e-6, rtol=0)
 
 
-def describe(model_type: str, workplace: Path, tokenizer: str) -> tuple[list[str], list[str]]:
-    """Return a row of the table, and notes on what was refused."""
+def describe(model_type: str, workplace: Path, tokenizer: str) -> tuple[list[str], dict[str, str]]:
+    """Return a row of the table, and what was refused or did not merge, by method."""
     expected, found, refused = run_architecture(model_type, workplace, tokenizer)
-    cells, notes = [], []
+    cells, notes = [], {}
     for method in METHODS:
         if method in refused:
-            cells.append("refused")
-            notes.append(f"{method} on {model_type}: {refused[method]}")
-        elif "merge_error" in found[method]:
-            cells.append("reloads")
-            notes.append(f"merging {method} on {model_type}: {found[method]['merge_error']}")
-        else:
-            logits = torch.tensor(expected[method]["logits"])
-            ways = [name for name in ("finetune", "stranger", "merged") if name in found[method]]
-            worst = max(float((torch.tensor(found[method][way]) - logits).abs().max()) for way in ways)
-            cells.append(("merges" if "merged" in ways else "reloads") + f" ({worst:.0e})")
+            cells.append("–")
+            said = re.search(r"PEFT says: (.*)\. Other fields", refused[method])
+            notes[method] = _generalize(said[1] if said else refused[method])
+            continue
+        logits = torch.tensor(expected[method]["logits"])
+        ways = [name for name in ("finetune", "stranger", "merged") if name in found[method]]
+        worst = max(float((torch.tensor(found[method][way]) - logits).abs().max()) for way in ways)
+        cells.append(f"{worst:.0e}".replace("0e+00", "0") + (" m" if "merged" in ways else ""))
+        if "merge_error" in found[method]:
+            notes[f"merging {method}"] = _generalize(found[method]["merge_error"])
     return cells, notes
 
 
+def _generalize(reason: str) -> str:
+    """Return a reason without the names of one architecture, so that it can be compared with others'."""
+    return re.sub(r"\w+ForSequenceClassification", "it", re.sub(r"'\w+(Head|Summary)' object", "the head", reason))
+
+
 def main() -> None:
-    """Print the table of `docs/methods.md`."""
+    """Print the table of `docs/methods.md`, and what was refused: each reason with its methods and architectures."""
     from conftest import write_tiny_bert
 
-    table, notes = {}, []
+    print("| model type | " + " | ".join(f"`{method}`" for method in METHODS) + " |")
+    print("|---" * (len(METHODS) + 1) + "|")
+    reasons: dict[str, dict[str, list[str]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = write_tiny_bert(Path(folder) / "tokenizer")
-        for model_type in ARCHITECTURES:
+        for model_type in sys.argv[1:] or ARCHITECTURES:
             (Path(folder) / model_type).mkdir()
-            table[model_type], more = describe(model_type, Path(folder) / model_type, tokenizer)
-            notes += more
-    print("| method | " + " | ".join(table) + " |")
-    print("|---" * (len(table) + 1) + "|")
-    for number, method in enumerate(METHODS):
-        print(f"| `{method}` | " + " | ".join(cells[number] for cells in table.values()) + " |")
-    print("\n" + "\n".join(f"- {note}" for note in notes))
+            cells, notes = describe(model_type, Path(folder) / model_type, tokenizer)
+            print(f"| `{model_type}` | " + " | ".join(cells) + " |", flush=True)
+            for method, reason in notes.items():
+                reasons.setdefault(reason, {}).setdefault(method, []).append(model_type)
+    for reason, methods in reasons.items():
+        where: dict[tuple[str, ...], list[str]] = {}
+        for method, model_types in methods.items():
+            where.setdefault(tuple(model_types), []).append(method)
+        print(
+            "- "
+            + "; ".join(f"{', '.join(some)} on {', '.join(types)}" for types, some in where.items())
+            + f": {reason}"
+        )
 
 
 if __name__ == "__main__":

@@ -605,31 +605,47 @@ SENTENCES = {
     "Russian": ["Очень понравился, всем советую", "Ужасного качества, сломался", "Обычный фильм, ничего особенного"],
     "Chinese": ["这个手机很好用，非常满意", "质量太差了，用了两天就坏了", "一般，价格便宜，但是不一样"],
     "Japanese": ["とても良いです。また買いたい", "期待したほどではなかった", "普通です。値段は安いです"],
+    "Ukrainian": ["Дуже сподобався фільм, усім раджу", "Жахливої якості, зламався", "Їжа була смачною, є недоліки"],
+    "Korean": ["정말 재미있는 영화였어요", "품질이 너무 나빠서 고장났어요", "보통이에요, 가격은 싸요"],
+    "Latvian": ["Ļoti laba filma, iesaku visiem", "Šausmīga kvalitāte, salūza", "Parasta filma, nekā īpaša"],
+    "Greek": ["Μου άρεσε πολύ η ταινία", "Πολύ κακή ποιότητα, χάλασε", "Συνηθισμένη ταινία, τίποτα ιδιαίτερο"],
 }
-ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "cp1252", "cp1250", "cp1251", "cp1254", "gb18030"]
+ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "cp1252", "cp1250", "cp1251", "cp1254", "gb18030", "koi8_r", "cp866",
+             "cp932", "euc_kr", "big5", "iso8859_15", "cp1257", "cp1253", "cp850"]  # fmt: skip
 SIGNS = ["", " £750", " – “so”", " 5 €", " 20 °C", " ©", " ¿?", ' say "no"', " a;b", " x|y", " a,b"]
 NAMES = [("0", "1"), ("neg", "pos"), ("Nie", "Tak"), ("-1", "1"), ("so so", "good!"), ("False", "True"), ("1.0", "2.0")]
-LAYOUTS = [",", ";", "\t", "|", "jsonl", "json", "data", "lines", "tab lines", "fastText", "fastText behind"]
+LAYOUTS = [",", ";", "\t", "|", "jsonl", "json", "data", "by row", "joined", "lines", "tab lines", "fastText",
+           "fastText behind"]  # fmt: skip
+TAILS = ["", "", "row numbers", "behind rows", "behind the header", "blanks"]  # how a table departs from what is usual
 
 
 def draw_file(draw, folder):
     """Write a file of rows that are known; None where the encoding lacks one of their signs."""
     language, encoding, layout = draw.choice(sorted(SENTENCES)), draw.choice(ENCODINGS), draw.choice(LAYOUTS)
+    if encoding in ("cp932", "euc_kr", "big5") and language in ("Russian", "Ukrainian", "Greek"):
+        return None  # it could be written so, and never is
     names, quoting = draw.choice(NAMES), draw.choice([csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC])
     signs, line_end = draw.sample(SIGNS, 3), draw.choice(["\n", "\r\n"])
     count = draw.choice([6, 12, 40])
     rows = []
     for number in range(count):
         text = f"{draw.choice(SENTENCES[language])}{draw.choice(signs)} {number}"
+        try:
+            text = text.encode(encoding).decode(encoding)  # Japanese encodings have another pound
+        except UnicodeEncodeError:
+            return None
         rows.append((text, names[number % 2] if number < 2 else draw.choice(names)))
     match layout:
-        case "jsonl" | "json" | "data":
+        case "jsonl" | "json" | "data" | "by row" | "joined":
             objects = [{"text": text, "label": label} for text, label in rows]
-            ending = ".jsonl" if layout == "jsonl" else ".json"
+            ending = ".jsonl" if layout in ("jsonl", "joined") else ".json"
             lines = [json.dumps(one, ensure_ascii=False) for one in objects]
             content = line_end.join(lines)
+            if layout == "joined":  # of two files that begin with a byte order mark each
+                content = "\ufeff" + line_end.join([*lines[:3], "\ufeff" + lines[3], *lines[4:]])
             if ending == ".json":
-                whole = {"data": objects} if layout == "data" else objects
+                by_row = {f"r{number}": one for number, one in enumerate(objects)}
+                whole = {"json": objects, "data": {"data": objects}, "by row": by_row}[layout]
                 content = json.dumps(whole, ensure_ascii=False, indent=draw.choice([None, 1]))
         case "lines" | "tab lines" | "fastText" | "fastText behind":
             ending = draw.choice([".txt", ".data", ""])
@@ -642,8 +658,18 @@ def draw_file(draw, folder):
             ending, order = (".tsv" if layout == "\t" and draw.random() < 0.5 else ".csv"), draw.choice([1, -1])
             text = io.StringIO(newline="")
             writer = csv.writer(text, delimiter=layout, quoting=quoting, lineterminator=line_end)
-            writer.writerows(row[::order] for row in [("text", "label"), *rows])
+            tail = draw.choice(TAILS)
+            head, *body = ([*row[::order]] for row in [("text", "label"), *rows])
+            if tail == "row numbers":
+                body = [[str(number), *row] for number, row in enumerate(body, 1)]
+            elif tail == "behind rows":
+                body = [[*row, None] for row in body]
+            elif tail == "behind the header":
+                head = [*head, None]
+            writer.writerows([head, *body])
             content = text.getvalue()
+            if tail == "blanks" and quoting == csv.QUOTE_ALL:
+                content = content.replace(f'"{layout}"', f'"{layout} "')
     try:
         return write(folder / f"a{ending}", content, encoding), rows, (language, encoding, layout)
     except UnicodeEncodeError:

@@ -13,7 +13,7 @@ from finetune.accelerated.attention import use_cpu_attention
 from finetune.accelerated.dropout import use_fast_dropout
 from finetune.accelerated.fused import cast_linear_layers
 from finetune.accelerated.lora import use_fused_lora
-from finetune.accelerated.precision import keep_activations_in_bf16
+from finetune.accelerated.precision import compute_numbers_in_fp32, keep_activations_in_bf16
 from finetune.accelerated.unpadding import use_unpadding
 
 __all__ = ["enable"]
@@ -38,7 +38,8 @@ def enable(model: Any, predict_in: torch.dtype | None = None) -> Any:
     Args:
         model: A `PreTrainedModel`, or a `PeftModel` around one. An adapter that is added later needs a second call.
         predict_in: If given, the model is only going to predict, under autocast to this format: the weights of its
-            linear layers are cast once and for good, not in every batch. float32 casts nothing.
+            linear layers are cast once and for good, not in every batch. float32 casts nothing. The
+            layer that gives the numbers of a regression stays in float32.
 
     Returns:
         The same model.
@@ -55,5 +56,6 @@ def enable(model: Any, predict_in: torch.dtype | None = None) -> Any:
     keep_activations_in_bf16(model)
     use_fused_lora(model)
     if predict_in is not None:
+        compute_numbers_in_fp32(model)
         cast_linear_layers(model, predict_in)
     return model

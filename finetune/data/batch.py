@@ -28,6 +28,7 @@ __all__ = [
     "cut_by_tokens",
     "has_rows_of_tokens",
     "split_micro_batch",
+    "take_rows",
     "trim_padding",
 ]
 
@@ -286,6 +287,11 @@ class MicroBatchCollator:
         chosen = np.linspace(0, len(windows) - 1, self.max_windows).round().astype(int)
         names = [name for name in self.TEXT_COLUMNS if name in example]
         return {**example, **{name: [example[name][number] for number in chosen] for name in names}}
+
+
+def take_rows(dataset: Any, rows: Sequence[int]) -> list[Any]:
+    """Take rows of a data set as a `DataLoader` takes them: all at once where it can give them so."""
+    return dataset.__getitems__(rows) if hasattr(dataset, "__getitems__") else [dataset[row] for row in rows]
 
 
 def has_rows_of_tokens(batch: Any) -> bool:

@@ -13,17 +13,26 @@ from finetune.errors import FinetuneError
 __all__ = ["Columns", "choose_columns", "is_score"]
 
 # Names that public data sets use, the usual ones first.
-TEXT_NAMES = ("text", "sentence", "review", "content", "comment", "document", "body", "message", "tweet", "title")
+TEXT_NAMES = ("text", "sentence", "review", "content", "comment", "document", "body", "message", "tweet", "utterance",
+              "headline", "abstract", "phrase", "title")  # fmt: skip
 LABEL_NAMES = ("label", "labels", "gold_label", "is_duplicate", "class", "category", "sentiment", "target", "topic",
-               "rating", "stars", "score")  # fmt: skip
+               "intent", "emotion", "rating", "stars", "score")  # fmt: skip
 # Numbers of rows, no text or label unless named so: GLUE's test files have `index`, pandas writes "" or the last two.
 ROW_NAMES = ("", "id", "idx", "index", "guid", "unnamed: 0", "__index_level_0__")
 PAIRS = (("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"), ("question", "sentence"),
          ("text1", "text2"), ("text_a", "text_b"))  # fmt: skip
 HEADER_NAMES = {*TEXT_NAMES, *LABEL_NAMES, *itertools.chain(*PAIRS)}
+# Last parts of the names of columns that tell rows apart, or say where and when they were written: these are never
+# guessed to be a text or a label.
+ROW_PARTS = {"id", "ids", "uid", "uuid", "guid", "user", "username", "author", "url", "link", "date", "time",
+             "datetime", "timestamp", "created"}  # fmt: skip
+ADDRESS = re.compile(r"(https?://|www\.)\S+")
+DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}([T ]\d{1,2}:\d{2}\S*( ?[AP]M)?)?|\d{9,13}")
 # Parts of the names of columns that say how sure somebody was, beside a label that says of what.
 SCORES = {"score", "confidence", "probability", "prob", "certainty", "conf"}
 COMPANIONS = {"text", "name", "title", "description", "desc", "str", "string", "names", "sentence", "content", "id"}
+MOST_WORDS_OF_A_NAME = 3
+MANY = 20  # names of columns in a message
 FIX = "Pass --text_column and --label_column."
 
 
@@ -67,11 +76,14 @@ def choose_columns(table: Table, sample: Sequence[Row], flags: Mapping[str, Any]
     if labels and set(labels) <= set(missing) and not set(given) - set(labels) & set(missing):
         missing, labels = [], ()  # as in a test split whose labels are withheld
     if missing:
-        raise FinetuneError(f"Expected columns {missing} in {where}, but found {found}{_inside(rows)}. {FIX}")
+        lacking = [f"--{part}_column" for part, name in named.items() if name in missing] or ["--label_columns"]
+        known = {"--text_column", "--label_column"} & set(lacking)
+        fix = FIX if known else f"Pass columns that are there as {' and as '.join(lacking)}."
+        raise FinetuneError(f"Expected columns {missing} in {where}, but found {_show(found)}{_inside(rows)}. {fix}")
     if labels and named["label"] is not None:
         raise FinetuneError("Expected --label_column or --label_columns, but got both. Pass one of them.")
     if len(set(given)) < len(given):
-        raise FinetuneError(f"Expected a different column of {where} for each part, but got {given}. {FIX}")
+        raise FinetuneError(f"Expected a different column of {where} for each part, but got {given}. Name each once.")
     text, pair, label = named["text"], named["text_pair"], named["label"]
     free = [
         name
@@ -94,22 +106,28 @@ def choose_columns(table: Table, sample: Sequence[Row], flags: Mapping[str, Any]
             free = []
     if label is None and text is not None:
         free = [name for name in free if not is_score(name, sample)] or free
-    if text is None and len(free) == 1 and not _accompanies_a_label(free[0]):
-        text, free = free[0], []
-    elif text is None and label is None and len(free) == 2 and not labels:
+    plain = [name for name in free if not _tells_a_row(name, sample)]
+    if named["text"] is None and text is not None and _parts(text)[-1] == "title":
+        longer = [name for name in plain if _mean_length(sample, name) > 2 * _mean_length(sample, text)]
+        text = None if longer else text
+    if text is None and len(plain) == 1 and (label or labels or len(free) == 1) and not _accompanies_a_label(plain[0]):
+        text = plain[0]
+    elif text is None and label is None and len(free) == 2 == len(plain) and not labels:
         label, text = sorted(free, key=lambda name: _mean_length(sample, name))
-        if any(row.values.get(label) == label for row in sample):
-            raise FinetuneError(
-                f"Expected names of columns in the first line of {where}, but found {label!r}, which is a label of "
-                "other rows too. Add a line with names, such as text and label."
-            )
-    elif text is not None and label is None and len(free) == 1 and flags.get("label_columns") is None:
+        _refuse_row_as_names(text, label, sample, where)
+    elif text is not None and label is None and len(free) == 1 == len(plain) and flags.get("label_columns") is None:
         label = free[0]
     if text is None:
         raise FinetuneError(
-            f"Expected to tell the text column of {where} by its name, but found {found}{_inside(rows)}. {FIX}"
+            f"Expected to tell the text column of {where} by its name, but found {_show(found)}{_inside(rows)}. {FIX}"
         )
     return Columns(text, label, pair, named["id"], named["group"], labels or None)
+
+
+def _show(names: Sequence[str]) -> str:
+    """Return names of columns for a message, of many or long ones the first."""
+    shown = [name if len(name) <= 80 else f"{name[:79]}…" for name in names[:MANY]]
+    return f"{shown}" + (f" and {len(names) - MANY:,} more" if len(names) > MANY else "")
 
 
 def _inside(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -118,8 +136,34 @@ def _inside(rows: Sequence[Mapping[str, Any]]) -> str:
     return f", and inside of them {inner[:10]}" if inner else ""
 
 
+def _refuse_row_as_names(text: str, label: str, sample: Sequence[Row], where: str) -> None:
+    """Refuse names of columns that are an example, where the columns were told by the length of their values alone."""
+    if any(row.values.get(label) == label for row in sample):
+        raise FinetuneError(
+            f"Expected names of columns in the first line of {where}, but found {label!r}, which is a label of "
+            "other rows too. Add a line with names, such as text and label."
+        )
+    if len(text.split()) > MOST_WORDS_OF_A_NAME or re.fullmatch(r"[-+]?\d+([.,]\d+)?", label):
+        raise FinetuneError(
+            f"Expected names of columns in the first line of {where}, but found {text[:80]!r} and {label[:80]!r}, "
+            f"which look like an example. Add a line with names, such as text and label. If these are names: {FIX}"
+        )
+
+
 def _parts(name: str) -> list[str]:
     return re.split(r"[_\s.-]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
+
+
+def _tells_a_row(name: str, sample: Sequence[Row]) -> bool:
+    """Return whether a column says which row it is, or where or when it was written: by its name, or by its values."""
+    parts = _parts(name)
+    is_name = len(name.split()) <= MOST_WORDS_OF_A_NAME and set(LABEL_NAMES).isdisjoint(parts)
+    if is_name and (parts[-1] in ROW_PARTS or parts[-2:] == ["created", "at"]):
+        return True
+    values = [str(get_value(row.values, name)).strip() for row in sample]
+    return any(
+        all(pattern.fullmatch(value) for value in values if value) and any(values) for pattern in (ADDRESS, DATE)
+    )
 
 
 def _accompanies(name: str, label: str | None) -> bool:

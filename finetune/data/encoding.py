@@ -9,6 +9,8 @@ from collections import Counter
 
 from charset_normalizer import from_bytes
 
+from finetune.data.scripts import choose_script, looks_right
+
 __all__ = ["choose_encoding"]
 
 # Of those that fit equally well the first is taken: English with few accents could be cp1252 or cp1250.
@@ -18,11 +20,12 @@ ENCODINGS = [
 ]  # fmt: skip
 # The letters beyond ASCII of languages: French, German, Spanish, Portuguese, Italian, Catalan, Dutch, English with loan
 # words, Swedish and Finnish, Danish and Norwegian, Icelandic, Estonian; Polish, Czech, Slovak, Hungarian, Romanian,
-# Croatian and Slovene; Turkish.
+# Croatian and Slovene; Turkish; Latvian, Lithuanian and, in their code page too, Polish.
 WESTERN = ("àâæçéèêëîïôœùûüÿ", "äöüß", "áéíñóúü", "áâãàçéêíóôõúü", "àèéìíîòóùú", "àçéèíïóòúü", "éèëïöüáíóú",
            "éèêëñçïôöüáí", "äåéöšž", "æøåéèòóô", "áéíóúýþæöð", "äöõüšž")  # fmt: skip
 CENTRAL = ("ąćęłńóśźż", "áčďéěíňóřšťúůýž", "áäčďéíĺľňóôŕšťúýž", "áéíóöőúüű", "ăâîşţșț", "čćđšž")
-ALPHABETS = {"cp1252": WESTERN, "cp1250": CENTRAL, "iso8859_2": CENTRAL, "cp1254": ("çğıöşüâîû",), "latin_1": WESTERN}
+ALPHABETS = {"cp1252": WESTERN, "cp1250": CENTRAL, "iso8859_2": CENTRAL, "cp1254": ("çğıöşüâîû",), "latin_1": WESTERN,
+             "cp1257": ("āčēģīķļņšūž", "ąčęėįšųūž", "ąćęłńóśźż")}  # fmt: skip
 
 # Frequent words of the languages whose letters those are, as far as they are ASCII: they tell where few letters do.
 WORDS = {
@@ -32,11 +35,12 @@ WORDS = {
     "cp1250": "nie jest na do to z w i po co ale jak od za tak a je ne se v s ze si pro jako byl by jsem az egy nem "
     "volt hogy meg ez is mint csak van de nu este cu la pe din mai sau dar su u da sam bio",
     "cp1254": "bir ve bu da de ne ile gibi ama daha en var o kadar iki sonra ben sen biz mi mu",
+    "cp1257": "un ir uz ar no par ka kas bet man vai es tas tikai ja labi buvo tai su kad nuo iki bei yra labai kaip",
 }
 
 SURE = 0.9  # share of an alphabet
+LIKELY = 0.5  # the same, where texts hold names and words of many languages
 LEAST_BYTES = 16  # beyond ASCII, to tell scripts other than Latin: of fewer, a guess would be as often wrong
-KANA = 0.3  # share of the signs beyond ASCII in Japanese, and more
 MIXED = 0.5  # share of the letters beyond ASCII that stand beside one of ASCII: in Latin alphabets most do
 LETTER = r"[^\W\d_]"
 # Letters, control characters, and signs next to a letter, none of them ASCII.
@@ -56,6 +60,16 @@ def choose_encoding(sample: bytes) -> str | None:
 
     Without letters that tell, it is Windows-1252: signs of currency and typography are in no alphabet.
     """
+    found = _choose(sample)
+    return "iso8859_15" if found in ("cp1252", "latin_1") and _has_latin_9(sample) else found
+
+
+def _has_latin_9(sample: bytes) -> bool:
+    """Return whether the euro or the letter œ stand where ISO 8859-15 has them, and nothing that it lacks is there."""
+    return re.search(rb"[\x80-\x9f]", sample) is None and re.search(rb"\xa4|[A-Za-z]\xbd|\xbd[a-z]", sample) is not None
+
+
+def _choose(sample: bytes) -> str | None:
     if _is_western(sample):
         return "cp1252"
     shares = {name: _share_of_an_alphabet(sample, name) for name in ALPHABETS}
@@ -67,19 +81,13 @@ def choose_encoding(sample: bytes) -> str | None:
     matches = from_bytes(sample, cp_isolation=ENCODINGS, enable_fallback=False)
     best = matches.best()
     if best is None:  # as of the same few words with accents in every line
-        return latin if shares[latin] > SURE else None
+        return latin if shares[latin] > SURE else choose_script(sample)
     equal = [match for match in matches if (match.chaos, match.coherence) == (best.chaos, best.coherence)]
     names = {name for match in equal for name in match.could_be_from_charset}
     if names & ALPHABETS.keys():
-        return latin
+        return latin if shares[latin] > LIKELY else choose_script(sample)
     chosen = min(names, key=ENCODINGS.index)
-    # Japanese in GB18030 is taken for anything: kana are where EUC-JP has them, and the other signs are not.
-    return None if _share_of_kana(sample, "gb18030") > KANA > _share_of_kana(sample, chosen) else chosen
-
-
-def _share_of_kana(sample: bytes, encoding: str) -> float:
-    signs = re.findall(r"[^\x00-\x7f]", sample.decode(encoding, "replace"))
-    return sum("\u3041" <= sign <= "\u30ff" for sign in signs) / max(1, len(signs))
+    return chosen if looks_right(sample, chosen) else choose_script(sample)
 
 
 def _is_western(sample: bytes) -> bool:
@@ -122,5 +130,7 @@ def _share_of_an_alphabet(sample: bytes, encoding: str) -> float:
     counts = Counter(FOREIGN.findall(told.replace("İ", "ı").lower()))  # Python makes two signs of the former
     odd = sum(letter.isupper() for letter in re.findall(rf"(?<=[a-z])(?![\x00-\x7f]){LETTER}", told))
     odd += sum(letter.islower() for letter in re.findall(rf"(?<!{LETTER})(?![\x00-\x7f]){LETTER}(?=[A-Z])", told))
+    if encoding == "cp1254":
+        odd += len(re.findall(rf"(?<!{LETTER})[ğĞ]", told))  # with which no Turkish word begins
     most = max(sum(counts[letter] for letter in alphabet) for alphabet in ALPHABETS[encoding])
     return max(0.0, most - odd) / max(1, counts.total())

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Features, List
 
-from finetune.data.spelling import compare_spelling, find_spellings
-from finetune.data.vectors import find_vector_length, parse_list, parse_vector, vector_names
+from finetune.data.spelling import MINUS, compare_spelling, find_spellings, looks_like
+from finetune.data.vectors import find_vector_length, looks_like_vector, parse_list, parse_vector, vector_names
 from finetune.errors import FinetuneError
 from finetune.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Task
 
@@ -32,6 +32,7 @@ __all__ = [
 # What table programs write for a missing value. The first are no names of classes; the others may be some, unless every
 # other label is a number.
 NULL_LABELS = {"nan", "<na>", "#n/a", "nat"}
+OTHER_DELIMITERS = (", ", ",", "; ", ";", " | ", "|", "\t", " & ", "/", " ")
 MAYBE_NULL_LABELS = {"na", "n/a", "none", "null"}
 
 
@@ -74,7 +75,12 @@ def find_task(
             and some words, unless the user says that they are classes.
     """
     if class_names is not None and problem_type != REGRESSION:
-        several = delimiter is not None or any(isinstance(value, list) for value in values)
+        several = any(isinstance(value, list) for value in values)
+        if delimiter is not None:
+            raise FinetuneError(
+                f"Expected no --label_delimiter for {where}, which has class names of its own, but got {delimiter!r}. "
+                "Leave it out."
+            )
         return Task(problem_type or (MULTI_LABEL if several else SINGLE_LABEL), class_names, is_numbered=True)
     _refuse_missing(values, delimiter, where)
     length = _find_length(values, delimiter, problem_type, where)
@@ -89,6 +95,10 @@ def find_task(
             f"{values[0][:80]!r}. Leave --label_delimiter out, or join the labels with it."
         )
     is_told = problem_type is not None
+    if not is_told and delimiter is None:
+        _refuse_unread_vectors(values, where)
+    if delimiter and problem_type in (None, MULTI_LABEL):
+        _refuse_other_delimiter(values, delimiter, where)
     if problem_type is None:
         if delimiter is not None or any(isinstance(value, list) for value in values) or _are_written_lists(values):
             problem_type = MULTI_LABEL
@@ -101,9 +111,10 @@ def find_task(
         encode_labels(values, task, delimiter, where)
         return task
     if problem_type == MULTI_LABEL:
-        lists = [value for value in values if isinstance(value, list)]
+        lists = [value if isinstance(value, list) else parse_list(value) or [] for value in values]
         _refuse_fractions([one for value in lists for one in value], where)
-        _refuse_mixed([one for value in lists for one in value], where)
+        _refuse_numbers_by_place(lists, where)
+        _refuse_mixed([one for value in values if isinstance(value, list) for one in value], where)
         found = [name for value in values for name in _several(value, delimiter)]
     else:
         _refuse_mixed(values, where)
@@ -228,11 +239,22 @@ def number_labels(found: Sequence[str], known: Sequence[str], where: str, is_num
                 f"Expected the labels {list(known)[:20]} in {where}, but found {shown}: numbers can't be joined to "
                 "names by their position. Write the same names into every file."
             )
+        near = _describe_near(unknown, known)
         raise FinetuneError(
-            f"Expected only the labels {list(known)[:20]} in {where}, but found {shown} too. "
+            f"Expected only the labels {list(known)[:20]} in {where}, but found {shown} too{near}. "
             "Rename or remove them, or pass the right --label_column."
         )
     return [number for number in joined if number is not None]
+
+
+def _describe_near(unknown: Sequence[str], known: Sequence[str]) -> str:
+    """Describe, for a message, how a name that is unknown differs from a known one that it looks like."""
+    looks = {looks_like(name): name for name in known}
+    near = next((name for name in unknown if looks_like(name) in looks), None)
+    if near is None:
+        return ""
+    other = looks[looks_like(near)]
+    return f", of which {near[:80]!a} is not {other[:80]!a}, though it looks like it"
 
 
 def _split_by_kind(names: Sequence[str]) -> str:
@@ -301,6 +323,7 @@ def _find_length(values: Sequence[Any], delimiter: str | None, problem_type: str
 def _name(value: Any) -> str:
     """Name a label as a person would: whole floats, which a column with a gap becomes, without '.0'."""
     name = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
+    name = re.sub(rf"^{MINUS}(?=\d)", "-", name)
     return name.partition(".")[0] if re.fullmatch(r"-?\d+\.0+", name) else name
 
 
@@ -321,9 +344,11 @@ def _are_numbers(values: Sequence[Any]) -> bool:
 
 
 def _to_float(value: Any) -> float:
-    """Read a number, also with a decimal comma: 0,65."""
-    if isinstance(value, str) and re.fullmatch(r"\s*[-+]?\d+,\d+\s*", value):
-        value = value.replace(",", ".")
+    """Read a number, also with a decimal comma and the sign of mathematics: −0,65."""
+    if isinstance(value, str):
+        value = value.replace(MINUS, "-")
+        if re.fullmatch(r"\s*[-+]?\d+,\d+\s*", value):
+            value = value.replace(",", ".")
     return float(value)
 
 
@@ -386,6 +411,49 @@ def _refuse_thousands(values: Sequence[Any], where: str) -> None:
         raise FinetuneError(
             f"Expected numbers that can be read in one way in {where}, but the comma in {commas[0]!r} may part "
             "decimals or thousands. Write decimals with a point, and thousands without a sign."
+        )
+
+
+def _refuse_unread_vectors(values: Sequence[Any], where: str) -> None:
+    """Refuse vectors of 0 and 1 in a spelling that is not read, and objects written as text: they are no classes."""
+    shown = str(values[0])[:80] if values else ""
+    if looks_like_vector(values):
+        raise FinetuneError(
+            f"Expected labels that can be read in one way in {where}, but found what looks like vectors of 0 and 1, "
+            f"such as {shown!r}. Write them as '0 1 0', or pass --problem_type {SINGLE_LABEL} if each is a class."
+        )
+    if values and all(isinstance(value, str) and re.fullmatch(r"\s*\{.*:.*\}\s*", value) for value in values):
+        raise FinetuneError(
+            f"Expected names or numbers as labels in {where}, but found objects written as text, such as {shown!r}. "
+            "Write the name of the label, a list of several, or a column of 0 and 1 for each (--label_columns)."
+        )
+
+
+def _refuse_other_delimiter(values: Sequence[Any], delimiter: str, where: str) -> None:
+    """Refuse labels that another sign parts than the one that was named, which no row has."""
+    names = {value.strip() for value in values if isinstance(value, str)}
+    if any(isinstance(value, list) for value in values) or any(delimiter in name for name in names):
+        return
+    for sign in OTHER_DELIMITERS:
+        several = next(
+            (name for name in sorted(names) if sign in name and not names.isdisjoint(name.split(sign))), None
+        )
+        if several is not None:
+            raise FinetuneError(
+                f"Expected {delimiter!r} between labels in {where}, but no row has it, and one has {several[:80]!r}. "
+                "Pass the --label_delimiter that parts them, or leave it out."
+            )
+
+
+def _refuse_numbers_by_place(lists: Sequence[list[Any]], where: str) -> None:
+    """Refuse lists of numbers that mean something by their place, such as counts, or votes of -1, 0 and 1."""
+    kinds = {type(one) for found in lists for one in found}
+    lengths = {len(found) for found in lists if found}
+    repeated = [found for found in lists if len(set(found)) < len(found)]
+    if kinds and kinds <= {int, float} and len(lengths) == 1 and repeated:
+        raise FinetuneError(
+            f"Expected lists of labels, or vectors of 0 and 1, in {where}, but found lists of {lengths.pop()} numbers "
+            f"that repeat, such as {repeated[0]}. Write the names of the labels that hold in each row."
         )
 
 

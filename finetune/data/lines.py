@@ -38,6 +38,7 @@ def read_labelled_lines(
         return f"lines with {PREFIX}", (
             (*_take_prefixed(path, line, number, ends_at_comma), number) for line, number in _numbered(open_lines())
         )
+    _refuse_names(path, sample)
     if all(line.count("\t") == 1 for line in sample) and sample:
         pairs = [tuple(line.split("\t")) for line in sample]
         first, second = [_Shape([pair[side] for pair in pairs]) for side in (0, 1)]
@@ -56,6 +57,22 @@ def read_labelled_lines(
         layout = f"lines of a label, {sign!r} and a text" if is_first else f"lines of a text, {sign!r} and a label"
         return layout, ((*_cut(line, sign, is_first), number) for line, number in _numbered(open_lines()))
     return "lines 'label text'", ((*_part(line), number) for line, number in _numbered(open_lines()))
+
+
+def _refuse_names(path: Path, lines: list[str]) -> None:
+    """Refuse a first line of two words in two columns, where no other line is so short: the names of columns."""
+    for sign in ("\t", ",", ";", "|"):
+        first = [part.strip() for part in lines[0].split(sign)] if len(lines) > 3 else []
+        if len(first) != 2 or not all(re.fullmatch(r"[^\W\d]\w*", part) for part in first):
+            continue
+        others = [[part.strip() for part in line.split(sign)] for line in lines[1:]]
+        if any({*first} & {*other} for other in others) or any(all(" " not in part for part in row) for row in others):
+            continue
+        if all(len(row) > 1 for row in others):
+            raise FinetuneError(
+                f"Expected an example in the first line of {str(path)!r}, but found {lines[0]!r}, which looks like "
+                "names of columns. Name the file .csv or .tsv if it is that, or remove the line."
+            )
 
 
 def _cut(line: str, sign: str, is_first: bool) -> tuple[str, str]:

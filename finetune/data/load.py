@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import uuid
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -58,7 +59,22 @@ ROWS_AT_ONCE = 1_000
 SAMPLED_ROWS = 10_000  # of a stream
 MAX_LABEL_CHARACTERS = 10_000  # of a string, which may hold several; more is a text
 NO_GROUP = "without a group: "  # before the id of a row that names none
-NO_GROUPS = {"", "nan", "none", "null", "<na>", "na", "n/a"}
+NO_GROUPS = {
+    "",
+    "nan",
+    "none",
+    "null",
+    "<na>",
+    "na",
+    "n/a",
+    "-",
+    "--",
+    "?",
+    "unknown",
+    "anonymous",
+    "deleted",
+    "[deleted]",
+}
 CACHE_VERSION = 4  # of what `_write_rows` writes
 
 
@@ -176,6 +192,7 @@ def load_given_splits(arguments: DataArguments) -> GivenSplits:
     if arguments.streaming and arguments.train_file is None:
         raise FinetuneError("Expected --train_file to be a folder of Parquet files with --streaming, but got none.")
     if arguments.dataset_name == "embedded":
+        _refuse_flags_of_files(arguments)
         sources = {"train": _embedded_source()}
     elif arguments.dataset_name is not None:
         sources = _load_from_hub(arguments)
@@ -189,7 +206,23 @@ def load_given_splits(arguments: DataArguments) -> GivenSplits:
     for split, path in paths.items():
         sources[split] = _read_sample(path, arguments) if split in streamed else _read_file(path, arguments, fallback)
     _refuse_unequal_texts(sources)
+    if arguments.encoding is not None and all(source.reading.encoding is None for source in sources.values()):
+        warnings.warn("--encoding has no effect: none of the data is read from text", stacklevel=2)
     return _number_labels(sources, arguments)
+
+
+def _refuse_flags_of_files(arguments: DataArguments) -> None:
+    """Refuse flags that say how files are read where there are none beside the embedded reviews."""
+    if arguments.validation_file is not None or arguments.test_file is not None:
+        return
+    own = {"text_column": "text", "label_column": "label"}
+    parts = ("text", "text_pair", "label", "id", "group")
+    names = [*(f"{part}_column" for part in parts), "label_columns", "label_delimiter", "encoding"]
+    given = [f"--{name}" for name in names if getattr(arguments, name) not in (None, own.get(name))]
+    if given:
+        raise FinetuneError(
+            f"Expected no {given[0]} with the embedded reviews, which are read as they are. Leave it out."
+        )
 
 
 def _refuse_unequal_texts(sources: dict[str, _Source]) -> None:
@@ -244,6 +277,9 @@ def _number_labels(sources: dict[str, _Source], arguments: DataArguments, task: 
             )
         delimiter = arguments.label_delimiter
         labels = [*train.labels, *train.other_labels]
+        if train.is_one_hot and (delimiter is not None or arguments.problem_type not in (None, MULTI_LABEL)):
+            other = "--label_delimiter" if delimiter is not None else f"--problem_type {arguments.problem_type}"
+            raise FinetuneError(f"Expected --label_columns without {other}: they hold several labels a text. Drop one.")
         if task is None and train.is_one_hot:
             task = Task(MULTI_LABEL, train.label_names or [])
         task = task or find_task(labels, train.label_names, arguments.problem_type, delimiter, train.where)
@@ -275,12 +311,13 @@ def _note_names(source: _Source, task: Task, arguments: DataArguments) -> None:
     """Note which spellings of labels were taken for one, and which numbers for names."""
     if task.problem_type == REGRESSION or source.labels is None:
         return
-    source.reading.twins = find_twins(source.labels, arguments.label_delimiter)
+    known = [[name] for name in task.label_names]  # of which another split may have other spellings
+    source.reading.twins = find_twins([*source.labels, *known], arguments.label_delimiter)
     found = {str(value) for value in source.labels if not isinstance(value, list)}
     if source.label_names is None and task.is_numbered and all(map(is_number_name, found)):
-        known = task.label_names
-        if not any(map(is_number_name, known)):
-            source.reading.numbered = {name: known[int(float(name))] for name in sorted(found, key=float)}
+        names = task.label_names
+        if not any(map(is_number_name, names)):
+            source.reading.numbered = {name: names[int(float(name))] for name in sorted(found, key=float)}
 
 
 def _as_numbers(source: _Source, task: Task, arguments: DataArguments) -> list[Any]:
@@ -443,7 +480,10 @@ def _examples(table: Table, columns: Columns, name: str, where: str) -> Iterator
         if columns.id is not None:
             example["id"] = str(get_value(values, columns.id))
             if example["id"] in seen:
-                raise FinetuneError(f"Expected ids that differ in {where}, but {row.place} repeats {example['id']!r}.")
+                raise FinetuneError(
+                    f"Expected ids that differ in {where}, but {row.place} repeats {example['id']!r}. Pass another "
+                    "--id_column, or leave it out."
+                )
             seen.add(example["id"])
         if columns.text_pair is not None:
             example["text_pair"] = _text(get_value(values, columns.text_pair), row, columns.text_pair, where)
@@ -476,7 +516,7 @@ def _label(value: Any, row: Row, column: str, where: str) -> str:
     if wrong:
         raise FinetuneError(
             f"Expected strings, numbers or booleans, or lists of them, as labels in column {column!r} of {where}, but "
-            f"{row.place} has a {type(wrong[0]).__name__}. Pass --label_column if the label is in another."
+            f"{row.place} has a {type(wrong[0]).__name__}. {_advise_on_objects(column, wrong[0])}"
         )
     if isinstance(value, str) and len(value) > MAX_LABEL_CHARACTERS:
         raise FinetuneError(
@@ -484,6 +524,15 @@ def _label(value: Any, row: Row, column: str, where: str) -> str:
             f"one at {row.place} has {len(value):,}. Pass --label_column if it is the text."
         )
     return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _advise_on_objects(column: str, value: Any) -> str:
+    if not isinstance(value, dict) or not value:
+        return "Pass --label_column if the label is in another."
+    first = f"{column}.{next(iter(value))}"
+    return (
+        f"What is within is named with dots: --label_column {first}, or --label_columns {first},… for zeros and ones."
+    )
 
 
 def _text(value: Any, row: Row, column: str, where: str) -> str | None:

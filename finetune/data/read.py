@@ -127,7 +127,9 @@ def open_table(path: Path, encoding: str | None = None, fallback: str | None = N
 
         def open_lines() -> Iterator[str]:
             stream = io.TextIOWrapper(_open_bytes(path), encoding=encoding, newline=newline)
-            return itertools.chain([next(stream, "").removeprefix("\ufeff")], stream)
+            first = next(stream, "")
+            rest = (line.removeprefix("\ufeff") for line in stream) if first.startswith("\ufeff") else stream
+            return itertools.chain([first.lstrip("\ufeff")], rest)  # files that were joined have a mark within, too
 
         match ending:
             case ".csv" | ".tsv" | ".tab":
@@ -152,7 +154,7 @@ def open_lines(path: Path, encoding: str | None = None, fallback: str | None = N
         encoding = encoding or detect_encoding(path, fallback=fallback)
         lines = io.TextIOWrapper(_open_bytes(path), encoding=encoding, newline="\n")
         rows = (
-            Row({"text": line.removeprefix("\ufeff" if number == 1 else "").rstrip("\r\n")}, f"line {number}")
+            Row({"text": line.lstrip("\ufeff").rstrip("\r\n")}, f"line {number}")
             for number, line in enumerate(lines, 1)
         )
     return Table(["text"], _guarded(path, rows), encoding, {}, "a text a line")
@@ -233,14 +235,19 @@ def _sample_bytes(files: Sequence[Path]) -> tuple[str | None, bytes, str]:
     others, utf8, first = 0, 0, ""
     for file in files:
         with _one_line_errors(file), _open_bytes(file) as stream:
+            position = 0
             for number, line in enumerate(stream, 1):
                 if number == 1 and line.startswith(tuple(BYTE_ORDER_MARKS)):
                     return next(name for mark, name in BYTE_ORDER_MARKS.items() if line.startswith(mark)), b"", ""
                 if b"\0" in line:
+                    order = "le" if (position + line.index(b"\0")) % 2 else "be"  # the zero byte of an ASCII sign
                     raise FinetuneError(
                         f"Expected text in {str(file)!r}, but line {number} holds zero bytes, as binary files do and "
-                        f"UTF-16. Pass --encoding utf-16-le if it is that, or save it as one of {FORMATS}."
+                        f"UTF-16. Pass --encoding utf-16-{order} if it is that, or save it as one of {FORMATS}."
                     )
+                if line.startswith(b"\x1b$") or b"\x1b$B" in line:
+                    return "iso2022_jp", b"", ""
+                position += len(line)
                 if line.isascii():
                     continue
                 try:
@@ -324,12 +331,15 @@ def _read_separated(path: Path, open_lines: Callable[[], Iterator[str]], tab: bo
     separator = first[4] if declared and first[4:].strip() else separator
     quoted = declared or separator != "\t" or _has_quoted_texts(path, open_lines)
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-    reader = csv.reader(open_lines(), delimiter=separator, quoting=quoting, strict=True)
+    dialect: dict[str, Any] = {"delimiter": separator, "quoting": quoting}
+    if quoted:
+        dialect |= _find_quotes(names, separator, open_lines)
+    reader = csv.reader(open_lines(), **dialect, strict=True)
 
     def lines_again() -> Iterator[list[str]]:
         """Read the rows below the header once more, by themselves."""
         with contextlib.suppress(csv.Error):  # said when they are read
-            again = (row for row in csv.reader(open_lines(), delimiter=separator, quoting=quoting) if row)
+            again = (row for row in csv.reader(open_lines(), **dialect) if row)
             yield from itertools.islice(again, 2 if declared else 1, None)
 
     def lines() -> Iterator[tuple[list[str], int]]:
@@ -352,6 +362,8 @@ def _read_separated(path: Path, open_lines: Callable[[], Iterator[str]], tab: bo
     header, _ = next(found, ([], 0))
     columns = [name.strip() for name in header]
     second, third = next(found, None), next(found, None)
+    columns = _fit_columns(columns, [row[0] for row in (second, third) if row is not None])
+    _refuse_markdown(path, second)
     kinds = _read_orange_header(columns, second, third)
     if kinds is None:
         found = itertools.chain([row for row in (second, third) if row is not None], found)
@@ -366,10 +378,11 @@ def _read_separated(path: Path, open_lines: Callable[[], Iterator[str]], tab: bo
         for fields, number in found:
             if len(fields) != len(columns):
                 raise FinetuneError(
-                    f"Expected {len(columns)} fields in each row of {str(path)!r}, as in its header, but line "
-                    f"{number} has {len(fields)}. Put texts that contain the separator in double quotes."
+                    f"Expected {len(columns)} fields in each row of {str(path)!r}, as in its header"
+                    f"{f' {columns[0][:80]!r}' if len(columns) == 1 else ''}, but line {number} has {len(fields)}. Put "
+                    "texts that contain the separator in double quotes."
                 )
-            if fields == header:
+            if [fields[0].removeprefix("\ufeff"), *fields[1:]] == header:
                 raise FinetuneError(
                     f"Expected one header in {str(path)!r}, but line {number} is its header once more. Remove the line."
                 )
@@ -382,6 +395,50 @@ def _read_separated(path: Path, open_lines: Callable[[], Iterator[str]], tab: bo
     return Table(
         named, rows(), None, {}, layout + (", with Orange's three lines of header" if kinds else ""), label, ignored
     )
+
+
+def _find_quotes(names: str, separator: str, open_lines: Callable[[], Iterator[str]]) -> dict[str, Any]:
+    """Find out whether quotes are single ones, by the header, and whether blanks stand before those within a row."""
+    parts = names.strip("\r\n").split(separator)
+    if len(parts) > 1 and all(re.fullmatch(r"'[^']*'", part.strip()) for part in parts):
+        return {"quotechar": "'"}
+    if len(parts) > 1 and all(part.startswith(" ") for part in parts[1:]):
+        plain = csv.reader(open_lines(), delimiter=separator)
+        with contextlib.suppress(csv.Error):  # said when the rows are read
+            if any(re.match(r'\s+"', field) for row in itertools.islice(plain, 20) for field in row):
+                return {"skipinitialspace": True}
+    return {}
+
+
+def _fit_columns(columns: list[str], rows: list[list[str]]) -> list[str]:
+    """Add or drop a nameless column where a header is one name short or long of the rows below it.
+
+    R numbers its rows without a name above the numbers; others end rows, or the header, with a separator.
+    """
+    widths = {len(row) for row in rows}
+    if len(rows) < 2:
+        return columns
+    if columns[-1:] == [""] and widths == {len(columns) - 1}:
+        return columns[:-1]
+    if widths == {len(columns) + 1}:
+        first = [row[0].strip() for row in rows]
+        if (
+            all(number.isdecimal() for number in first)
+            and [int(one) - int(first[0]) for one in first] == [0, 1][: len(first)]
+        ):
+            return ["", *columns]
+        if not any(row[-1].strip() for row in rows):
+            return [*columns, ""]
+    return columns
+
+
+def _refuse_markdown(path: Path, second: tuple[list[str], int] | None) -> None:
+    cells = [] if second is None else [cell.strip() for cell in second[0] if cell.strip()]
+    if cells and all(re.fullmatch(r":?-{2,}:?", cell) for cell in cells):
+        raise FinetuneError(
+            f"Expected rows below the header of {str(path)!r}, but found {cells[0]!r}, as in a table in Markdown. Save "
+            "it as .csv."
+        )
 
 
 def _describe_unnamed(rows: Iterator[list[str]], unnamed: Sequence[int]) -> tuple[str, ...]:
@@ -456,7 +513,7 @@ def _read_json(path: Path, lines: Iterator[str]) -> Table:
         held = list(rest)
         text = "".join([first[0], *(line for line, _ in held)])
         rest = iter(held)
-        found = _find_objects(json.loads(text)) if _is_json(text) else None
+        found = _find_objects(path, json.loads(text)) if _is_json(text) else None
         if found is not None:
             layout, whole = found
 
@@ -492,7 +549,7 @@ def _is_json(text: str) -> bool:
     return True
 
 
-def _find_objects(value: dict[str, Any]) -> tuple[str, list[Any]] | None:
+def _find_objects(path: Path, value: dict[str, Any]) -> tuple[str, list[Any]] | None:
     """Find the rows that one object holds: a list of objects under some name, or columns, as pandas writes them."""
     names = value.get("columns")
     if isinstance(names, list) and isinstance(value.get("data"), list):
@@ -504,6 +561,11 @@ def _find_objects(value: dict[str, Any]) -> tuple[str, list[Any]] | None:
         for name, one in value.items()
         if isinstance(one, list) and one and all(isinstance(row, dict) for row in one)
     }
+    if len(lists) > 1 and len(lists) == len([one for one in value.values() if isinstance(one, list | dict)]):
+        raise FinetuneError(
+            f"Expected one list of objects in {str(path)!r}, but found several: {list(lists)[:10]}. Save each as a "
+            "file of its own, for --train_file, --validation_file and --test_file."
+        )
     if len(lists) == 1:
         (name, rows), *_ = lists.items()
         return f"a list of objects under {name!r}", rows
@@ -511,6 +573,8 @@ def _find_objects(value: dict[str, Any]) -> tuple[str, list[Any]] | None:
     if len(columns) > 1 and all(isinstance(column, dict) for column in columns):
         keys = list(columns[0])
         plain = all(not isinstance(one, dict) for column in columns for one in column.values())
+        if plain and len(columns) > len(keys) > 1 and all(keys == list(column) for column in columns):
+            return "objects by their row", columns
         if plain and len(keys) > 0 and all(list(column) == keys for column in columns):
             return "columns", [{name: column[key] for name, column in value.items()} for key in keys]
     if len(columns) > 1 and all(isinstance(column, list) and len(column) == len(columns[0]) > 1 for column in columns):

@@ -9,11 +9,12 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 
-__all__ = ["compare_spelling", "find_spellings", "looks_like"]
+__all__ = ["MINUS", "compare_spelling", "find_spellings", "looks_like"]
 
 # Beside format characters (zero-width signs, byte order marks, soft hyphens, marks of direction): variation selectors,
 # the grapheme joiner, and fillers.
 INVISIBLE = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
+MINUS = "\u2212"  # the sign of mathematics, which some programs write before numbers
 # Greek and Cyrillic letters that look like Latin ones, in lower case.
 CONFUSABLE = str.maketrans("аеорсухіјѕһԁԛԝкмтвнαορνυικτ", "aeopcyxijshdqwkmtbhaopvuikt")
 
@@ -43,11 +44,17 @@ def find_spellings(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def looks_like(name: str) -> str:
-    r"""Return what names that look alike have in common: case, compatibility forms, spaces, hyphens, and alphabets.
+    r"""Return what names that look alike have in common: case, compatibility forms, alphabets, spaces, hyphens, quotes.
+
+    Numbers look alike if they are equal.
 
     Example:
         >>> looks_like("So-so") == looks_like("so so") == looks_like("s\u043e so")
         True
+        >>> looks_like("01") == looks_like("1") != looks_like("-1")
+        True
     """
-    plain = unicodedata.normalize("NFKC", compare_spelling(name)).casefold().translate(CONFUSABLE)
-    return re.sub(r"[\s_\u2010-\u2015-]+", "", plain)
+    plain = unicodedata.normalize("NFKC", compare_spelling(name)).casefold().translate(CONFUSABLE).strip()
+    if re.fullmatch(r"[-+\u2212]?[0-9]{1,15}([.,][0-9]+)?", plain):
+        return f"{float(plain.replace(',', '.').replace(MINUS, '-')):.15g}"
+    return re.sub(r"[\s_\u2010-\u2015\u2212\"'`\u00ab\u00bb\u2018-\u201f-]+", "", plain) or plain

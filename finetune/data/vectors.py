@@ -9,15 +9,24 @@ from typing import Any
 from finetune.data.nested import get_value
 from finetune.errors import FinetuneError
 
-__all__ = ["find_vector_length", "name_bits", "parse_bit", "parse_list", "parse_vector", "vector_names"]
+__all__ = [
+    "find_vector_length",
+    "looks_like_vector",
+    "name_bits",
+    "parse_bit",
+    "parse_list",
+    "parse_vector",
+    "vector_names",
+]
 
 BIT = r"(?:[01](?:\.0*)?|true|false)"
 # [0, 1], (0, 1), [0 1], array([0, 1]), tensor([0., 1.]), 0,1 0;1 0|1 0 1
 VECTOR = re.compile(
-    rf"(?:\w+\()?\s*(?P<open>[\[(])?\s*{BIT}(?:(?:\s*[,;|]\s*|\s+){BIT})*\s*,?\s*[\])]?"
+    rf"(?:[\w.]+\()?\s*(?P<open>[\[(])?\s*{BIT}(?:(?:\s*[,;|]\s*|\s+){BIT})*\s*[,;|]?\s*[\])]?"
     r"(?:,\s*(?:dtype|device)=[^)]*)*\)?",
     re.IGNORECASE,
 )
+WORDS_OF_BITS = {"0", "1", "true", "false", "t", "f", "yes", "no", "y", "n"}
 EMPTY = re.compile(r"\s*(?:[\[(]\s*[\])])?\s*")
 
 
@@ -90,6 +99,21 @@ def find_vector_length(values: Sequence[Any]) -> tuple[int | None, set[int]]:
         lengths.add(len(vector))
     (length,) = lengths if len(lengths) == 1 else (None,)
     return (length if length is not None and length > 1 else None), lengths
+
+
+def looks_like_vector(values: Sequence[Any]) -> bool:
+    """Return whether labels are as many words for 0 and 1 in every row, in no spelling that `parse_vector` knows."""
+    if not all(isinstance(value, str) for value in values):
+        return False
+    rows = [value.strip().lower() for value in values]
+    if all(re.fullmatch(r"[-+]?\d+([.,]\d+)?", row) for row in rows):
+        return False  # numbers
+    parts = [re.split(r"[\s,;|/.:_-]+", re.sub(r"^[\[({]+|[\])}]+$", "", row).strip()) for row in rows]
+    if not all(set(row) <= WORDS_OF_BITS for row in parts):
+        parts = [re.split(r"[\s,;|]+", row) for row in rows]
+        if not all(set(row) <= {"+", "-"} for row in parts):
+            return False
+    return len(set(rows)) > 1 and len(set(map(len, parts))) == 1 and len(parts[0]) > 1
 
 
 def _is_empty(value: Any) -> bool:

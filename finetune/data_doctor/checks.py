@@ -1,5 +1,6 @@
 """The checks: each looks at the facts of the splits for one kind of trouble and gives findings."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -41,8 +42,27 @@ MIN_CHANGES = 8  # of label between neighbours in random order; with fewer, a ra
 BLOCKS = 0.1  # of the changes of a random order
 SORTED_CORRELATION = 0.95  # of the numbers to predict with their row
 MANY_NUMBERS = 20
-NULL_WORDS = {"null", "na", "n/a"}
-DELIMITERS = ("|", ";", ",")
+NULL_WORDS = {
+    "null",
+    "na",
+    "n/a",
+    "?",
+    "??",
+    "???",
+    "-",
+    "--",
+    "---",
+    ".",
+    "..",
+    "...",
+    "\\n",
+    "missing",
+    "#null!",
+    "#ref!",
+}
+DELIMITERS = ("|", ";", ",", "&", "/", "+")
+# A number with a currency, a percent sign, or thousands parted by spaces or commas; a share such as 3/5.
+QUANTITY = re.compile(r"[-+]?[$€£¥]?\s?\d+(?:[\s,.]\d+)*\s?[%$€£¥]?|\d+/\d+")
 
 
 def show_rows(facts: Facts, rows: Sequence[int] | np.ndarray, task: Task) -> tuple[dict[str, Any], ...]:
@@ -129,7 +149,7 @@ def check_label_names(splits: Sequence[Facts], task: Task) -> Iterator[Finding]:
     alike: dict[str, list[str]] = {}
     for name in task.label_names:
         alike.setdefault(looks_like(name), []).append(name)
-    if similar := [names for names in alike.values() if len(names) > 1 and not all(map(is_number_name, names))]:
+    if similar := [names for names in alike.values() if len(names) > 1]:
         shown = ", ".join(" and ".join(map(repr, names)) for names in similar[:5])
         yield found(
             "similar_label_names", [name for names in similar for name in names],
@@ -144,11 +164,13 @@ def check_label_names(splits: Sequence[Facts], task: Task) -> Iterator[Finding]:
             f"{words[0]!r}",
             "Write all in one way, if several mean the same.",
         )  # fmt: skip
-    if not words and len(numbers) > MANY_NUMBERS:
+    quantities = [name for name in task.label_names if QUANTITY.fullmatch(name)]
+    if len(quantities) == len(task.label_names) > MANY_NUMBERS:
         yield found(
-            "numbers_as_classes", numbers,
-            f"{len(numbers):,} different numbers, from {numbers[0]} to {numbers[-1]}, are taken as that many classes",
-            "--problem_type regression predicts a number, written with a decimal point.",
+            "numbers_as_classes", quantities,
+            f"{len(quantities):,} different numbers, from {quantities[0]} to {quantities[-1]}, are taken as that many "
+            "classes",
+            "--problem_type regression predicts a number, written with a decimal point and no unit.",
         )  # fmt: skip
     if missing := [name for name in words if name.lower() in NULL_WORDS]:
         yield found(

@@ -33,7 +33,7 @@ from finetune.data.read import Row, Table, open_lines, open_table
 from finetune.data.spelling import compare_spelling
 from finetune.errors import FinetuneError
 from finetune.files import write_json
-from finetune.inference.load import find_model_folder
+from finetune.inference.exported import is_exported
 from finetune.inference.predict import load_predictor
 from finetune.models.answers import TextClassifier
 from finetune.progress_bar import progress_bar
@@ -85,7 +85,11 @@ def predict_file(
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
     with _lost_processes_in_one_line():
         is_main = _join_processes()
-        folder = find_model_folder(path)
+        folder = Path(path)
+        if not is_exported(folder):  # which runs without what the others import
+            from finetune.inference.load import find_model_folder
+
+            folder = find_model_folder(path)
         predictor = load_predictor(folder, accelerated=accelerated, num_threads=num_threads)
         model = _hash(*sorted(folder.glob("*")))
         plain = None if accelerated else True  # it computes the same but for rounding, which a file is not to mix

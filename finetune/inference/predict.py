@@ -10,7 +10,6 @@ import numpy as np
 
 from finetune.errors import FinetuneError
 from finetune.inference.exported import is_exported, load_exported
-from finetune.inference.load import find_model_folder, find_saved_family, load
 from finetune.models.finetune_config import read_finetune_config
 
 if TYPE_CHECKING:
@@ -41,7 +40,11 @@ def load_predictor(
     Raises:
         FinetuneError: If there is none, or it can't be loaded.
     """
-    folder = find_model_folder(path, trust_remote_code)
+    folder = Path(path)
+    if not is_exported(folder):  # which runs without what the others import
+        from finetune.inference.load import find_model_folder, find_saved_family, load
+
+        folder = find_model_folder(path, trust_remote_code)
     if is_exported(folder):
         predictor: TextClassifier = load_exported(folder, num_threads)
     else:

@@ -168,15 +168,21 @@ def fit_padding_token(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
 
 
 def require_fast(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """Refuse a tokenizer that has no Rust backend, and texts on which it fails.
+    """Refuse a tokenizer that has no Rust backend or no vocabulary, and texts on which it fails.
 
     Raises:
-        FinetuneError: If it is written in Python, as CANINE's is, or has no token for what it does not know.
+        FinetuneError: If it is written in Python, as CANINE's is, knows no word, or has no token for what it does not
+            know.
     """
     if not tokenizer.is_fast:
         raise FinetuneError(
             f"Expected a fast tokenizer (a tokenizer.json), but that of {name} is {type(tokenizer).__name__}, which is "
             "written in Python. Convert it with transformers' convert_slow_tokenizer, or take another model."
+        )
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # transformers makes one up without its file
+        raise FinetuneError(
+            f"Expected a tokenizer with a vocabulary, but that of {name} knows its special tokens alone. Put its "
+            "tokenizer.json (or vocab.txt, vocab.json and merges.txt, spiece.model) beside config.json."
         )
     try:
         tokenizer("\u2603 \U0010fffd")  # in no vocabulary

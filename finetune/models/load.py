@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -67,7 +68,8 @@ SAFE_LOADING: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": T
 
 # What transformers raises on files and configs that no model can be made of.
 UNLOADABLE = (
-    OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, RuntimeError
+    OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, RuntimeError,
+    SafetensorError,
 )  # fmt: skip
 
 
@@ -88,7 +90,8 @@ def resolve_model(name: str, revision: str | None = None) -> tuple[str, str | No
             raise FinetuneError(f"Expected a model folder with a config.json, but {name!r} has none. Check the path.")
         return str(Path(name).resolve()), None  # an adapter names its base by this, and may be used from elsewhere
     if name.startswith((".", "/")) or name.count("/") > 1:
-        raise FinetuneError(f"Expected a model folder, but {name!r} does not exist. Check the path.")
+        what = "is a file" if Path(name).exists() else "does not exist"
+        raise FinetuneError(f"Expected a model folder, but {name!r} {what}. Check the path.")
     return name, find_commit(name, revision)
 
 
@@ -275,11 +278,12 @@ def check_loaded(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, arg
         The modules that were drawn at random, as `newly_initialised_modules` names them; they have to train.
 
     Raises:
-        FinetuneError: If other tokens than added ones lack an embedding.
+        FinetuneError: If other tokens than added ones lack an embedding, or weights are no numbers.
     """
     name = arguments.model_name_or_path
     _warn_of_kept_head(model, arguments)
     _warn_of_random_encoder(model, name)
+    _refuse_spoilt_weights(model, name)
     add_embeddings(model, tokenizer, name)
     fit_model(model, tokenizer, name)
     new_modules = newly_initialised_modules(model)
@@ -302,6 +306,16 @@ def _warn_of_random_encoder(model: PreTrainedModel, name: str) -> None:
             f"{drawn[0]!r}: more than a head, {share:.0%} of the encoder, is drawn at random, not pretrained. Is it a "
             "checkpoint of another architecture?",
             stacklevel=3,
+        )
+
+
+def _refuse_spoilt_weights(model: PreTrainedModel, name: str) -> None:
+    held = ((weight, one) for weight, one in model.named_parameters() if not one.is_meta)
+    spoilt = next((weight for weight, one in held if not torch.isfinite(one).all()), None)
+    if spoilt is not None:
+        raise FinetuneError(
+            f"Expected weights that are numbers in {name}, but {spoilt!r} has NaN or infinite ones. Fetch the model "
+            "again."
         )
 
 

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-__all__ = ["Standard", "compute_numbers_in_fp32", "find_output_layer"]
+__all__ = ["Standard", "find_output_layer"]
 
 
 @dataclass(frozen=True)
@@ -90,23 +89,3 @@ def find_output_layer(model: nn.Module, inputs: dict[str, torch.Tensor]) -> tupl
         return None
     finally:
         model.train(was_training)
-
-
-class _Float32Linear(nn.Linear):
-    """A linear layer that autocast leaves in float32."""
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        if not torch.is_autocast_enabled(input.device.type):
-            return super().forward(input)
-        with torch.autocast(input.device.type, enabled=False):
-            return F.linear(input.to(self.weight.dtype), self.weight, self.bias)
-
-
-def compute_numbers_in_fp32(model: nn.Module) -> None:
-    """Let linear layers with one output compute in float32, in place; what is saved stays the same.
-
-    bfloat16 has eight bits: of the years from 1,024 to 2,047 it knows every eighth.
-    """
-    for module in model.modules():
-        if type(module) is nn.Linear and module.out_features == 1:
-            module.__class__ = _Float32Linear

@@ -8,19 +8,17 @@ import numpy as np
 import torch
 
 from finetune.accelerated import enable
-from finetune.accelerated.precision import DTYPES
+from finetune.accelerated.precision import DTYPES, compute_numbers_in_fp32
 from finetune.accelerated.processor import multiplies_fast
 from finetune.data.batch import MicroBatchCollator
 from finetune.data.labels import Task
 from finetune.data.tokenize import TextConfig, encode_texts
 from finetune.errors import FinetuneError
 from finetune.hardware import fastest_precision
-from finetune.metrics import REGRESSION
 from finetune.models.answers import TextClassifier
 from finetune.models.finetune_config import FINETUNE_CONFIG_FILE
 from finetune.models.inputs import NO_LIMIT, longest_input, shortest_input
 from finetune.models.logits import compute_logits
-from finetune.models.output_layer import compute_numbers_in_fp32
 
 __all__ = ["Predictor"]
 
@@ -68,8 +66,7 @@ class Predictor(TextClassifier):
             )
         if accelerated:
             enable(model)
-        if model.config.problem_type == REGRESSION:
-            compute_numbers_in_fp32(model)
+        compute_numbers_in_fp32(model)
         names = [model.config.id2label[number] for number in range(model.config.num_labels)]
         self.task = Task(model.config.problem_type or "single_label_classification", names)
         longest = longest_input(model, tokenizer) or NO_LIMIT

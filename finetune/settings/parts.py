@@ -197,7 +197,7 @@ class MethodArguments:
     lora_r: Annotated[int | None, Setting(at_least=1, used_when=takes_adapter)] = setting(
         None, "Rank of the adapter's matrices. Default: the method's."
     )
-    lora_alpha: Annotated[int | None, ADAPTER] = setting(
+    lora_alpha: Annotated[int | None, Setting(at_least=1, used_when=takes_adapter)] = setting(
         None, "Scale: the update is multiplied by alpha / r. Default: the method's."
     )
     lora_dropout: Annotated[float | None, Setting(at_least=0, below=1, used_when=takes_adapter)] = setting(
@@ -217,7 +217,7 @@ class TuningArguments:
     head_learning_rate: Annotated[float | None, Setting(at_least=0)] = setting(
         None, "Learning rate of the classification head. Default: --learning_rate."
     )
-    lora_plus_ratio: Annotated[float, Setting(at_least=0, used_when=_has_lora_matrices)] = setting(
+    lora_plus_ratio: Annotated[float, Setting(above=0, used_when=_has_lora_matrices)] = setting(
         1.0, "How many times as fast LoRA's B matrices learn as A (Hayou et al. 2024: 16)."
     )
     unfreeze_every: Annotated[float | None, Setting(above=0)] = setting(

@@ -85,6 +85,7 @@ def _shows(**facts: object) -> Setting:
     return Setting(changes="nothing", **facts)  # type: ignore[arg-type]
 
 
+WORKERS = 1_024  # more are a slip of the hand, and would stop the machine
 LOADER = "the loader reads tokens that are ready, in their order"
 WHOLE = "metrics are computed over the logits of all examples at once"
 TRAINING: dict[str, Setting] = {
@@ -100,14 +101,14 @@ TRAINING: dict[str, Setting] = {
     "warmup_steps": Setting(at_least=0, below=math.inf, used_when=_warms_up),
     "adam_beta1": Setting(at_least=0, below=1),
     "adam_beta2": Setting(at_least=0, below=1),
-    "adam_epsilon": Setting(at_least=0),
+    "adam_epsilon": Setting(at_least=0, below=math.inf),
     "max_grad_norm": Setting(at_least=0),
-    "neftune_noise_alpha": Setting(at_least=0),
+    "neftune_noise_alpha": Setting(at_least=0, below=math.inf),
     "label_smoothing_factor": Setting(at_least=0, below=1, usual="0.1 is usual."),
     "metric_for_best_model": Setting(used_when=_looks_at_metric),
     "greater_is_better": Setting(used_when=_looks_at_metric),
-    "eval_steps": Setting(above=0, used_when=_evaluates_by_steps),
-    "eval_delay": Setting(at_least=0, used_when=_evaluates),
+    "eval_steps": Setting(above=0, below=math.inf, used_when=_evaluates_by_steps),
+    "eval_delay": Setting(at_least=0, below=math.inf, used_when=_evaluates),
     "save_steps": Setting(above=0, used_when=_saves_by_steps),
     "gradient_checkpointing_kwargs": _shows(used_when=_checkpoints_activations),
     "activation_checkpointing_kwargs": _shows(used_when=_checkpoints_activations),
@@ -139,7 +140,7 @@ TRAINING: dict[str, Setting] = {
     ),
     "logging_steps": _shows(at_least=0, used_when=_logs_by_steps),
     "save_total_limit": _shows(at_least=0),
-    "dataloader_num_workers": _shows(at_least=0),
+    "dataloader_num_workers": _shows(at_least=0, at_most=WORKERS),
     "project": _shows(used_when=_reports_to_trackio),
     **dict.fromkeys(
         ["trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"], _shows(used_when=_reports_to_trackio)

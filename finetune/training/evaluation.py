@@ -12,10 +12,11 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import EvalPrediction
 from transformers.trainer_utils import EvalLoopOutput, denumpify_detensorize
 
-from finetune.data.batch import count_labelled, trim_padding
+from finetune.data.batch import count_labelled, take_rows, trim_padding
 from finetune.data.lengths import find_lengths
 from finetune.models.logits import compute_logits
 from finetune.training.resume import EvaluationCutShort
+from finetune.training.trial import random_streams_kept
 from finetune.training.upstream import UpstreamTrainer
 
 __all__ = ["EvaluatingTrainer"]
@@ -37,7 +38,8 @@ class EvaluatingTrainer(UpstreamTrainer):
         for known, lengths in self.known_lengths:
             if known is dataset and (lengths is None or len(lengths) == len(dataset)):
                 return lengths
-        lengths = find_lengths(dataset, self.args.length_column_name)
+        with random_streams_kept():
+            lengths = find_lengths(dataset, self.args.length_column_name)
         self.known_lengths = [*self.known_lengths[-NUM_KNOWN + 1 :], (dataset, lengths)]
         return lengths
 
@@ -160,8 +162,9 @@ class EvaluatingTrainer(UpstreamTrainer):
         return self.example_loss is not None and self.compute_loss_func is None
 
     @staticmethod
+    @random_streams_kept()
     def _collate_one(dataset: Any, collate: Callable[[list[Any]], Any]) -> Mapping[str, Any]:
-        return collate([dataset[0]])
+        return collate(take_rows(dataset, [0]))
 
     def _mean_loss(self, logits: np.ndarray, labels: np.ndarray) -> float | None:
         """Compute the mean loss of all examples: upstream weights the last, smaller batch as the others."""
@@ -186,7 +189,7 @@ class EvaluatingTrainer(UpstreamTrainer):
 
 
 class _Rows(Sequence):
-    """The examples of a data set, each with its number, so that its label is known when a batch of them is made."""
+    """The examples of a data set, or their numbers, so that their labels are known when a batch of them is made."""
 
     def __init__(
         self,
@@ -207,16 +210,16 @@ class _Rows(Sequence):
         return len(self.dataset)
 
     def __getitem__(self, row: Any) -> Any:
-        return (row, self.dataset[int(row)]) if self.is_numbered else self.dataset[row]
+        return int(row) if self.is_numbered else self.dataset[row]
 
     def collate(self, examples: list[Any]) -> dict[str, torch.Tensor]:
         """Make a batch without needless padding, and note its labels."""
         if not self.is_numbered:
             return self.collator(examples)
-        batch = dict(self.collator([example for _, example in examples]))
+        batch = dict(self.collator(take_rows(self.dataset, examples)))
         labels = batch.pop("labels", None)
         if labels is not None:
-            self.seen.update(zip((row for row, _ in examples), labels.cpu().numpy(), strict=True))
+            self.seen.update(zip(examples, labels.cpu().numpy(), strict=True))
         return trim_padding(batch)
 
     def gather_labels(self) -> np.ndarray | None:

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 from finetune.data.batch import Drawn
 from finetune.errors import FinetuneError, Interrupted
@@ -246,10 +248,13 @@ class ResumingTrainer(StepTrainer):
             control.should_evaluate, control.should_save = True, saving
             self._maybe_log_save_evaluate(self._tr_loss, *due)
         is_last = (self.state.global_step - self.step_offset) % self.steps_per_epoch == 0
-        if not loop.has_epoch_ended and (loop.has_ended or is_last):
+        before = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+        has_more = before.global_step >= before.max_steps and self.state.global_step < self.state.max_steps
+        has_ended = loop.has_ended and not has_more  # steps were added to those that had all been taken
+        if not loop.has_epoch_ended and (has_ended or is_last):
             self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
             self._maybe_log_save_evaluate(self._tr_loss, *due)
-        if loop.has_ended:
+        if has_ended:
             self.control.should_training_stop = True
 
     def keep_own_settings(self, load: Callable[[], None]) -> None:

@@ -28,7 +28,7 @@ from transformers.trainer_callback import (
     TrainerState,
 )
 
-from finetune.data.batch import MicroBatchCollator
+from finetune.data.batch import MicroBatchCollator, take_rows
 from finetune.data.stream import TokenizingRows
 from finetune.errors import FinetuneError
 from finetune.hardware import release_memory
@@ -47,7 +47,7 @@ from finetune.training.optimization import TunedTrainer
 from finetune.training.progress import CostMeter
 from finetune.training.sharding import name_layers_for_fsdp
 from finetune.training.standard import standardised
-from finetune.training.trial import Behaviour, try_model
+from finetune.training.trial import Behaviour, random_streams_kept, try_model
 from finetune.training.upstream import warn_if_changed
 from finetune.training.watch import Watch, warn_if_collapsed
 
@@ -206,8 +206,11 @@ class Trainer(TunedTrainer):
             if self.is_fsdp_enabled or self.is_deepspeed_enabled:
                 return False
             smoothing = float(self.args.label_smoothing_factor)
-            batch = collate([dataset[int(row)] for row in rows])
-            found = try_model(model, batch, self.label_smoother, smoothing)
+            with random_streams_kept():
+                batch = collate(take_rows(dataset, rows.tolist()))
+                found = try_model(model, batch, self.label_smoother, smoothing, self.model_accepts_loss_kwargs)
+            if found is not None and found.divides_by_count is False and not hasattr(model, "accepts_loss_kwargs"):
+                self.model_accepts_loss_kwargs = False
             if found is not None and not self.has_given_loss:
                 self.example_loss = found.example_loss
             self.behaviour = found
