@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import make_reviews, needs_exporters
+from transformers import AutoTokenizer, BertForSequenceClassification, pipeline
 
 import finetune
 from finetune.comparison.compare import TRAIN, Plan
@@ -111,10 +112,10 @@ def test_what_does_not_fit_is_refused_in_a_line(tmp_path, tiny_bert, change, set
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        (None, ["neg", "pos"]),
-        ("pos=a good film", ["neg", "a good film"]),
-        ("pos = a = b ; neg=dull;", ["dull", "a = b"]),
-        ('{"pos": "good; really"}', ["neg", "good; really"]),
+        (None, {}),
+        ("pos=a good film", {"pos": "a good film"}),
+        ("pos = a = b ; neg=dull;", {"pos": "a = b", "neg": "dull"}),
+        ('{"pos": "good; really"}', {"pos": "good; really"}),
     ],
 )
 def test_descriptions_are_read(given, expected):
@@ -124,7 +125,7 @@ def test_descriptions_are_read(given, expected):
 def test_descriptions_in_a_file(tmp_path):
     file = tmp_path / "labels.yaml"
     file.write_text("pos: a good film\nneg: a bad one\n", encoding="utf-8")
-    assert read_descriptions(str(file), ["neg", "pos"]) == ["a bad one", "a good film"]
+    assert read_descriptions(str(file), ["neg", "pos"]) == {"pos": "a good film", "neg": "a bad one"}
 
 
 @pytest.mark.parametrize(
@@ -141,6 +142,47 @@ def test_what_is_no_description_is_refused(given, match, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FinetuneError, match=match):
         read_descriptions(given, ["neg", "pos"])
+
+
+@pytest.fixture(scope="module")
+def inference_model(tiny_bert, tmp_path_factory):
+    """A random model of natural language inference."""
+    folder = tmp_path_factory.mktemp("inference")
+    torch.manual_seed(0)
+    names = {0: "CONTRADICTION", 1: "NEUTRAL", 2: "ENTAILMENT"}
+    model = BertForSequenceClassification.from_pretrained(
+        tiny_bert, id2label=names, label2id={name: number for number, name in names.items()}
+    )
+    model.classifier.weight.data.normal_()
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_model_of_inference_is_asked_of_each_label(tmp_path, inference_model, monkeypatch):
+    run = train(tmp_path / "run", inference_model, label_descriptions="pos=a good film")
+    assert run.record.model.architecture == "BertForSequenceClassification + entailment"
+    assert run.record.model.trainable_parameters == 0
+    ask = pipeline("zero-shot-classification", model=inference_model)
+    predicted = run.predict(TEXTS[:4])
+    for text, prediction in zip(TEXTS[:4], predicted, strict=True):
+        found = ask(text, ["a good film", "This example is neg."], hypothesis_template="{}")
+        scores = dict(zip(found["labels"], found["scores"], strict=True))
+        assert prediction.all_probabilities["pos"] == pytest.approx(scores["a good film"], abs=1e-2)
+    together = load_predictor(run.directory, torch.float32).compute_logits(TEXTS)[0]
+    np.testing.assert_allclose(compute_logits_elsewhere(run.directory / "model", TEXTS, None), together, atol=1e-5)
+    with pytest.raises(FinetuneError, match="Expected a model that reads a text once to export"):
+        export(run.directory, tmp_path / "onnx")
+    stage(run.directory, tmp_path / "model", "me/inference", None)
+    np.testing.assert_allclose(compute_logits_elsewhere(tmp_path / "model", TEXTS, None), together, atol=1e-5)
+
+
+def test_several_labels_by_inference(tmp_path, inference_model):
+    def change(table):
+        return table.assign(label=table["label"] + np.where(table["text"].str.len() > 40, ";long", ""))
+
+    run = train(tmp_path / "run", inference_model, change, label_delimiter=";")
+    assert sorted(run.predict(["a film"])[0].all_probabilities) == ["long", "neg", "pos"]
 
 
 def test_without_chance_one_seed_is_enough(tmp_path):

@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from finetune.errors import FinetuneError
 from finetune.families.embeddings import PooledEncoderFamily
-from finetune.family import ModelFacts
+from finetune.family import Family, ModelFacts, Shipped
 from finetune.settings.parts import setting
-from finetune.tasks import REGRESSION
+from finetune.tasks import REGRESSION, Task
 
 if TYPE_CHECKING:
+    import torch
     from datasets import DatasetDict
 
+    from finetune.data.cutting import TextConfig
+    from finetune.models.answers import TextClassifier
     from finetune.run.run import Run
-    from finetune.tasks import Task
 
 __all__ = ["ZeroShot", "ZeroShotSettings"]
 
@@ -34,8 +36,12 @@ class ZeroShotSettings:
 
 
 class ZeroShot(PooledEncoderFamily):
-    """The cosine of a text's vector and those of the labels' descriptions, computed by a sentence encoder as it is."""
+    """The cosine of a text's vector and those of the labels' descriptions, computed by a sentence encoder as it is.
 
+    A model of natural language inference in place of the encoder is asked whether the text entails each description.
+    """
+
+    library_name: ClassVar[str] = "finetune"
     settings: ClassVar[type] = ZeroShotSettings
     is_deterministic: ClassVar[bool] = True
 
@@ -48,6 +54,7 @@ class ZeroShot(PooledEncoderFamily):
         from finetune.families.embeddings.fit import record_tokens
         from finetune.families.embeddings.vectors import load_pooled_encoder
         from finetune.families.zero_shot.descriptions import describe_by_vectors, read_descriptions
+        from finetune.families.zero_shot.entailment import load_inference_model
 
         method = run.arguments.method.method
         if task.problem_type == REGRESSION:
@@ -60,19 +67,60 @@ class ZeroShot(PooledEncoderFamily):
                 f"Expected single texts for --method {method}, but the data has pairs, which no description resembles. "
                 "Take another method."
             )
-        descriptions = read_descriptions(run.arguments.family.label_descriptions, task.label_names)
+        given = read_descriptions(run.arguments.family.label_descriptions, task.label_names)
         tokenizer = self.load_tokenizer(run.arguments, splits["train"])
         record_tokens(run, splits, tokenizer)
+        inference = load_inference_model(run.arguments.model, tokenizer, task, given)
+        if inference is not None:
+            with run.measure_costs():
+                return inference, tokenizer  # it answers as it is
         model = load_pooled_encoder(run.arguments.model, tokenizer, task, False)
+        descriptions = {name: given.get(name, name) for name in task.label_names}
         with run.measure_costs():
-            describe_by_vectors(model, tokenizer, descriptions, run.text_config)
-        model.config.label_descriptions = dict(zip(task.label_names, descriptions, strict=True))
+            describe_by_vectors(model, tokenizer, list(descriptions.values()), run.text_config)
+        model.config.label_descriptions = descriptions
         return model, tokenizer
 
+    def build_predictor(
+        self,
+        model: Any,
+        tokenizer: Any,
+        text_config: TextConfig | None = None,
+        dtype: torch.dtype | None = None,
+        accelerated: bool = True,
+    ) -> TextClassifier:
+        """Build what compares vectors, or what asks a model of inference of each label."""
+        if not _is_of_inference(model):
+            return super().build_predictor(model, tokenizer, text_config, dtype, accelerated)
+        from finetune.families.zero_shot.entailment import EntailmentPredictor
+        from finetune.models.predictor import Predictor
+
+        return EntailmentPredictor(Predictor(model, tokenizer, text_config, dtype, accelerated=accelerated))
+
+    def task_of(self, model: Any) -> Task:
+        """Return what is predicted; of a model of inference that is not what its own outputs are."""
+        if not _is_of_inference(model):
+            return super().task_of(model)
+        return Task(model.config.zero_shot_problem_type, list(model.config.hypotheses))
+
     def describe(self, model: Any) -> ModelFacts:
-        """Return the encoder's class, and that nothing was trained."""
-        return (
-            super()
-            .describe(model)
-            ._replace(architecture=f"{type(model.encoder).__name__} + cosine similarity", trainable_parameters=0)
-        )
+        """Return the class of the encoder or the model, and that nothing was trained."""
+        by_cosine = f"{type(model.base_model).__name__} + cosine similarity"
+        architecture = f"{type(model).__name__} + entailment" if _is_of_inference(model) else by_cosine
+        return super().describe(model)._replace(architecture=architecture, trainable_parameters=0)
+
+    def check_exportable(self, model: Any) -> None:
+        """Refuse a model of inference, which reads a text once for each label."""
+        if _is_of_inference(model):
+            raise FinetuneError(
+                "Expected a model that reads a text once to export, but this one reads it once for each label. Use it "
+                "as it is."
+            )
+
+    def write_snippet(self, shipped: Shipped) -> str:
+        """Write lines for finetune, which knows what is asked of each label."""
+        return Family.write_snippet(self, shipped)
+
+
+def _is_of_inference(model: Any) -> bool:
+    return hasattr(model.config, "hypotheses")

@@ -19,7 +19,7 @@ __all__ = ["SCALE", "describe_by_vectors", "read_descriptions"]
 SCALE = 20.0
 
 
-def read_descriptions(given: str | None, label_names: Sequence[str]) -> list[str]:
+def read_descriptions(given: str | None, label_names: Sequence[str]) -> dict[str, str]:
     """Read what each label means.
 
     Args:
@@ -27,7 +27,7 @@ def read_descriptions(given: str | None, label_names: Sequence[str]) -> list[str
         label_names: Of the data, in the order of their numbers.
 
     Returns:
-        A description for each label; its name where none is given.
+        The descriptions that are given, by the label's name.
 
     Raises:
         FinetuneError: If it can't be read, or describes a label that the data doesn't have.
@@ -45,7 +45,7 @@ def read_descriptions(given: str | None, label_names: Sequence[str]) -> list[str
             f"Expected a description after each label of --label_descriptions, but that of {empty[0]!r} is empty. "
             "Write one, or leave the label out."
         )
-    return [found.get(name, name) for name in label_names]
+    return found
 
 
 def describe_by_vectors(
