@@ -46,6 +46,9 @@ class Method:
 # Where the families are. A model folder says by these names which of them reads it.
 FAMILIES: dict[str, str] = {
     "encoder": "finetune.families.encoder:Encoder",
+    "embeddings": "finetune.families.embeddings:Embeddings",
+    "contrastive": "finetune.families.contrastive:Contrastive",
+    "zero-shot": "finetune.families.zero_shot:ZeroShot",
     "textcnn": "finetune.families.textcnn:TextCNN",
     "tfidf": "finetune.families.tfidf:Tfidf",
 }
@@ -209,6 +212,23 @@ CATALOGUE: dict[str, Method] = {
         "what --peft_config says, with any of PEFT's methods",
         "Mangrulkar et al. 2022",
         {"learning_rate": 1e-3},
+    ),
+    "embeddings": Method(
+        "a linear model on the vectors of the frozen encoder, its penalty chosen by cross-validation",
+        "Reimers and Gurevych 2019",
+        family="embeddings",
+    ),
+    "contrastive": Method(
+        "the encoder, by which texts are alike, then a linear model on its vectors; for few labels",
+        "Tunstall et al. 2022",
+        # The rate of full fine-tuning, and each row in as many steps as SetFit's 20 pairs of each kind give it.
+        {"learning_rate": 5e-5, "num_train_epochs": 20, "per_device_train_batch_size": 16},
+        family="contrastive",
+    ),
+    "zero-shot": Method(
+        "nothing: the label whose --label_descriptions is most similar; no training row is used",
+        "Yin et al. 2019",
+        family="zero-shot",
     ),
     "textcnn": Method(
         "a convolutional network from scratch",

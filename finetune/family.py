@@ -181,9 +181,20 @@ class Family:
         """Count the bytes that `save` will write, about."""
         raise NotImplementedError
 
+    def count_base_bytes(self, model: Any) -> int:
+        """Count the bytes of what a saved model needs besides its folder: of an adapter its base, else none."""
+        return 0
+
     def is_four_bit(self, model: Any) -> bool:
         """Return whether a model's weights are held in four bits, so that those of its base have to be again."""
         return False
+
+    def check_exportable(self, model: Any) -> None:
+        """Refuse a model whose answers are not computed from one row of tokens, as what `finetune export` writes does.
+
+        Raises:
+            FinetuneError: If it is one.
+        """
 
     def write_snippet(self, shipped: Shipped) -> str:
         """Write the lines of Python that a stranger types; they print what the model says of one text, or of a pair."""

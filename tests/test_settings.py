@@ -68,6 +68,7 @@ FLIPS: dict[str, tuple[str, list[str]]] = {
     "model_name_or_path": ("other-model", []),
     "model_revision": ("main", []),
     "attention_dropout": ("0.3", []),
+    "label_descriptions": ("pos=a good film;neg=a bad film", ["--method", "zero-shot"]),
     "textcnn_variant": ("static", TEXTCNN),
     "textcnn_tokenizer": ("model", TEXTCNN),
     "textcnn_embedding_dim": ("8", TEXTCNN),
@@ -208,7 +209,8 @@ def fingerprint(directory):
     for split in ("validation", "test"):
         digest.update(str(pq.read_table(directory / f"predictions/{split}.parquet").to_pylist()).encode())
     digest.update(json.dumps(json.loads((directory / "run.json").read_text())["metrics"]).encode())
-    for line in (directory / "history.jsonl").read_text().splitlines():
+    history = directory / "history.jsonl"  # of what is trained in steps
+    for line in history.read_text().splitlines() if history.exists() else ():
         entry = json.loads(line)
         digest.update(
             str({name: value for name, value in entry.items() if not re.search("runtime|per_second", name)}).encode()

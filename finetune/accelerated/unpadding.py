@@ -52,11 +52,12 @@ def use_unpadding(model: PreTrainedModel | PeftModel) -> None:
     how many rows there are, and in what is saved.
     """
     whole: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    if getattr(whole, "is_loaded_in_4bit", False) or model.config.model_type not in ENCODERS:
+    config = whole.base_model.config  # that of the encoder itself, also where it stands inside of another model
+    if getattr(whole, "is_loaded_in_4bit", False) or config.model_type not in ENCODERS:
         return
-    encoder = getattr(whole.base_model, ENCODERS[model.config.model_type])
+    encoder = getattr(whole.base_model, ENCODERS[config.model_type])
     if _unpack not in encoder._forward_hooks.values():
-        encoder.register_forward_pre_hook(partial(_pack, model.config), with_kwargs=True)
+        encoder.register_forward_pre_hook(partial(_pack, config), with_kwargs=True)
         encoder.register_forward_hook(_unpack, with_kwargs=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from finetune.models.finetune_config import FinetuneConfig
     from finetune.settings.arguments import Arguments
     from finetune.settings.declaration import Values
+    from finetune.settings.parts import ModelArguments
     from finetune.tasks import Task
 
 __all__ = ["Encoder"]
@@ -52,9 +54,12 @@ class Encoder(NetworkFamily):
 
     def build_model(self, arguments: Arguments, tokenizer: PreTrainedTokenizerBase, task: Task) -> Any:
         """Load the encoder with a head, and freeze or adapt what the method says."""
+        from finetune.lookup import find_method
         from finetune.methods import apply_method
         from finetune.models.load import load_model
 
+        if not find_method(arguments.method.method).trains_through_layers:
+            _warn_of_pooling(arguments.model)
         seed = arguments.training.seed
         model = load_model(arguments.model, arguments.method.method, tokenizer, task, seed)
         return apply_method(model, arguments.method)
@@ -85,6 +90,19 @@ class Encoder(NetworkFamily):
 
         base = model.get_base_model() if isinstance(model, PeftModel) else model
         return super().describe(model)._replace(architecture=super().describe(base).architecture)
+
+    def count_base_bytes(self, model: Any) -> int:
+        """Count the bytes of the frozen weights under an adapter; modules that it has in full replace the base's."""
+        from peft import PeftModel
+
+        if not isinstance(model, PeftModel):
+            return 0
+        frozen = [
+            weight
+            for name, weight in model.named_parameters()
+            if not weight.requires_grad and ".original_module." not in name
+        ]
+        return sum(weight.numel() * weight.element_size() for weight in frozen)
 
     def is_four_bit(self, model: Any) -> bool:
         """Return whether the weights under the adapter are held in four bits."""
@@ -144,6 +162,20 @@ def _load_adapter(folder: Path, config: FinetuneConfig) -> PeftModel:
         )
     base.hub_commit = commit
     return PeftModel.from_pretrained(base, str(folder))
+
+
+def _warn_of_pooling(model: ModelArguments) -> None:
+    """Warn where a head alone is to be trained on what an encoder was not made to be pooled by."""
+    from finetune.families.embeddings.vectors import read_poolings
+
+    poolings = read_poolings(model)
+    if poolings not in (None, ["cls"]):
+        warnings.warn(
+            f"the classification head of {model.model_name_or_path} does not read what its 1_Pooling says "
+            f"({' and '.join(poolings or []) or 'nothing'} of its tokens), so that the frozen encoder is worth less to "
+            "it: --method embeddings does, and needs a single pass",
+            stacklevel=2,
+        )
 
 
 def _sort_names(file: Path) -> None:

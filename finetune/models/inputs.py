@@ -130,7 +130,7 @@ def refuse_wrong_length(
 def make_sample(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     """Return a few tokens that a model takes, `input_ids` of shape `(1, n)` and what goes with them, to try it on."""
     tokens = torch.ones((1, max(4, shortest_input(model))), dtype=torch.long, device=model.device)
-    if model.config.model_type in READ_THE_END_TOKEN:
+    if _name_architecture(model) in READ_THE_END_TOKEN:
         tokens[0, -1] = model.config.eos_token_id
     takes_mask = "attention_mask" in inspect.signature(model.forward).parameters
     return {"input_ids": tokens, **({"attention_mask": torch.ones_like(tokens)} if takes_mask else {})}
@@ -141,14 +141,15 @@ def shortest_input(model: PreTrainedModel | PeftModel) -> int:
 
     Funnel halves a text after each of its blocks but the last, and wants a token beside the first one to be left.
     """
-    config = _without_adapter(model).config
-    return 2 ** (len(config.block_sizes) - 1) + 1 if config.model_type == "funnel" else 1
+    if _name_architecture(model) != "funnel":
+        return 1
+    config = _without_adapter(model).config.get_text_config()
+    return 2 ** (len(config.block_sizes) - 1) + 1
 
 
 def needs_equal_lengths(model: nn.Module) -> bool:
     """Return whether padding changes a model's answers, so that only texts of one length can share a batch."""
-    config: Any = getattr(_without_adapter(model), "config", None)
-    return getattr(config, "model_type", None) in MIX_BY_LENGTH
+    return _name_architecture(model) in MIX_BY_LENGTH
 
 
 def fit_padding_token(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
@@ -215,9 +216,9 @@ def fit_tokenizer(
     require_fast(tokenizer, name)
     _refuse_foreign_tokens(tokenizer, model, name, may_add)
     fit_padding_token(tokenizer, name)
-    _set(tokenizer, "padding_side", "left" if config.model_type in READ_THE_LAST_TOKEN else "right")
+    _set(tokenizer, "padding_side", "left" if _name_architecture(whole) in READ_THE_LAST_TOKEN else "right")
     _set(tokenizer, "model_input_names", _name_inputs(whole, tokenizer))
-    if config.model_type in READ_THE_END_TOKEN:
+    if _name_architecture(whole) in READ_THE_END_TOKEN:
         _end_no_text_early(tokenizer)
         if config.eos_token_id not in tokenizer("a")["input_ids"]:
             raise FinetuneError(
@@ -325,6 +326,16 @@ def _find_embeddings(model: PreTrainedModel) -> Any:
         return None
 
 
+def _name_architecture(model: nn.Module) -> str | None:
+    """Name the architecture that reads the tokens, also where it stands inside of another model; None if none is said.
+
+    That of models that are no `PreTrainedModel`, which may have a config of any kind, is not looked for inside.
+    """
+    config: Any = getattr(_without_adapter(model), "config", None)
+    text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return getattr(text_config, "model_type", None)
+
+
 def _without_adapter(model: Any) -> Any:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
@@ -336,7 +347,8 @@ def _name_inputs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
     if "attention_mask" in taken and "attention_mask" not in names:
         names.append("attention_mask")
     # XLNet compares types and has no table of them; GPT-2 would take them for words.
-    known = getattr(model.config, "type_vocab_size", 4 if model.config.model_type == "xlnet" else 0)
+    config = model.config.get_text_config()
+    known = getattr(config, "type_vocab_size", 4 if config.model_type == "xlnet" else 0)
     types = tokenizer("a", "a", return_token_type_ids=True)["token_type_ids"]
     if max(types, default=0) >= known and "token_type_ids" in names:
         names.remove("token_type_ids")

@@ -32,14 +32,14 @@ class Behaviour:
         ignores_padding: Whether an example's logits are the same without the batch's padding.
         gives_logits_alone: Whether logits, and a loss, are all that comes out.
         example_loss: Whose mean over the examples its loss is; None if it is something else, or there were no labels.
-        divides_by_count: Whether its loss is another one when it is told `num_items_in_batch`; False without labels.
+        divides_by_count: Whether its loss is another one when it is told `num_items_in_batch`; None if it wasn't told.
     """
 
     num_logits: int
     ignores_padding: bool
     gives_logits_alone: bool
     example_loss: ExampleLoss | None
-    divides_by_count: bool = False
+    divides_by_count: bool | None = None
 
 
 @contextlib.contextmanager
@@ -85,10 +85,12 @@ def try_model(
         loss = None
         if labels is not None:
             loss = outputs.get("loss") if smoother is None else smoother(outputs, labels)
-        divides = False
-        if takes_count and loss is not None and smoother is None:
-            counted = model(**inputs, labels=labels, num_items_in_batch=torch.tensor(7 * count_labelled(labels)))
-            divides = not torch.allclose(counted["loss"], loss)
+        divides = None
+        if takes_count and loss is not None:
+            divides = False
+            if smoother is None:
+                counted = model(**inputs, labels=labels, num_items_in_batch=torch.tensor(7 * len(labels)))
+                divides = not torch.allclose(counted["loss"], loss, equal_nan=True)
         tolerance = 1e-4 if parameter.dtype == torch.float32 else 2e-2
         alone = [
             model(**trim_padding({name: tensor[[row]] for name, tensor in inputs.items()}))["logits"]
