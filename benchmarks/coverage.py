@@ -1,6 +1,7 @@
 """How often the intervals of `finetune compare` hold the truth, and how often its verdict is wrong or finds nothing.
 
     python benchmarks/coverage.py --output_json benchmarks/results/coverage.json
+    python benchmarks/coverage.py --tables plans --output_json benchmarks/results/coverage_plans.json
 
 Simulates trained models whose true accuracies are known. Every example has a latent normal score under every run of
 every method: a part that all methods share (how hard the example is), one that the runs of a method share, and one of
@@ -17,14 +18,19 @@ makes the run's true accuracy what was drawn for it: normal around the method's,
 3. Looks: the same methods looked at again and again, with more seeds or more examples each time, until a verdict names
    a method or the last look is over. Wrong: it was the worse one, or another one was called worse.
 4. Power: what is found where there is something to find.
+5. Plans: the truth is drawn, and where the first look leaves it open, as many examples or seeds are added as the report
+   says, just less than the low end of its range and as many as its high end, if it has one. Kept: the second look, at
+   its own level, decides at the high end and not below the low one, which is promised for four cases of five. Of plans
+   without an end the chance that the most practical number decides stands beside how often it does.
 
-A cell fails if its coverage is significantly below 92 %, or wrong verdicts are significantly more than 2.5 % a side, by
-exact binomial tests at 5 % with Bonferroni's correction over all cells.
+A cell fails if its coverage is significantly below 92 %, wrong verdicts are significantly more than 2.5 % a side, fewer
+plans are kept than 80 %, or more are decided below their low end than 10 %, by exact binomial tests at 5 % with
+Bonferroni's correction over all cells.
 """
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +38,7 @@ from scipy.special import ndtri
 from scipy.stats import binomtest
 from turns import build_parser, write_results
 
+from finetune.comparison.plans import MOST_SEEDS, MOST_TIMES
 from finetune.comparison.statistics import find_support, mean_interval, metric_influence, paired_difference
 from finetune.comparison.verdict import Verdict, decide
 from finetune.metrics import present_labels
@@ -40,6 +47,8 @@ MARGIN = 0.01
 METHOD_PART, RUN_PART = 0.15, 0.15
 LEAST_COVERAGE, MOST_WRONG = 0.92, 0.025
 BEST = 0.91
+KEPT, MOST_EARLY = 0.8, 0.1
+WIDE = 0.04  # the truth of a plan's difference lies so far from the margin, at most
 
 
 def draw(rng: np.random.Generator, variance: float, *shape: int) -> np.ndarray:
@@ -239,6 +248,49 @@ def measure_power(accuracies: list[float], seeds: int, examples: int, num_simula
     return {name: count / num_simulations for name, count in counts.items()}
 
 
+def measure_plans(what: str, seeds: int, spread: float, examples: int, num_simulations: int) -> dict[str, Any]:
+    """Measure a cell of the fifth table: plans of more examples, or of more seeds.
+
+    Args:
+        what: What is added, "examples" or "seeds".
+        seeds: Of each method at the first look.
+        spread: Of its seeds.
+        examples: At the first look.
+        num_simulations: Plans that are made; truths that the first look decides don't count.
+    """
+    rng = np.random.default_rng(0)
+    plans, early, ended, late, kept, open_ended, chances, told = 0, 0, 0, 0, 0, 0, 0.0, 0
+    deterministic = {"0", "1"} if seeds == 1 else set()  # else one seed has no verdict
+    most = (seeds, (1 + MOST_TIMES) * examples) if what == "examples" else (seeds + MOST_SEEDS, examples)
+    while plans < num_simulations:
+        drawn = Drawn(rng, [BEST - MARGIN + rng.uniform(-WIDE, WIDE), BEST], spread, *most)
+        first = judge(drawn.right(seeds, examples), deterministic=deterministic).comparisons["0"]
+        plan = first.more_examples if what == "examples" else first.more_seeds
+        if plan is None:
+            continue
+        decides = []
+        for more in (plan.low - 1, plan.most if plan.high is None else plan.high):
+            size = {"seeds": seeds, "examples": examples}
+            size[what] += more
+            again = judge(drawn.right(**size), look=2, deterministic=deterministic).comparisons["0"]
+            decides.append(again.non_inferior or again.worse)
+        plans, early = plans + 1, early + decides[0]
+        if plan.high is None:
+            open_ended, chances, told = open_ended + 1, chances + plan.chance, told + decides[1]
+        else:
+            ended, late, kept = ended + 1, late + decides[1], kept + (decides[1] and not decides[0])
+    return {
+        "decided_below_low": early / plans,
+        "below_low_p": float(binomtest(early, plans, MOST_EARLY, "greater").pvalue),
+        "chance_at_most": chances / open_ended if open_ended else None,
+        "decided_at_most": told / open_ended if open_ended else None,
+        "with_end": ended / plans,
+        "decided_at_high": late / ended if ended else None,
+        "kept": kept / ended if ended else None,
+        "kept_p": float(binomtest(kept, ended, KEPT, "less").pvalue) if ended else 1.0,
+    }
+
+
 def _count(num_simulations: int, **held: int) -> dict[str, Any]:
     """Return shares, and p-values of a coverage that is not below what is promised."""
     cell: dict[str, Any] = {}
@@ -281,25 +333,39 @@ POWER = [
     for seeds, examples in ((3, 100), (3, 1_000), (3, 5_000), (3, 25_000), (5, 5_000))
 ]
 
+PLANS = [
+    ("examples", 1, 0.0, 300),
+    ("examples", 1, 0.0, 1_000),
+    ("examples", 3, 0.0, 300),
+    ("examples", 3, 0.003, 300),
+    ("examples", 5, 0.003, 300),
+    ("seeds", 3, 0.003, 5_000),
+    ("seeds", 3, 0.01, 5_000),
+    ("seeds", 5, 0.01, 2_500),
+]
+TABLES = ("accuracy", "classes", "looks", "power", "plans")
 
-def measure_all(num_simulations: int) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Measure every cell: the table, the cell's name and what was found."""
-    for seeds, spread, examples, methods in ACCURACY:
-        count = num_simulations if examples < 25_000 else num_simulations // 4
-        cell = measure_accuracy(seeds, spread, examples, methods, count)
+
+def measure_all(num_simulations: int, tables: Sequence[str]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Measure every cell of some tables: the table, the cell's name and what was found."""
+    few = num_simulations // 4  # of what takes long
+    for seeds, spread, examples, methods in ACCURACY if "accuracy" in tables else ():
+        cell = measure_accuracy(seeds, spread, examples, methods, num_simulations if examples < 25_000 else few)
         yield "accuracy", f"{seeds} seeds, spread {100 * spread:.1f}, {examples:,}, {methods} methods", cell
-    for metric, classes, examples, seeds in CLASSES:
+    for metric, classes, examples, seeds in CLASSES if "classes" in tables else ():
         cell = measure_classes(metric, classes, examples, seeds, num_simulations // 2)
         yield "classes", f"{metric}, {classes} classes, {examples:,}, {seeds} seeds", cell
-    for metric, rarest, examples, seeds in LABELS:
+    for metric, rarest, examples, seeds in LABELS if "classes" in tables else ():
         cell = measure_labels(metric, rarest, examples, seeds, num_simulations // 2)
         yield "classes", f"{metric} of labels, rarest {rarest:.0%}, {examples:,}, {seeds} seeds", cell
-    for what, spread in LOOKS:
+    for what, spread in LOOKS if "looks" in tables else ():
         yield "looks", f"more {what}, spread {100 * spread:.1f}", measure_looks(what, spread, num_simulations)
-    for name, accuracies, seeds, examples in POWER:
-        count = num_simulations if examples < 25_000 else num_simulations // 4
-        cell = measure_power(accuracies, seeds, examples, count)
+    for name, accuracies, seeds, examples in POWER if "power" in tables else ():
+        cell = measure_power(accuracies, seeds, examples, num_simulations if examples < 25_000 else few)
         yield "power", f"{name}, {seeds} seeds, {examples:,}", cell
+    for what, seeds, spread, examples in PLANS if "plans" in tables else ():
+        cell = measure_plans(what, seeds, spread, examples, num_simulations)
+        yield "plans", f"more {what}, {seeds} seeds, spread {100 * spread:.1f}, {examples:,}", cell
 
 
 def main() -> None:
@@ -307,10 +373,11 @@ def main() -> None:
     parser = build_parser(__doc__)
     parser.set_defaults(turns=1)
     parser.add_argument("--num_simulations", type=int, default=500)
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=TABLES)
     options = parser.parse_args()
     start = time.perf_counter()
     results: dict[str, list[dict[str, Any]]] = {}
-    for table, name, cell in measure_all(options.num_simulations):
+    for table, name, cell in measure_all(options.num_simulations, options.tables):
         if table not in results:
             results[table] = []
             print(f"\n{table}", flush=True)

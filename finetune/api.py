@@ -67,7 +67,7 @@ def compare(
     test: Rows | str | Path | None = None,
     metric: str | None = None,
     margin: float = 1.0,
-    cost: str = "train_seconds",
+    cost: str | None = None,
     **settings: Any,
 ) -> Comparison:
     """Fit each method with each seed on identical splits, and say which is worth its cost.
@@ -84,7 +84,8 @@ def compare(
         test: See `train`.
         metric: What the verdict goes by; that of the task if None.
         margin: Points of the metric that don't matter.
-        cost: What is cheap: "train_seconds", "latency_seconds", "bytes" or "peak_memory_bytes".
+        cost: What is cheap: "train_cpu_seconds", "train_seconds", "latency_seconds", "bytes" or "peak_memory_bytes"; if
+            None CPU time, or training time where a GPU worked.
         **settings: See `train`; for all runs.
 
     Returns:

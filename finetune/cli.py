@@ -4,11 +4,12 @@ import argparse
 import itertools
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, TextIO
 
 from finetune import __version__
-from finetune.errors import FinetuneError, exit_on_error
+from finetune.errors import FinetuneError, exit_on_error, show_warning
 
 if TYPE_CHECKING:
     from finetune.models.answers import TextClassifier
@@ -226,9 +227,8 @@ def _add_verdict_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--cost",
-        default="train_seconds",
-        choices=["train_seconds", "latency_seconds", "bytes", "peak_memory_bytes"],
-        help="what the verdict calls cheap (default: train_seconds)",
+        choices=["train_cpu_seconds", "train_seconds", "latency_seconds", "bytes", "peak_memory_bytes"],
+        help="what the verdict calls cheap (default: train_cpu_seconds; train_seconds where a GPU worked)",
     )
 
 
@@ -486,6 +486,7 @@ def _prepare_prediction(arguments: argparse.Namespace) -> None:
 
     if is_exported(arguments.path):
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+        warnings.showwarning = show_warning
     else:
         _prepare(arguments)
 

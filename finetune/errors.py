@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Iterator
 
-__all__ = ["RESUME_ME", "FinetuneError", "Interrupted", "exit_on_error"]
+__all__ = ["RESUME_ME", "FinetuneError", "Interrupted", "exit_on_error", "show_warning"]
 
 RESUME_ME = os.EX_TEMPFAIL  # 75: not a failure; the same command goes on from here
 FIXES = {
@@ -60,6 +60,11 @@ def exit_on_error() -> Iterator[None]:
         _exit(2, f"error: {error.strerror}: {file}. {FIXES[error.errno]}")
     except MemoryError:
         _exit(2, "error: Expected more memory: an allocation failed. Free some, or pass a smaller model or batch.")
+
+
+def show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """Print a warning as one line, in place of `warnings.showwarning`."""
+    print(f"warning: {message}", file=sys.stderr)
 
 
 def _exit(status: int, line: str) -> None:

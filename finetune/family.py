@@ -181,6 +181,10 @@ class Family:
         """Count the bytes that `save` will write, about."""
         raise NotImplementedError
 
+    def count_base_bytes(self, model: Any) -> int:
+        """Count the bytes of what a saved model needs besides its folder: of an adapter its base, else none."""
+        return 0
+
     def is_four_bit(self, model: Any) -> bool:
         """Return whether a model's weights are held in four bits, so that those of its base have to be again."""
         return False

@@ -1,10 +1,14 @@
 """What the machine can do: threads, number formats, memory; read by the arguments and written into `run.json`."""
 
 import ctypes
+import hashlib
+import os
 import platform
 import re
 import resource
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -15,6 +19,7 @@ from finetune.threads import count_physical_cores, default_num_threads
 
 __all__ = [
     "count_physical_cores",
+    "cpu_seconds",
     "default_num_threads",
     "describe_hardware",
     "fastest_precision",
@@ -24,6 +29,7 @@ __all__ = [
     "processor_name",
     "release_memory",
     "supports_bf16",
+    "time_hashes",
     "use_processor",
 ]
 
@@ -37,6 +43,8 @@ OUT_OF_MEMORY = re.compile(
     "|could not create a primitive(?! descriptor)"
     "|ALLOC_FAILED"  # cuBLAS, cuDNN
 )
+HASHED = bytes(2**18)  # a seventh of a millisecond: less than a process gets at once beside others
+HASHING_SECONDS = 0.05
 PROBE_WIDTH = 512  # rows of a product that is as large as those of a layer
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
@@ -118,8 +126,45 @@ def processor_name() -> str:
 
 
 def peak_memory_bytes() -> int:
-    """Return the most memory held so far: allocated on the GPU if one is used, else resident in this process."""
+    """Return the most memory held so far: allocated on the GPU if one is used, else resident in this process.
+
+    On Linux not from `getrusage`, whose figure a process inherits from the one that started it: under a notebook that
+    holds a large frame every run would seem to need as much.
+    """
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
+    if sys.platform.startswith("linux"):
+        found = re.search(r"^VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+        if found is not None:
+            return int(found[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def cpu_seconds() -> float:
+    """Return the seconds that processors have worked for this process, in all threads and children that have ended."""
+    times = os.times()
+    return time.process_time() + times.children_user + times.children_system
+
+
+def time_hashes(num_threads: int) -> list[float]:
+    """Time a short computation again and again, in as many threads as will train, each by itself.
+
+    On a machine with nothing else to do all take as long as the shortest. Where other programs take turns with this
+    one, some take many times as long, and their mean by as much longer as everything else does.
+
+    Returns:
+        Wall seconds of each, over a twentieth of a second.
+    """
+    until = time.perf_counter() + HASHING_SECONDS
+
+    def hash_until(_: int) -> list[float]:
+        seconds = []
+        while (start := time.perf_counter()) < until:
+            hashlib.sha256(HASHED).digest()
+            seconds.append(time.perf_counter() - start)
+        return seconds
+
+    num_threads = min(num_threads, count_physical_cores())
+    with ThreadPoolExecutor(num_threads) as pool:
+        return [seconds for part in pool.map(hash_until, range(num_threads)) for seconds in part]

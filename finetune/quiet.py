@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import datasets
 from transformers.utils import logging
 
+from finetune.errors import show_warning
+
 __all__ = ["quiet_loading", "quiet_program", "quiet_restored", "quietly"]
 
 
@@ -38,7 +40,7 @@ def quiet_program() -> None:
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     warnings.filterwarnings("ignore", module=r"torch\..*|accelerate\..*|peft\..*|transformers\..*|datasets\..*")
-    warnings.showwarning = _show_one_line
+    warnings.showwarning = show_warning
 
 
 @contextlib.contextmanager
@@ -59,7 +61,3 @@ def quietly() -> Iterator[None]:
     with quiet_restored():
         quiet_program()
         yield
-
-
-def _show_one_line(message: Warning | str, *_: object, **__: object) -> None:
-    print(f"warning: {message}", file=sys.stderr)

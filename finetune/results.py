@@ -97,7 +97,7 @@ class Comparison:
         runs: Sequence[str | Path],
         metric: str | None = None,
         margin: float = 1.0,
-        cost: str = "train_seconds",
+        cost: str | None = None,
         failures: Sequence[str] = (),
     ):
         from finetune.comparison.report import build_report
@@ -107,10 +107,10 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """Which method to take, or that it is not decided, and why."""
+        """Which method to take, or that it is not decided, why, and under which conditions."""
         from finetune.comparison.text import describe_verdict
 
-        return " ".join(describe_verdict(self.report))
+        return " ".join([*describe_verdict(self.report), *self.report.conditions])
 
     def table(self) -> "pandas.DataFrame":
         """Return a row for each method: each metric with the bounds of its 95 % interval, and the costs."""

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from faulty import TOKEN
 
+from finetune.comparison import compare as compare_module
 from finetune.comparison.compare import Plan, Planned, estimate_time_left, run_plan
 from finetune.errors import FinetuneError
 
@@ -70,8 +71,12 @@ def test_each_method_and_seed_has_its_run_and_a_method_without_chance_only_one(u
         record = json.loads((folder / name / "run.json").read_text())
         assert record["status"] == "complete"
         assert "floor" not in record  # tfidf is one of the methods
-    assert "[1/3] tfidf-seed0: started, time left: that of tfidf, textcnn not known yet" in out
-    assert "[3/3] textcnn-seed1: started, about" in out
+    assert out.splitlines()[0] == (
+        "2 methods × 2 seeds = 4 runs; tfidf is run once, since no seed changes it: 3 runs to do"
+    )
+    assert "[1/4] tfidf-seed0: started, time left: that of tfidf, textcnn not known yet" in out
+    assert "[3/4] tfidf-seed1: not run, since no seed changes tfidf: tfidf-seed0 counts" in out
+    assert "[4/4] textcnn-seed1: started, about" in out
     assert (folder / "report/report.html").is_file()
     assert (folder / "report/report.md").is_file()
 
@@ -165,6 +170,41 @@ def test_killed_and_started_again_it_waits_for_the_run_that_goes_on(undisturbed,
     np.testing.assert_array_equal(
         read_logits(tmp_path / "runs")["textcnn-seed0"], read_logits(undisturbed[0])["textcnn-seed0"]
     )
+
+
+def test_what_a_run_is_doing_is_said_every_minute_or_in_place_on_a_terminal(tmp_path, monkeypatch, capsys):
+    log, clock = tmp_path / "run.log", iter([0.0, 30.0, 61.0, 62.0, 125.0])
+    log.write_text("a line of an earlier start\n")
+    monkeypatch.setattr(compare_module.time, "monotonic", lambda: next(clock))
+    with compare_module._Ticker(log, "[2/6] lora-seed0") as ticker:
+        ticker.tick()
+        assert capsys.readouterr().out == ""
+        ticker.tick()
+        assert capsys.readouterr().out == "[2/6] lora-seed0: 1 min 1 s, loading\n"
+        with log.open("a") as file:
+            file.write("Loading: 10 %\rLoading: 100 %\nstep 5/20  loss 0.7\x1b[2J\n\n")
+        ticker.tick()
+        ticker.tick()
+    assert capsys.readouterr().out == "[2/6] lora-seed0: 2 min 5 s, step 5/20  loss 0.7 [2J\n"
+    clock = iter([0.0, 1.0])
+    monkeypatch.setattr(compare_module.sys.stdout, "isatty", lambda: True, raising=False)
+    with compare_module._Ticker(log, "[2/6] lora-seed0") as ticker:
+        log.write_text("x" * 5_000 + "\n" + "step 6/20 " * 30)
+        ticker.begin = 0
+        ticker.tick()
+        shown = capsys.readouterr().out
+        assert shown.startswith("\r\x1b[K[2/6] lora-seed0: 1 s, step 6/20")
+        assert len(shown) < 100
+        assert "\n" not in shown
+    assert capsys.readouterr().out == "\r\x1b[K"
+
+
+def test_a_long_run_says_what_it_does(tmp_path, monkeypatch, capsys, small):
+    monkeypatch.setattr(compare_module, "SAID_SECONDS", 2)
+    assert run_plan(Plan(RECIPE, ["tfidf"], [0], tmp_path / "runs", small)) == []
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "1 method × 1 seed = 1 run"
+    assert any(re.fullmatch(r"\[1/1\] tfidf-seed0: \d+ s, \S.*", line) for line in lines[2:-1])
 
 
 def test_time_left_is_honest():

@@ -160,7 +160,15 @@ def test_a_command_leaves_the_model_as_it_is_where_its_flag_says_so(
     assert bool(used) == accelerated
 
 
-def test_the_flag_is_said_to_change_nothing_where_no_network_computes(runs):
-    with pytest.warns(UserWarning, match=r"tfidf' is no network .* --no_accelerated .* changes nothing"):
-        finetune.load_classifier(runs / "tfidf", accelerated=False)
-    assert own_pieces(finetune.load_classifier(runs / "lora", accelerated=False).model) == set()
+def test_the_flag_is_said_to_change_nothing_where_no_network_computes(runs, capsys):
+    command(["predict", str(runs / "tfidf"), "a good film", "--num_threads", "1", "--no_accelerated"])
+    said = capsys.readouterr().err
+    assert said.endswith(
+        "tfidf' is no network that torch computes: --no_accelerated (accelerated=False) changes nothing\n"
+    )
+    assert said.count("warning: ") == said.count("\n") == 1
+    finetune.load_classifier(runs / "tfidf", accelerated=False)
+    assert capsys.readouterr().err == said
+    plain = finetune.load_classifier(runs / "lora", accelerated=False)
+    assert own_pieces(plain.model) == set()
+    assert capsys.readouterr().err == ""

@@ -104,7 +104,8 @@ def test_predict_imports_neither_torch_nor_transformers(exports, tmp_path):
     source, target = write_csv(tmp_path / "in.csv", make_reviews(20)), str(tmp_path / "out.csv")
     program = (
         "import sys; from finetune.cli import main\n"
-        f"main(['predict', {str(exports / 'int8')!r}, 'a good film', 'dull', '--num_threads', '1'])\n"
+        f"main(['predict', {str(exports / 'int8')!r}, 'a good film', 'dull', '--num_threads', '1', "
+        "'--no_accelerated'])\n"
         f"main(['predict', {str(exports / 'int8')!r}, '--input_file', {source!r}, '--output_file', {target!r}, "
         "'--num_threads', '1'])\n"
         "heavy = {'torch', 'transformers', 'datasets', 'sklearn', 'peft', 'pandas'} & set(sys.modules)\n"
@@ -112,6 +113,8 @@ def test_predict_imports_neither_torch_nor_transformers(exports, tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if "--no_accelerated" in line]
+    assert line.startswith("warning: ")
     expected = load_exported(exports / "int8", 1).predict(["a good film", "dull"])
     shown = [f"{one.labels[0]}\t{one.probabilities[0]:.4f}" for one in expected]
     assert done.stdout.splitlines()[:2] == [f"{shown[0]}\ta good film", f"{shown[1]}\tdull"]

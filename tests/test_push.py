@@ -33,13 +33,13 @@ from finetune.cli import main as finetune_command
 from finetune.data.cutting import TextConfig
 from finetune.data.embedded import EMBEDDED_MODEL_ID, EMBEDDED_MODEL_REVISION, find_embedded_model
 from finetune.errors import FinetuneError
-from finetune.export.merge import merge_adapter
 from finetune.families.encoder import Encoder
 from finetune.families.save import write_model
 from finetune.family import Shipped
 from finetune.hub.push import upload_folder
 from finetune.inference.load import load
 from finetune.inference.predict import load_predictor
+from finetune.methods.merging import merge_adapter
 from finetune.models.finetune_config import read_finetune_config
 
 TOKEN = "hf_" + "abcdefghij" * 3

@@ -136,12 +136,12 @@ def test_p_value_agrees_with_the_interval():
     assert difference.p_not_worse(0.01) + difference.p_worse(0.01) == pytest.approx(1)
 
 
-def test_planned_size_is_that_of_the_normal_formula():
+def test_a_foreseen_difference_moves_by_what_its_uncertainty_loses():
     difference = paired_difference(draw_scores(0, 1, 20_000), draw_scores(1, 1, 20_000))
-    # (1.96 + 0.84) standard errors; a quarter of the examples doubles them.
-    distance = difference.detectable_distance(20_000, (1, 1))
-    assert distance == pytest.approx(2.802 * difference.standard_error, rel=1e-3)
-    assert difference.detectable_distance(5_000, (1, 1)) == pytest.approx(2 * distance, rel=1e-3)
+    same, more = difference.foresee(20_000), difference.foresee(80_000)
+    assert (same.movement, same.standard_error) == (0, pytest.approx(difference.standard_error))
+    assert more.standard_error == pytest.approx(difference.standard_error / 2)
+    assert more.movement**2 + more.standard_error**2 == pytest.approx(difference.standard_error**2)
 
 
 @pytest.mark.parametrize("scores", [np.ones(5), np.ones((1, 1)), np.array([[1.0, np.nan]]), np.ones((2, 4))])

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
+from finetune.comparison.plans import Plan
 from finetune.comparison.statistics import paired_difference
 from finetune.comparison.verdict import decide
 from finetune.errors import FinetuneError
@@ -82,7 +83,7 @@ def test_a_method_in_the_middle():
     assert (verdict.decided, verdict.chosen) == (False, "middle")
     assert verdict.sentences[0].startswith("middle is a safe choice")
     assert verdict.sentences[1].startswith("Open: whether cheap is worse than dear by more than 2.0 points")
-    assert verdict.sentences[1].endswith("no practical number of test examples alone, or of seeds alone, would tell.")
+    assert verdict.sentences[1].endswith("Even 30 more seeds of each method would hardly tell.")
 
 
 def test_with_more_methods_each_has_to_show_more():
@@ -96,6 +97,17 @@ def test_with_more_methods_each_has_to_show_more():
     assert three.comparisons["cheap"].p_value == p_value
     assert three.comparisons["cheap"].adjusted_p_value == pytest.approx(2 * p_value)
     assert not three.comparisons["cheap"].non_inferior
+
+
+def test_with_more_methods_it_takes_more_to_be_called_worse():
+    """Of three pairs the least p-value counts three times."""
+    two = {"cheap": make_scores(500, (0, 14)), "dear": make_scores(500, (2, 13))}
+    verdict = decide(two, COSTS, deterministic=set(COSTS))
+    p_value = paired_difference(two["cheap"], two["dear"]).p_worse(0.01)
+    assert verdict.level / 3 < p_value < verdict.level
+    assert verdict.comparisons["cheap"].worse
+    three = decide({**two, "middle": make_scores(500, (1, 14))}, COSTS, deterministic=set(COSTS))
+    assert not three.comparisons["cheap"].worse
 
 
 def test_a_run_that_failed_decides_nothing():
@@ -114,32 +126,65 @@ def test_the_planned_number_of_examples_decides():
     cheap = verdict.comparisons["cheap"]
     assert not cheap.non_inferior
     assert cheap.more_seeds is None
-    assert f"about {round(cheap.more_examples, -2):,} more test examples would probably tell." in verdict.sentences[1]
-    # (2.67 + 0.84)² * variance / distance², with the two added examples, at the level of the second look: 0.38 %
-    assert cheap.more_examples == pytest.approx(12.3 * (0.04 + 2 / 1_000) / 0.01**2 - 1_000, rel=0.01)
-    more = 1 + -(-cheap.more_examples // 1_000)
+    low, high = cheap.more_examples[:2]
+    said = str(cheap.more_examples).replace("between", "Between")
+    assert verdict.sentences[1].endswith(f" {said} more test examples would tell, in 4 of 5 cases.")
+    # The estimate is 0, so 0.01 from the margin, and its standard error 0.0065. By the next look it moves by what that
+    # loses, and at the level of that look, 0.38 %, it has to lie 2.67 of its own standard errors on either side.
+    variance = (0.04 + 2 / 1_000) / 1_000
+    for more, share in ((low, 0.08), (high, 0.92)):
+        rest = variance * 1_000 / (1_000 + more)
+        needed, movement = 2.67 * rest**0.5, (variance - rest) ** 0.5
+        decided = norm.cdf((0.01 - needed) / movement) + norm.cdf((-0.01 - needed) / movement)
+        assert decided == pytest.approx(share, abs=0.005)
+    # As many more just like them decide, since the range holds what the estimate itself needs.
+    more = 1 + -(-high // 1_000)
     again = {name: np.tile(runs, more) for name, runs in scores.items()}
     assert decide(again, COSTS, deterministic=CERTAIN, look=2).chosen == "cheap"
 
 
 def test_seeds_are_planned_where_they_are_what_varies():
     rng = np.random.default_rng(0)
-    shares = {"cheap": [0.905, 0.915, 0.925], "dear": [0.90, 0.91, 0.92]}
+    shares = {"cheap": [0.89, 0.90, 0.91, 0.92, 0.93], "dear": [0.88, 0.89, 0.90, 0.91, 0.92]}
     scores = {name: (rng.random(20_000) < np.c_[runs]).astype(float) for name, runs in shares.items()}
     verdict = decide(scores, COSTS)
     cheap = verdict.comparisons["cheap"]
     assert verdict.chosen is None
     assert cheap.more_examples is None
-    assert cheap.more_seeds is not None
-    assert (
-        f"{cheap.more_seeds} more seeds of each method would probably tell; more test examples alone"
-        in (verdict.sentences[1])
+    assert 1 < cheap.more_seeds.low < 10
+    assert decide(scores, COSTS).comparisons["cheap"].more_seeds == cheap.more_seeds  # nothing of it is left to chance
+    assert verdict.sentences[1].endswith(
+        "Even 100 times as many test examples would hardly tell. "
+        f"At least {cheap.more_seeds} more seeds of each method would be needed, and 30 would tell in "
+        f"about {round(10 * cheap.more_seeds.chance)} of 10 cases."
     )
-    difference = paired_difference(scores["cheap"], scores["dear"])
-    distance = difference.estimate + 0.01
-    level = 0.025 * 6 / (2 * np.pi) ** 2  # of the second look
-    assert difference.detectable_distance(20_000, (3 + cheap.more_seeds,) * 2, level) <= distance
-    assert difference.detectable_distance(20_000, (2 + cheap.more_seeds,) * 2, level) > distance
+    # The same runs again and again, which leave no doubt of their spread, tell when there are enough of them.
+    needed = next(
+        times for times in range(1, 20)
+        if decide({name: np.tile(runs, (times, 1)) for name, runs in scores.items()}, COSTS, look=2).chosen == "cheap"
+    )  # fmt: skip
+    assert 5 * needed >= 5 + cheap.more_seeds.low
+
+
+def test_a_difference_at_the_margin_has_a_plan_without_an_end():
+    scores = {"cheap": make_scores(300, (0, 11), repeat=3), "dear": make_scores(300, (10, 20), repeat=3)}
+    verdict = decide(scores, COSTS)
+    plan = verdict.comparisons["cheap"].more_examples
+    assert plan.low > 0
+    assert plan.high is None
+    assert 0.08 < plan.chance < 0.92
+    said = (
+        f"more test examples would be needed, and 100 times as many would tell in about {round(10 * plan.chance)} of 10"
+    )
+    assert said in verdict.sentences[1]
+
+
+@pytest.mark.parametrize(("low", "high", "words"), [
+    (1, 9, "between 1 and 9"), (1_234, 15_001, "between 1,200 and 16,000"), (40, 40, "about 40"),
+    (5_678, None, "5,600"),
+])  # fmt: skip
+def test_a_range_is_written_in_two_digits_and_never_narrower(low, high, words):
+    assert str(Plan(low, high, 100_000, 0.5)) == words
 
 
 def test_errors_are_better_when_smaller():
@@ -163,6 +208,22 @@ def test_the_best_and_cheapest_needs_proof_too():
     verdict = decide(scores, COSTS, deterministic=CERTAIN)
     assert (verdict.decided, verdict.chosen, verdict.best) == (True, "cheap", "cheap")
     assert verdict.sentences[0].endswith("at the lowest cost.")
+
+
+def test_costs_within_a_tenth_are_as_much_so_that_the_better_method_is_taken():
+    scores = {"cheap": make_scores(20_000, (0, 10)), "dear": make_scores(20_000, (0, 9)),
+              "middle": make_scores(20_000, (0, 10))}  # fmt: skip
+    everyone = set(scores)
+    verdict = decide(scores, {"cheap": 10.0, "dear": 11.0, "middle": 12.0}, 0.02, deterministic=everyone)
+    assert (verdict.decided, verdict.chosen, verdict.tied) == (True, "dear", ["cheap"])
+    assert verdict.sentences[0].endswith("at the lowest cost.")
+    assert verdict.sentences[1] == "cheap is no worse either and costs as much, within 10%: the best is taken."
+    verdict = decide(scores, {"cheap": 10.0, "dear": 11.1, "middle": 12.0}, 0.02, deterministic=everyone)
+    assert (verdict.decided, verdict.chosen, verdict.tied) == (True, "cheap", [])
+    # A method that is not shown to be no worse is taken at no cost.
+    scores["dear"] = make_scores(20_000, (0, 1))
+    verdict = decide(scores, {"cheap": 10.0, "dear": 11.0, "middle": 10.5}, 0.02, deterministic=everyone)
+    assert (verdict.decided, verdict.chosen, verdict.tied) == (True, "dear", [])
 
 
 def test_one_trained_model_crowns_no_method_unless_a_seed_changes_nothing():
@@ -192,7 +253,7 @@ def test_one_trained_model_crowns_no_method_unless_a_seed_changes_nothing():
 
 def test_each_look_has_its_own_part_of_the_level():
     scores = {"cheap": make_scores(4_000, (0, 10), repeat=3), "dear": make_scores(4_000, (2, 12), repeat=3)}
-    levels = [decide(scores, COSTS, look=look).level for look in range(1, 2_000)]
+    levels = [decide(scores, COSTS, look=look).level for look in range(1, 400)]
     assert levels[0] == pytest.approx(0.025 * 0.6079, rel=1e-3)
     assert 0.0249 < sum(levels) < 0.025
     # Enough for the first look, and not for one that comes after many.

@@ -19,7 +19,7 @@ FILES = ("report.html", "report.md", "report.json")
 
 
 def report_runs(
-    paths: Sequence[str], output_dir: str, metric: str | None = None, margin: float = 1.0, cost: str = "train_seconds"
+    paths: Sequence[str], output_dir: str, metric: str | None = None, margin: float = 1.0, cost: str | None = None
 ) -> None:
     """Write `report.html`, `report.md`, `report.json` and `figures/` into a folder; print the verdict and the table.
 
@@ -30,7 +30,7 @@ def report_runs(
         output_dir: The folder; it is made if need be.
         metric: See `finetune.comparison.report.build_report`.
         margin: In points.
-        cost: What the verdict calls cheap.
+        cost: What the verdict calls cheap; see `build_report`.
 
     Raises:
         FinetuneError: If there is nothing to report, or the folder is not one, or holds files of others.

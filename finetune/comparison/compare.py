@@ -7,6 +7,8 @@ what was cut off resumes, since a recipe does so by itself; what failed is said,
 import contextlib
 import json
 import os
+import re
+import shutil
 import signal
 import statistics
 import subprocess
@@ -32,6 +34,8 @@ TRAIN = Path("finetune train")
 # The plan sets these itself, for each run.
 OWN_FLAGS = ("method", "seed", "output_dir", "restart")
 POLL_SECONDS = 1
+SAID_SECONDS = 60  # between two lines about a run at work
+LAST_BYTES = 4096  # of a log, to find its last line in
 GRACE_SECONDS = 120  # for a run to end its step and write a checkpoint after a signal
 
 
@@ -62,6 +66,8 @@ class Plan:
         output_directory: Gets a run directory for each run, `comparison.json`, and `logs/`.
         flags: Of the recipe, for every run.
         accelerate_config: A YAML file for `accelerate launch`.
+        runs: What is run.
+        entries: Every method with every seed, and the run that gives its result: another one where no seed matters.
 
     Raises:
         FinetuneError: If there is no such recipe, method or file, or a flag is one that the plan sets.
@@ -74,6 +80,7 @@ class Plan:
     flags: Sequence[str] = ()
     accelerate_config: Path | None = None
     runs: list[Planned] = field(init=False)
+    entries: list[tuple[Planned, Planned]] = field(init=False)
 
     def __post_init__(self) -> None:
         if self.recipe != TRAIN and not self.recipe.is_file():
@@ -95,13 +102,16 @@ class Plan:
         for name in OWN_FLAGS:
             if any(flag.split("=")[0] == f"--{name}" for flag in self.flags):
                 raise FinetuneError(f"Expected no --{name} after --: every run gets its own. Leave it out.")
-        planned = [
-            Planned(method, seed, self.output_directory / f"{file_name_of(method)}-seed{seed}")
-            for seed in self.seeds
-            for method in methods
-            if seed == self.seeds[0] or not family_of(method).is_deterministic
-        ]
-        object.__setattr__(self, "runs", planned)
+        entries = []
+        for seed in self.seeds:
+            for method in methods:
+                counts = self.seeds[0] if family_of(method).is_deterministic else seed
+                entries.append((self._plan(method, seed), self._plan(method, counts)))
+        object.__setattr__(self, "entries", entries)
+        object.__setattr__(self, "runs", [run for run, counts in entries if run == counts])
+
+    def _plan(self, method: str, seed: int) -> Planned:
+        return Planned(method, seed, self.output_directory / f"{file_name_of(method)}-seed{seed}")
 
     def command(self, run: Planned) -> list[str]:
         """Return the command line of a run."""
@@ -131,14 +141,18 @@ def run_plan(plan: Plan) -> list[str]:
     spent = _open(plan)
     failures: list[str] = []
     seconds: dict[str, list[float]] = {}
-    for number, run in enumerate(plan.runs, start=1):
-        where = f"[{number}/{len(plan.runs)}] {run.name}"
+    print(_count(plan), flush=True)
+    for number, (run, counts) in enumerate(plan.entries, start=1):
+        where = f"[{number}/{len(plan.entries)}] {run.name}"
+        if run != counts:
+            print(f"{where}: not run, since no seed changes {run.method}: {counts.name} counts", flush=True)
+            continue
         if run.is_finished():
             if run.name in spent:
                 seconds.setdefault(run.method, []).append(spent[run.name])
             print(f"{where}: finished before, {_result(run)}", flush=True)
             continue
-        left = [one for one in plan.runs[number - 1 :] if not one.is_finished()]
+        left = [one for one, counting in plan.entries[number - 1 :] if one == counting and not one.is_finished()]
         print(f"{where}: started, {estimate_time_left(left, seconds)}", flush=True)
         start = time.monotonic()
         log = plan.output_directory / "logs" / f"{run.name}.log"
@@ -154,6 +168,25 @@ def run_plan(plan: Plan) -> list[str]:
             failures.append(f"{run.name} failed (status {status}): {_last_error(log)}. See {log}.")
             print(f"{where}: failed: {_last_error(log)}", file=sys.stderr, flush=True)
     return failures
+
+
+def _count(plan: Plan) -> str:
+    """Describe how many runs there are."""
+    methods, seeds = len(plan.methods), len(plan.seeds)
+    line = f"{methods} {_plural('method', methods)} × {seeds} {_plural('seed', seeds)} = {_runs(methods * seeds)}"
+    once = list(dict.fromkeys(run.method for run, counts in plan.entries if run != counts))
+    if once:
+        line += f"; {', '.join(once)} {'is' if len(once) == 1 else 'are'} run once, since no seed changes "
+        line += f"{'it' if len(once) == 1 else 'them'}: {_runs(len(plan.runs))} to do"
+    return line
+
+
+def _runs(number: int) -> str:
+    return f"{number} {_plural('run', number)}"
+
+
+def _plural(word: str, number: int) -> str:
+    return word if number == 1 else f"{word}s"
 
 
 def _open(plan: Plan) -> dict[str, float]:
@@ -201,12 +234,12 @@ def _launch_or_join(plan: Plan, run: Planned, log: Path, where: str) -> int:
                 time.sleep(POLL_SECONDS)
         if run.is_finished():
             return 0
-        status = _launch(plan.command(run), log)
+        status = _launch(plan.command(run), log, where)
         if status == 0 or find_holder(run.directory) is None:
             return status
 
 
-def _launch(command: Sequence[str], log: Path) -> int:
+def _launch(command: Sequence[str], log: Path, where: str) -> int:
     """Run a command with its output in a log, and hand on what interrupts this process.
 
     It gets a process group of its own: a signal to this program reaches each of its processes exactly once.
@@ -226,7 +259,7 @@ def _launch(command: Sequence[str], log: Path) -> int:
 
         before = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            status = _wait(process, caught)
+            status = _wait(process, caught, _Ticker(log, where))
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -246,17 +279,58 @@ def _wait_for_group(group: int) -> None:
         os.killpg(group, signal.SIGKILL)
 
 
-def _wait(process: subprocess.Popen[bytes], caught: Sequence[int]) -> int:
-    """Wait for the end; after a signal not for ever."""
+def _wait(process: subprocess.Popen[bytes], caught: Sequence[int], ticker: "_Ticker") -> int:
+    """Wait for the end, saying what goes on meanwhile; after a signal not for ever."""
     deadline = None
-    while True:
-        try:
-            return process.wait(timeout=1)
-        except subprocess.TimeoutExpired:
-            if caught and deadline is None:
-                deadline = time.monotonic() + GRACE_SECONDS
-            if deadline is not None and time.monotonic() > deadline:
-                os.killpg(process.pid, signal.SIGKILL)
+    with ticker:
+        while True:
+            try:
+                return process.wait(timeout=POLL_SECONDS)
+            except subprocess.TimeoutExpired:
+                ticker.tick()
+                if caught and deadline is None:
+                    deadline = time.monotonic() + GRACE_SECONDS
+                if deadline is not None and time.monotonic() > deadline:
+                    os.killpg(process.pid, signal.SIGKILL)
+
+
+class _Ticker:
+    """Says what a run is doing, by the last line of its log: in place on a terminal, else a line every minute."""
+
+    def __init__(self, log: Path, where: str):
+        self.log, self.where = log, where
+        self.begin = self.log.stat().st_size
+        self.started = self.said = time.monotonic()
+        self.is_live = sys.stdout.isatty()
+
+    def __enter__(self) -> "_Ticker":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.is_live:
+            print("\r\x1b[K", end="", flush=True)
+
+    def tick(self) -> None:
+        """Say it, if it is time to."""
+        now = time.monotonic()
+        if not self.is_live and now - self.said < SAID_SECONDS:
+            return
+        self.said = now
+        line = f"{self.where}: {_duration(now - self.started)}, {self._find_last_line()}"
+        if self.is_live:
+            width = shutil.get_terminal_size().columns - 1
+            print(f"\r\x1b[K{line[:width]}", end="", flush=True)
+        else:
+            print(line, flush=True)
+
+    def _find_last_line(self) -> str:
+        """Read the end of what this start of the run has logged."""
+        with self.log.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(self.begin, size - LAST_BYTES))
+            text = file.read().decode("utf-8", "replace")
+        lines = [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip()]
+        return "".join(sign if sign.isprintable() else " " for sign in lines[-1]) if lines else "loading"
 
 
 def estimate_time_left(runs: Sequence[Planned], seconds: dict[str, list[float]]) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 
+from finetune.comparison.costs import format_cost
 from finetune.comparison.differences import find_confusions
 from finetune.comparison.plots import (
     embed_svg,
@@ -23,7 +24,7 @@ from finetune.comparison.plots import (
 )
 from finetune.comparison.report import Report
 from finetune.comparison.statistics import Interval
-from finetune.comparison.table import METRIC_NAMES, format_cost, format_interval, format_metric
+from finetune.comparison.table import METRIC_NAMES, format_interval, format_metric
 from finetune.metrics import GREATER_IS_BETTER, MULTI_LABEL, REGRESSION
 
 __all__ = ["Drawing", "draw_report"]
@@ -31,6 +32,7 @@ __all__ = ["Drawing", "draw_report"]
 # Seconds, bytes and numbers as the axes show them.
 COST_AXES: dict[str, tuple[str, str, float]] = {
     "train_seconds": ("training time", "training time in seconds", 1),
+    "train_cpu_seconds": ("CPU time", "CPU time of training in seconds", 1),
     "peak_memory_bytes": ("memory", "peak memory in MiB", 2**20),
     "bytes": ("stored size", "stored model in MiB", 2**20),
     "latency_seconds": ("latency", "latency of one text in ms", 1e-3),

@@ -16,20 +16,14 @@ import numpy as np
 from markupsafe import Markup
 
 from finetune import __version__
+from finetune.comparison.costs import COSTS, VERDICT_COSTS, format_cost
 from finetune.comparison.differences import Example, find_confusions
 from finetune.comparison.drawings import Drawing
 from finetune.comparison.plots import COLOURS
 from finetune.comparison.report import Report
 from finetune.comparison.runs import SPLITS, StoredRun
-from finetune.comparison.table import (
-    COSTS,
-    METRIC_NAMES,
-    Row,
-    format_cost,
-    format_interval,
-    format_metric,
-)
-from finetune.comparison.text import count_groups, describe_subject, describe_verdict
+from finetune.comparison.table import METRIC_NAMES, Row, format_interval, format_metric
+from finetune.comparison.text import COST_NOTE, count_groups, describe_subject, describe_verdict
 from finetune.metrics import GREATER_IS_BETTER, MULTI_LABEL, REGRESSION
 
 __all__ = ["build_page"]
@@ -71,6 +65,7 @@ def build_page(report: Report, drawings: Sequence[Drawing]) -> str:
         drawings=drawings,
         warnings=report.warnings,
         left_out=report.left_out,
+        conditions=report.conditions,
         **_verdict(report),
         **_table(report),
         has_confusion="confusion" in sections,
@@ -87,6 +82,7 @@ def build_page(report: Report, drawings: Sequence[Drawing]) -> str:
         examples=list(_examples(report)),
         splits=[{"name": name, **_split(report.runs[0], name)} for name in SPLITS],
         findings=report.findings,
+        has_troubles=any(finding.severity != "note" for finding in report.findings),
         runs=[_run(run, position) for position, group in enumerate(report.groups) for run in group.runs],
         created=report.created,
         version=__version__,
@@ -99,7 +95,7 @@ def _colour(position: int) -> int:
 
 def _verdict(report: Report) -> dict[str, Any]:
     verdict = report.verdict
-    metric, cost = METRIC_NAMES[report.metric], COSTS[report.cost]
+    metric, cost = METRIC_NAMES[report.metric], VERDICT_COSTS[report.cost]
     state = "none" if verdict is None else "decided" if verdict.decided else "open"
     margin = f"{report.margin:.4g}"
     if GREATER_IS_BETTER[report.metric]:
@@ -152,7 +148,7 @@ def _table(report: Report) -> dict[str, Any]:
         "Means over seeds on the test split; below them 95 % intervals, which hold the choice of test examples and of "
         "seeds. In bold the best of a column. A method with one seed has an interval for its test examples alone."
     )
-    note += " Tokens/s is of training; latency is from one text to its answer, and texts/s is in bulk."
+    note += f" {COST_NOTE} Tokens/s is of training; latency is from one text to its answer, and texts/s is in bulk."
     if any(row.is_floor for row in report.rows):
         note += (
             " The floor was fitted beside the runs on the same rows; its predictions are not kept, so no test has it."

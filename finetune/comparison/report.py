@@ -24,6 +24,8 @@ from finetune.comparison.calibration import (
     label_reliability_bins,
     reliability_bins,
 )
+from finetune.comparison.conditions import describe_conditions
+from finetune.comparison.costs import VERDICT_COSTS, choose_cost, describe_busy_machine
 from finetune.comparison.differences import Differences, find_differences
 from finetune.comparison.groups import Group, describe_machines, group_runs, refuse_different_splits
 from finetune.comparison.looks import note_look
@@ -40,14 +42,14 @@ from finetune.comparison.table import (
 )
 from finetune.comparison.verdict import Verdict, decide
 from finetune.data_doctor.findings import Finding
+from finetune.data_doctor.findings import to_json as findings_to_json
 from finetune.errors import FinetuneError
 from finetune.lookup import family_of
 from finetune.metrics import GREATER_IS_BETTER, MULTI_LABEL, REGRESSION, SINGLE_LABEL, compute_per_class, present_labels
 
-__all__ = ["REPORT_SCHEMA_VERSION", "VERDICT_COSTS", "Calibration", "Lengths", "Report", "build_report", "to_json"]
+__all__ = ["REPORT_SCHEMA_VERSION", "Calibration", "Lengths", "Report", "build_report", "to_json"]
 
 REPORT_SCHEMA_VERSION = 1
-VERDICT_COSTS = ("train_seconds", "latency_seconds", "bytes", "peak_memory_bytes")
 NUM_LENGTH_BINS = 5
 # What report.json repeats of each run's record.
 COPIED = {"method", "seed", "command", "started", "finished", "model", "costs", "environment", "arguments"}
@@ -103,6 +105,7 @@ class Report:
         cost: That of the verdict, one of `VERDICT_COSTS`.
         verdict: None with a single group, or where the metric can't be judged by on these test examples.
         no_verdict: Why there is none, in a sentence; empty if there is one.
+        conditions: Under which it holds, in sentences.
         calibration: None for regression.
         per_class: Precision, recall and F1 of each class, mean over seeds; empty for regression.
         confusion: Examples by label and prediction, mean over seeds; for one class of several.
@@ -122,6 +125,7 @@ class Report:
     cost: str
     verdict: Verdict | None
     no_verdict: str
+    conditions: list[str]
     calibration: dict[str, Calibration] | None
     per_class: dict[str, dict[str, dict[str, float]]]
     confusion: dict[str, np.ndarray] | None
@@ -152,7 +156,7 @@ class Report:
 
 
 def build_report(
-    paths: Sequence[str | Path], metric: str | None = None, margin: float = 1.0, cost: str = "train_seconds"
+    paths: Sequence[str | Path], metric: str | None = None, margin: float = 1.0, cost: str | None = None
 ) -> Report:
     """Read run directories and work out everything that a report says.
 
@@ -161,7 +165,7 @@ def build_report(
         metric: That of the verdict, one of `QUALITY_METRICS` of the task; its first if None.
         margin: The loss that doesn't matter, in points: hundredths of a metric in [0, 1], or of the standard deviation
             (for `mse` the variance) of the numbers to predict.
-        cost: That of the verdict, one of `VERDICT_COSTS`.
+        cost: That of the verdict, one of `VERDICT_COSTS`; if None the one that a busy machine changes least.
 
     Raises:
         FinetuneError: If no run is left, runs don't have the same splits, or an argument doesn't fit the task.
@@ -171,6 +175,9 @@ def build_report(
     runs, left_out = load_runs(paths)
     refuse_different_splits(runs)
     groups, doubled = group_runs(runs)
+    cost = cost or choose_cost(runs)
+    if cost not in VERDICT_COSTS:
+        raise FinetuneError(f"Expected --cost to be one of {', '.join(VERDICT_COSTS)}, but got {cost!r}.")
     problem_type = runs[0].problem_type
     known = QUALITY_METRICS[problem_type]
     metric = metric or TABLE_METRICS[problem_type][0]
@@ -188,9 +195,10 @@ def build_report(
     no_verdict = _refuse_verdict(groups, metric, support)
     if not no_verdict:
         look, unkept = note_look([run for group in groups for run in group.runs])
+        costs = {row.name: value for row in rows if (value := row.costs[cost]) is not None}
         verdict = decide(
             scores={group.name: compute_scores(group, metric) for group in groups},
-            costs={row.name: row.costs[cost] or 0.0 for row in rows},
+            costs=costs,
             margin=margin,
             greater_is_better=GREATER_IS_BETTER[metric],
             metric=METRIC_NAMES[metric],
@@ -198,6 +206,7 @@ def build_report(
             support=support,
             look=look,
         )
+    named = groups[0].name if verdict is None else verdict.chosen or verdict.best
     floor = build_floor_row(groups, metrics)
     calibration = None if problem_type == REGRESSION else {group.name: _calibrate(group) for group in groups}
     temperatures = {group.name: [1.0] * len(group.runs) for group in groups}
@@ -212,6 +221,7 @@ def build_report(
         cost=cost,
         verdict=verdict,
         no_verdict=no_verdict,
+        conditions=describe_conditions(groups, metric, named),
         calibration=calibration,
         per_class={} if problem_type == REGRESSION else {group.name: _per_class(group) for group in groups},
         confusion={group.name: _confusion(group) for group in groups} if problem_type == SINGLE_LABEL else None,
@@ -240,7 +250,7 @@ def _refuse_verdict(groups: Sequence[Group], metric: str, support: Support | Non
 
 def _warn(groups: Sequence[Group], floor: Row | None) -> list[str]:
     runs = [run for group in groups for run in group.runs]
-    lines = describe_machines(runs)
+    lines = describe_machines(runs) + describe_busy_machine(runs)
     for package in ("finetune", "torch", "transformers", "scikit-learn"):
         found = sorted({str(run.record.environment.packages.get(package)) for run in runs})
         if len(found) > 1:
@@ -373,6 +383,8 @@ def to_json(report: Report) -> dict[str, Any]:
         "left_out": report.left_out,
         "verdict": report.verdict and _verdict_to_json(report.verdict),
         "no_verdict": report.no_verdict or None,
+        "conditions": report.conditions,
+        "findings": findings_to_json(report.findings),
         "groups": groups,
         "floor": floor
         and {"quality": {name: one._asdict() for name, one in floor.quality.items()}, "costs": floor.costs},

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from finetune.data_doctor.findings import Finding, from_json
 from finetune.errors import FinetuneError
+from finetune.lookup import find_method
 from finetune.metrics import MULTI_LABEL, REGRESSION, compute_metrics, predict_labels, present_labels
 from finetune.run.fields import Metrics
 from finetune.run.record import RECORD_FILE, CompleteRecord
@@ -98,9 +99,22 @@ class StoredRun:
         return predict_labels(self.test.logits, self.problem_type, self.thresholds)
 
     def cost(self, name: str) -> float | None:
-        """Return one of `costs`, or of `model` (`bytes`, `trainable_parameters`), or None if the method has none."""
-        known = {**self.record.model.to_dict(), **self.record.costs.to_dict()}
-        return known.get(name)
+        """Return one of `costs`, or of `model`, as it compares with those of other methods; None if there is none.
+
+        Training includes tokenizing its rows, as that of TF-IDF does; `bytes` of an adapter are with its base, which in
+        the first runs is taken for float32.
+        """
+        model, costs = self.record.model, self.record.costs
+        value = {**model.to_dict(), **costs.to_dict()}.get(name)
+        if value is None:
+            return None
+        if name == "train_seconds":
+            return value + (costs.tokenize_seconds or 0)
+        if name == "train_cpu_seconds":
+            return value + (costs.tokenize_cpu_seconds or 0)
+        if name == "bytes" and find_method(self.method).takes_adapter:
+            return value + (model.base_bytes or 4 * (model.total_parameters - model.trainable_parameters))
+        return value
 
 
 @dataclass(frozen=True)

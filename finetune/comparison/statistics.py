@@ -33,6 +33,7 @@ __all__ = [
     "FEWEST_OF_A_CLASS",
     "INFLUENCE_METRICS",
     "Difference",
+    "Foreseen",
     "Interval",
     "Support",
     "find_support",
@@ -106,6 +107,7 @@ class Difference:
         noise_variances: For each method, of a run's score around what its example and run let expect; 0 with one run,
             where it is part of `example_variance`.
         seed_variances: For each method, between runs, of a run's mean over endless examples; 0 with one run.
+        run_variances: The same on these examples, noise included.
     """
 
     estimate: float
@@ -118,6 +120,7 @@ class Difference:
     example_variance: float
     noise_variances: tuple[float, float]
     seed_variances: tuple[float, float]
+    run_variances: tuple[float, float]
 
     @property
     def interval(self) -> Interval:
@@ -152,26 +155,39 @@ class Difference:
             return float(distance >= 0)
         return float(stdtr(self.degrees_of_freedom, distance / self.standard_error))
 
-    def detectable_distance(
-        self, num_examples: int, num_seeds: tuple[int, int], level: float = 0.025, power: float = 0.8
-    ) -> float:
-        """Compute how far from the margin a true difference must be for a test of another size to see it.
+    def foresee(self, num_examples: int) -> "Foreseen":
+        """Foresee the same difference, with the same runs, on more examples, of which the present ones are a part.
 
         Args:
-            num_examples: Test examples of the test that is planned.
-            num_seeds: Its runs of the method and of the reference; a method with one run now keeps its unknown part.
-            level: Of the one-sided test.
-            power: Probability of seeing it.
+            num_examples: At least as many as now.
 
         Returns:
-            A distance in the unit of the scores, from the variances that were measured: as uncertain as they are.
+            What the variances that were measured let expect: as uncertain as they are.
         """
-        seeds, noise, runs = np.array(num_seeds), np.array(self.noise_variances), np.array(self.seed_variances)
-        between_examples = float(self.example_variance + (noise / seeds).sum()) / num_examples
+        seeds, noise, runs = np.array(self.num_seeds), np.array(self.noise_variances), np.array(self.seed_variances)
+        of_examples = float(self.example_variance + (noise / seeds).sum())
+        between_examples = of_examples / num_examples
         variance = between_examples + float((_widen(seeds) * runs / seeds).sum())
         observed = runs + noise / num_examples
-        freedom = _satterthwaite(variance, between_examples, num_examples - 1, observed, seeds)
-        return float(stdtrit(freedom, 1 - level) + stdtrit(freedom, power)) * float(np.sqrt(variance))
+        return Foreseen(
+            movement=(of_examples / self.num_examples - between_examples) ** 0.5,
+            standard_error=variance**0.5,
+            degrees_of_freedom=_satterthwaite(variance, between_examples, num_examples - 1, observed, seeds),
+        )
+
+
+class Foreseen(NamedTuple):
+    """A difference that will be measured.
+
+    Attributes:
+        movement: Standard deviation of its estimate around the present one: what the uncertainty will have lost.
+        standard_error: Of its estimate.
+        degrees_of_freedom: Of Student's t.
+    """
+
+    movement: float
+    standard_error: float
+    degrees_of_freedom: float
 
 
 class _Parts(NamedTuple):
@@ -355,6 +371,7 @@ def paired_difference(
         example_variance=max(0.0, example_variance - sum(part.noise / part.num_seeds for part in parts)),
         noise_variances=(parts[0].noise, parts[1].noise),
         seed_variances=(parts[0].seeds, parts[1].seeds),
+        run_variances=(parts[0].observed, parts[1].observed),
     )
 
 

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from finetune.catalogue import FLOOR
+from finetune.comparison.costs import COSTS
 from finetune.comparison.groups import Group, describe_settings
 from finetune.comparison.runs import StoredRun
 from finetune.comparison.statistics import INFLUENCE_METRICS, Interval, find_support, mean_interval, metric_influence
 from finetune.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 __all__ = [
-    "COSTS",
     "METRIC_NAMES",
     "QUALITY_METRICS",
     "TABLE_METRICS",
@@ -20,7 +20,6 @@ __all__ = [
     "build_floor_row",
     "build_rows",
     "compute_scores",
-    "format_cost",
     "format_interval",
     "format_metric",
 ]
@@ -43,15 +42,6 @@ METRIC_NAMES = {
     "mse": "mean squared error",
     "r2": "R²",
     "spearman": "Spearman",
-}
-COSTS = {
-    "train_seconds": "training time",
-    "tokens_per_second": "tokens/s",
-    "peak_memory_bytes": "peak memory",
-    "trainable_parameters": "trained parameters",
-    "bytes": "stored model",
-    "latency_seconds": "latency",
-    "texts_per_second": "texts/s",
 }
 
 
@@ -134,10 +124,14 @@ def build_floor_row(groups: Sequence[Group], metrics: Sequence[str]) -> Row | No
     floors = [floor for floor in measured if floor and all(floor.test.get(name) is not None for name in metrics)]
     if not floors or any(group.method == FLOOR for group in groups):
         return None
-    test, seconds = floors[0].test, float(np.mean([floor.train_seconds for floor in floors]))
+    test = floors[0].test
     unknown = float("nan"), float("nan")
     quality = {name: Interval(getattr(test, name), *(test.interval(name) or unknown)) for name in metrics}
-    costs = {name: seconds if name == "train_seconds" else None for name in COSTS}
+    costs: dict[str, float | None] = dict.fromkeys(COSTS)
+    costs["train_seconds"] = float(np.mean([floor.train_seconds for floor in floors]))
+    cpu_seconds = [floor.train_cpu_seconds for floor in floors if floor.train_cpu_seconds is not None]
+    if len(cpu_seconds) == len(floors):
+        costs["train_cpu_seconds"] = float(np.mean(cpu_seconds))
     return Row("floor: TF-IDF + linear", "", [], quality, costs, is_floor=True)
 
 
@@ -156,27 +150,3 @@ def format_interval(name: str, interval: Interval) -> str:
         return format_metric(name, interval.estimate)
     low, high = (format_metric(name, bound).removesuffix("%") for bound in (interval.low, interval.high))
     return f"{format_metric(name, interval.estimate)} ({low} to {high})"
-
-
-def format_cost(name: str, value: float | None) -> str:
-    """Write a cost with its unit, in three digits or so."""
-    if value is None:
-        return "–"
-    if name == "train_seconds":
-        return _format_seconds(value)
-    if name == "latency_seconds":
-        return f"{_digits(value * 1000)} ms"
-    if name in ("peak_memory_bytes", "bytes"):
-        for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-            if value >= size:
-                return f"{_digits(value / size)} {unit}"
-        return f"{value:.0f} B"
-    return f"{value / 1e6:.3g} M" if value >= 1e6 else _digits(value)
-
-
-def _format_seconds(value: float) -> str:
-    return f"{_digits(value)} s" if value < 10_000 else f"{value / 3600:.1f} h"
-
-
-def _digits(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

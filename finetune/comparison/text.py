@@ -6,13 +6,15 @@ import shutil
 import textwrap
 from collections.abc import Iterator, Sequence
 
+from finetune.comparison.costs import COSTS, format_cost
 from finetune.comparison.differences import Example
 from finetune.comparison.drawings import Drawing
 from finetune.comparison.report import Report
 from finetune.comparison.runs import StoredRun
-from finetune.comparison.table import COSTS, METRIC_NAMES, format_cost, format_interval
+from finetune.comparison.table import METRIC_NAMES, format_interval
 
 __all__ = [
+    "COST_NOTE",
     "count_groups",
     "describe_machine",
     "describe_report",
@@ -22,6 +24,12 @@ __all__ = [
     "without_control_characters",
 ]
 
+COST_NOTE = (
+    "Training time and CPU time are of training and of tokenizing its rows, without evaluations; CPU time adds up all "
+    "threads. Peak memory is all that the process held until training ended, with Python and its libraries, or where a "
+    "GPU worked what was allocated on it. The stored model of an adapter is with its base, its latency once merged, if "
+    "it merges."
+)
 TEXT_WIDTH = 300  # characters of a text that Markdown shows
 
 
@@ -52,6 +60,7 @@ def describe_report(report: Report) -> str:
     """Write the verdict and the table for a terminal."""
     width = min(120, shutil.get_terminal_size((120, 24)).columns)
     parts = ["\n".join(textwrap.fill(sentence, width) for sentence in describe_verdict(report))]
+    parts.append("\n".join(textwrap.fill(line, width, subsequent_indent="  ") for line in report.conditions))
     metrics = list(report.rows[0].quality)
     quality = [["test split, 95 % intervals", "seeds", *(METRIC_NAMES[name] for name in metrics)]]
     costs = [["mean over seeds", *COSTS.values()]]
@@ -62,6 +71,8 @@ def describe_report(report: Report) -> str:
     parts += [_align(quality), _align(costs)]
     settings = [f"{row.name}: {row.settings}" for row in report.rows if row.settings]
     parts += ["\n".join(settings)] if settings else []
+    found = [f"data doctor: {finding.message}" for finding in report.findings if finding.severity != "note"]
+    parts += ["\n".join(textwrap.fill(line, width, subsequent_indent="  ") for line in found)] if found else []
     return without_control_characters("\n\n".join([describe_subject(report), *parts]))
 
 
@@ -83,13 +94,14 @@ def to_markdown(report: Report, drawings: Sequence[Drawing]) -> str:
     lines += [f"> **Before you read on:** {_escape(line)}\n" for line in report.warnings]
     lines += ["## Verdict", ""]
     lines += [f"{_escape(sentence)}\n" for sentence in describe_verdict(report)]
+    lines += ["Conditions:", "", *(f"- {_escape(line)}" for line in report.conditions), ""]
     if report.verdict is not None:
         lines += ["What this rests on:", "", *(f"- {_escape(line)}" for line in report.verdict.assumptions), ""]
     lines += _show(drawings, "verdict")
     lines += [
         "## Quality and cost",
         "",
-        "On the test split, means over seeds, with 95 % intervals where there are brackets.",
+        "On the test split, means over seeds, with 95 % intervals where there are brackets. " + COST_NOTE,
         "",
     ]
     metrics = list(report.rows[0].quality)
@@ -116,6 +128,10 @@ def to_markdown(report: Report, drawings: Sequence[Drawing]) -> str:
         shown = _show(drawings, section)
         lines += [f"## {title}", "", *shown] if shown else []
     lines += ["## Examples", "", *_examples(report)]
+    if report.findings:
+        lines += ["## What the data doctor found", ""]
+        lines += [f"- **{one.severity}**: {_escape(f'{one.message}. {one.advice}'.strip())}" for one in report.findings]
+        lines += [""]
     lines += ["## Provenance", "", *_provenance(report)]
     return "\n".join(lines)
 

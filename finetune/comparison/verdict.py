@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from finetune.comparison.plans import MOST_SEEDS, MOST_TIMES, Plan, plan_examples, plan_seeds
 from finetune.comparison.statistics import (
     FEWEST_OF_A_CLASS,
     Difference,
@@ -28,10 +29,9 @@ from finetune.comparison.statistics import (
 )
 from finetune.errors import FinetuneError
 
-__all__ = ["Comparison", "Verdict", "decide"]
+__all__ = ["Comparison", "Verdict", "decide", "join_names"]
 
-# Beyond these a plan is no help: times as many test examples, and runs more of a method.
-MOST_TIMES, MOST_SEEDS = 100, 30
+TIE = 1.1  # times the cost of another method: as much
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Comparison:
         adjusted_p_value: After Holm's correction over all methods.
         non_inferior: Shown to be no worse than any other method by more than the margin.
         worse: Shown to be worse than some other method by more than the margin.
-        more_examples: Of a method that is neither: about how many more test examples would tell, with the seeds there
-            are. None if no practical number would.
+        more_examples: Of a method that is neither: how many more test examples would decide, with the seeds there are.
+            None if no practical number would.
         more_seeds: The same for more runs of every method that has several, on the same test examples.
     """
 
@@ -59,8 +59,8 @@ class Comparison:
     adjusted_p_value: float
     non_inferior: bool
     worse: bool
-    more_examples: int | None
-    more_seeds: int | None
+    more_examples: Plan | None
+    more_seeds: Plan | None
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,10 @@ class Verdict:
 
     Attributes:
         decided: `chosen` is not None, and every cheaper method is shown to be worse by more than the margin.
-        chosen: The cheapest method shown to be no worse than any other by more than the margin; None if there is none.
-            While a cheaper method is open, it is a safe choice and perhaps not the cheapest one.
+        chosen: The cheapest method shown to be no worse than any other by more than the margin; of several such whose
+            costs are within a tenth of its own that with the best mean; None if there is none. While a cheaper method
+            is open, it is a safe choice and perhaps not the cheapest one.
+        tied: Methods shown to be no worse either, which cost as much as `chosen`, within a tenth.
         best: The method with the best mean.
         margin: In the metric's unit.
         confidence: Of the two-sided intervals, which hold at one look; over all looks the tests have together the level
@@ -87,6 +89,7 @@ class Verdict:
 
     decided: bool
     chosen: str | None
+    tied: list[str]
     best: str
     margin: float
     confidence: float
@@ -140,7 +143,9 @@ def decide(
         )
     without = [method for method in scores if not math.isfinite(costs.get(method, math.nan))]
     if without:
-        raise FinetuneError(f"Expected a cost of every method, but found none of {_join(without)}. Train it again.")
+        raise FinetuneError(
+            f"Expected a cost of every method, but found none of {join_names(without)}. Train it again."
+        )
 
     signed = {name: np.asarray(table, np.float64) * (1 if greater_is_better else -1) for name, table in scores.items()}
     means = {method: float(table.mean()) for method, table in signed.items()}
@@ -175,7 +180,9 @@ def decide(
             seems_worse = means[best] - means[method] > margin
             planned = pairs[method, betters[method] if seems_worse else rivals[method]]
             tests = num_pairs if seems_worse else len(methods) - 1
-            more_examples, more_seeds = _plan(planned, margin, _share_of_look(look + 1) * whole_level / tests)
+            next_level = _share_of_look(look + 1) * whole_level / tests
+            more_examples = plan_examples(planned, margin, next_level)
+            more_seeds = plan_seeds(planned, margin, next_level)
         difference = pairs[method, best].interval if method != best else Interval(0.0, 0.0, 0.0)
         comparisons[method] = Comparison(
             difference=difference if greater_is_better else _negate(difference),
@@ -189,16 +196,23 @@ def decide(
             more_seeds=more_seeds,
         )
 
-    chosen = next((method for method in methods if comparisons[method].non_inferior), None)
-    cheaper = [method for method in methods if chosen is None or costs[method] < costs[chosen]]
+    good = [method for method in methods if comparisons[method].non_inferior]
+    cheapest = [method for method in good if costs[method] <= TIE * costs[good[0]]]
+    chosen = max(cheapest, key=means.__getitem__, default=None)
+    tied = [method for method in cheapest if method != chosen]
+    cheaper = [method for method in methods if chosen is None or TIE * costs[method] < costs[chosen]]
     decided = chosen is not None and all(comparisons[method].worse for method in cheaper)
     words = _Words(metric, margin, confidence, greater_is_better)
     single = [method for method in methods if len(signed[method]) == 1 and method not in deterministic]
     if single:
         sentences = words.place_as_trained(chosen, best, comparisons, single)
-        chosen, decided = None, False
+        chosen, decided, tied = None, False, []
     else:
         sentences = [words.choose(chosen, best, decided, len(cheaper) > 0, comparisons)]
+        if tied:
+            are, cost = ("is", "costs") if len(tied) == 1 else ("are", "cost")
+            same = f"{are} no worse either and {cost} as much, within {TIE - 1:.0%}: the best is taken."
+            sentences.append(f"{join_names(tied)} {same}")
         for method in cheaper:
             other = betters[method] if comparisons[method].worse else rivals[method]
             sentences.append(words.place(method, other, pairs[method, other], comparisons[method], len(methods)))
@@ -213,6 +227,7 @@ def decide(
     return Verdict(
         decided=decided,
         chosen=chosen,
+        tied=tied,
         best=best,
         margin=margin,
         confidence=confidence,
@@ -229,29 +244,6 @@ def decide(
 def _share_of_look(look: int) -> float:
     """Return the share of the level that a look has: 0.61, 0.15, 0.07, ... All of them add up to 1."""
     return 6 / (math.pi * look) ** 2
-
-
-def _plan(difference: Difference, margin: float, level: float) -> tuple[int | None, int | None]:
-    """Estimate how many more examples, or how many more runs, would show on which side of the margin a difference lies.
-
-    They would with a probability of 80 %, were the true difference and the variances those that were measured.
-    """
-    distance = abs(difference.estimate + margin)
-    now, (runs, reference_runs) = difference.num_examples, difference.num_seeds
-
-    def sees(more_examples: int, more_seeds: int) -> bool:
-        planned = (runs + more_seeds * (runs > 1), reference_runs + more_seeds * (reference_runs > 1))
-        return difference.detectable_distance(now + more_examples, planned, level) <= distance
-
-    few, enough = 0, MOST_TIMES * now
-    more_examples = None
-    if sees(enough, 0):
-        while enough - few > 1:
-            middle = (few + enough) // 2
-            few, enough = (few, middle) if sees(middle, 0) else (middle, enough)
-        more_examples = enough
-    tries = range(1, MOST_SEEDS + 1) if max(runs, reference_runs) > 1 else ()
-    return more_examples, next((more for more in tries if sees(0, more)), None)
 
 
 @dataclass(frozen=True)
@@ -314,11 +306,11 @@ class _Words:
         worse = [method for method, one in comparisons.items() if one.worse]
         if worse:
             verb = "is" if len(worse) == 1 else "are"
-            sentences.append(f"As trained, {_join(worse)} {verb} worse than another {by_more}.")
+            sentences.append(f"As trained, {join_names(worse)} {verb} worse than another {by_more}.")
         each = " each" if len(single) > 1 else ""
         return [
             *sentences,
-            f"There is one run{each} of {_join(single)}: three seeds or more would tell which method to take.",
+            f"There is one run{each} of {join_names(single)}: three seeds or more would tell which method to take.",
         ]
 
     def place(self, method: str, other: str, difference: Difference, comparison: Comparison, num_methods: int) -> str:
@@ -332,19 +324,24 @@ class _Words:
         if not difference.low <= -self.margin <= difference.high:
             sentence += f" By itself the interval would tell, but with {num_methods} methods compared more is asked."
         several = max(difference.num_seeds) > 1
-        plans = []
-        if comparison.more_examples is not None:
-            digits = max(0, len(str(comparison.more_examples)) - 2)
-            plans.append(f"about {round(comparison.more_examples, -digits):,} more test examples")
-        if comparison.more_seeds is not None:
-            plans.append(f"{comparison.more_seeds} more {_plural('seed', comparison.more_seeds)} of each method")
-        if not plans:
-            alone = "test examples alone, or of seeds alone," if several else "test examples"
-            return f"{sentence} The difference is so near the margin that no practical number of {alone} would tell."
-        sentence += f" If the difference is as measured, {' or '.join(plans)} would probably tell"
-        if len(plans) == 2 or not several:
-            return f"{sentence}."
-        return f"{sentence}; more {'seeds' if comparison.more_seeds is None else 'test examples'} alone would not."
+        plans = {"test examples": comparison.more_examples}
+        if several:
+            plans["seeds of each method"] = comparison.more_seeds
+        ranges = [f"{plan} more {what}" for what, plan in plans.items() if plan is not None and plan.high is not None]
+        if ranges:
+            planned = " or ".join(ranges)
+            sentence += f" {planned[0].upper()}{planned[1:]} would tell, in 4 of 5 cases."
+        most = {"test examples": f"{MOST_TIMES} times as many", "seeds of each method": f"{MOST_SEEDS}"}
+        for what, plan in plans.items():
+            if plan is None:
+                much = f"{most[what]}{'' if what == 'test examples' else ' more'}"
+                sentence += f" Even {much} {what} would hardly tell."
+            elif plan.high is None:
+                sentence += (
+                    f" At least {plan} more {what} would be needed, and {most[what]} would tell in about "
+                    f"{round(10 * plan.chance)} of 10 cases."
+                )
+        return sentence
 
 
 def _list_assumptions(
@@ -362,8 +359,8 @@ def _list_assumptions(
     ]
     if single:
         assumptions.append(
-            f"No method is chosen: of {_join(single)} one model was trained, and a test of it holds for that model. A "
-            f"model that is worse by the margin or more is called no worse with a probability of at most "
+            f"No method is chosen: of {join_names(single)} one model was trained, and a test holds for that model: one "
+            f"that is worse by the margin or more is called no worse with a probability of at most "
             f"{100 * whole_level:.2g} %."
         )
     else:
@@ -395,9 +392,6 @@ def _negate(interval: Interval) -> Interval:
     return Interval(-interval.estimate, -interval.high, -interval.low)
 
 
-def _plural(word: str, number: int) -> str:
-    return word if number == 1 else f"{word}s"
-
-
-def _join(names: Sequence[str]) -> str:
+def join_names(names: Sequence[str]) -> str:
+    """Join names with commas and an "and"."""
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))

@@ -32,10 +32,10 @@ from finetune.data.labels import label_matrix
 from finetune.data.load import read_examples
 from finetune.environment import describe_environment
 from finetune.errors import FinetuneError
-from finetune.export.merge import merge_adapter
 from finetune.files import replace_folder, write_json
 from finetune.inference.exported import EXPORT_FILE, MODEL_FILE, ExportedPredictor, is_exported
 from finetune.inference.load import find_model_folder, find_saved_family, load
+from finetune.methods.merging import merge_adapter
 from finetune.models.answers import TextClassifier, unit_of_logits
 from finetune.models.finetune_config import FINETUNE_CONFIG_FILE, FinetuneConfig, read_finetune_config
 from finetune.models.inputs import shortest_input

@@ -91,6 +91,19 @@ class Encoder(NetworkFamily):
         base = model.get_base_model() if isinstance(model, PeftModel) else model
         return super().describe(model)._replace(architecture=super().describe(base).architecture)
 
+    def count_base_bytes(self, model: Any) -> int:
+        """Count the bytes of the frozen weights under an adapter; modules that it has in full replace the base's."""
+        from peft import PeftModel
+
+        if not isinstance(model, PeftModel):
+            return 0
+        frozen = [
+            weight
+            for name, weight in model.named_parameters()
+            if not weight.requires_grad and ".original_module." not in name
+        ]
+        return sum(weight.numel() * weight.element_size() for weight in frozen)
+
     def is_four_bit(self, model: Any) -> bool:
         """Return whether the weights under the adapter are held in four bits."""
         from peft import PeftModel

@@ -18,12 +18,12 @@ from finetune.data.embedded import (
     find_embedded_model,
 )
 from finetune.errors import FinetuneError
-from finetune.export.merge import merge_adapter
 from finetune.families.save import write_model
 from finetune.family import Shipped
 from finetune.hub.card import build_card, check_card, read_comparison
 from finetune.hub_client import is_commit, parse_hub_id
 from finetune.inference.load import find_model_folder, find_saved_family, load
+from finetune.methods.merging import merge_adapter
 from finetune.models.finetune_config import read_finetune_config
 from finetune.models.load import hub_commit_of
 from finetune.run.record import CompleteRecord, has_record, read_status

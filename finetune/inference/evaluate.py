@@ -1,5 +1,6 @@
 """Measure the saved model, reloaded: the one place where the test split is used."""
 
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,12 +18,14 @@ from finetune.accelerated.precision import DTYPES
 from finetune.catalogue import FLOOR
 from finetune.data.labels import Task, label_matrix
 from finetune.data.load import read_examples
+from finetune.data.tokenize import encode_texts
 from finetune.errors import FinetuneError
 from finetune.families.save import write_thresholds
 from finetune.files import write_aside
-from finetune.hardware import fastest_precision
+from finetune.hardware import cpu_seconds, fastest_precision
 from finetune.inference.predict import load_predictor
-from finetune.lookup import family_of
+from finetune.lookup import family_of, find_method
+from finetune.methods.merging import merge_adapter
 from finetune.metrics import (
     MULTI_LABEL,
     REGRESSION,
@@ -48,12 +51,14 @@ __all__ = [
     "measure",
     "measure_floor",
     "measure_latency",
+    "measure_tokenization",
     "score",
     "write_predictions",
 ]
 
 NUM_PROBES = 16
 NUM_LATENCY_TEXTS = 30
+NUM_TOKENIZED = 2_000  # training rows by which tokenizing all of them is timed
 # Saved weights are the weights in memory, bit by bit; what may differ is the order of a sum.
 MAX_RELOAD_DIFFERENCE = 1e-4
 
@@ -96,8 +101,13 @@ def evaluate_run(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase | None
     reload = _compare(predictor, run, model, tokenizer, splits["validation"])
     predictor.compute_in(DTYPES[fastest_precision()])
 
+    if run.is_main and not sys.stderr.isatty():
+        print(
+            f"evaluating the saved model on {len(splits['validation']) + len(splits['test']):,} texts", file=sys.stderr
+        )
     scored = {name: score(predictor, splits[name], f"Evaluating on {name}") for name in ("validation", "test")}
-    latency = measure_latency(predictor, splits["test"].select(range(min(NUM_LATENCY_TEXTS, len(splits["test"])))))
+    single = splits["test"].select(range(min(NUM_LATENCY_TEXTS, len(splits["test"]))))
+    latency = measure_latency(_merge(predictor, run.record.method), single)
     chosen = _choose_thresholds(scored["validation"])
     thresholds = None if chosen is None else Thresholds(values=chosen, at_half=_decide_at_half(scored["test"]))
     floor = None
@@ -114,6 +124,7 @@ def evaluate_run(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase | None
         reload=reload,
         latency_seconds=latency,
         texts_per_second=len(splits["test"]) / scored["test"].seconds,
+        tokenize_seconds=measure_tokenization(run, tokenizer, splits["train"]),
         thresholds=thresholds,
         floor=floor,
     )
@@ -191,20 +202,56 @@ def measure_latency(predictor: TextClassifier, split: Dataset) -> float:
     return float(np.median(seconds))
 
 
+def _merge(predictor: Any, method: str) -> TextClassifier:
+    """Merge an adapter for good, if its method merges: so it is pushed, and so its latency is that of use."""
+    if not find_method(method).merges:
+        return predictor
+    try:
+        merged = merge_adapter(predictor.model)
+    except FinetuneError:  # four bits
+        return predictor
+    parts = predictor.tokenizer, predictor.text_config, predictor.dtype, predictor.accelerated
+    return family_of(method).build_predictor(merged, *parts)
+
+
+def measure_tokenization(
+    run: Run, tokenizer: PreTrainedTokenizerBase | None, train: Dataset
+) -> tuple[float, float] | None:
+    """Measure what it takes to tokenize the training rows once, whether or not the cache had them.
+
+    Args:
+        run: Of a method that trains in steps, else its fit includes it; so do steps of streamed rows.
+        tokenizer: That of its model.
+        train: Its training split.
+
+    Returns:
+        Wall seconds, and seconds that processors worked, for all rows, from at most 2,000 of them; None where the
+        training was timed with it.
+    """
+    if tokenizer is None or run.arguments.data.streaming or not family_of(run.record.method).trains_network:
+        return None
+    rows = np.linspace(0, len(train) - 1, min(len(train), NUM_TOKENIZED)).astype(int)
+    texts, pairs = _texts(train.select(rows))
+    wall, cpu = time.perf_counter(), cpu_seconds()
+    encode_texts(texts, tokenizer, run.text_config, pairs)
+    share = len(train) / len(rows)
+    return (time.perf_counter() - wall) * share, (cpu_seconds() - cpu) * share
+
+
 def measure_floor(train: Dataset, scored: Mapping[str, ScoredRows], arguments: Arguments) -> Floor:
     """Fit the method that is the floor on a run's training rows, and measure it on its test rows.
 
     Of several labels it decides by thresholds that are chosen on validation, as every other method does.
     """
-    start, family = time.perf_counter(), family_of(FLOOR)
+    family, wall, cpu = family_of(FLOOR), time.perf_counter(), cpu_seconds()
     predictor = family.build_predictor(family.fit_rows(train, arguments), None)
-    seconds = time.perf_counter() - start
+    seconds = {"train_seconds": time.perf_counter() - wall, "train_cpu_seconds": cpu_seconds() - cpu}
     validation, test = (
         replace(scored[name], logits=predictor.compute_logits(*_texts(scored[name].rows))[0])
         for name in ("validation", "test")
     )
     metrics = measure(test, test.decide(_choose_thresholds(validation)))
-    return Floor(test=Metrics(**metrics), train_seconds=seconds)
+    return Floor(test=Metrics(**metrics), **seconds)
 
 
 def write_predictions(run: Run, name: str, scored: ScoredRows) -> None:

@@ -35,6 +35,7 @@ def start_record(arguments: Arguments) -> RunRecord:
         method=arguments.method.method,
         seed=arguments.training.seed,
         arguments=Settings(**arguments.to_dict()),
+        chosen=sorted(arguments.given),
         environment=Environment(
             **describe_environment(),
             num_threads=arguments.run.num_threads or 1,
@@ -95,11 +96,14 @@ def describe_model(model: Any, family: Family, name: str | None, folder: Path) -
         name: What it was made from; None if from nothing.
         folder: Its `model/`.
     """
-    return ModelRecord(
+    described = ModelRecord(
         name=name,
         **family.describe(model)._asdict(),
         bytes=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
     )
+    if base_bytes := family.count_base_bytes(model):
+        described.base_bytes = base_bytes
+    return described
 
 
 def _precision(arguments: Arguments) -> str:

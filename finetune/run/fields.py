@@ -169,14 +169,25 @@ class ModelRecord(Part):
     trainable_parameters: Count = Field(description="number of parameters that training changed")
     total_parameters: Count = Field(description="number of all parameters")
     bytes: Count = Field(description="size of `model/`, bytes")
+    base_bytes: Count = Field(
+        default=0,
+        description="size of the pretrained weights that an adapter in `model/` needs beside it, bytes, as they are "
+        "loaded; absent for whole models, and in the first runs",
+    )
 
 
 class TrainingCosts(Part):
     """What training costs; known before the model is saved."""
 
     train_seconds: Amount = Field(
-        description="wall seconds of the training steps, checkpoints included, evaluations not; summed over the starts "
-        "of a run that was cut off"
+        description="wall seconds of the training steps, checkpoints included, and of a frozen encoder's features of "
+        "the training rows; not of evaluations or the features of validation rows; summed over the starts of a run "
+        "that was cut off"
+    )
+    train_cpu_seconds: Amount | None = Field(
+        default=None,
+        description="seconds that processors worked in that time, all threads of all processes added up; absent in the "
+        "first runs",
     )
     train_evaluation_seconds: Amount | None = Field(
         default=None, description="wall seconds of the evaluations during training; absent for TF-IDF"
@@ -194,8 +205,20 @@ class TrainingCosts(Part):
         default=None, description="wall seconds of the first step, which compiles; absent where nothing was compiled"
     )
     peak_memory_bytes: Count = Field(
-        description="most memory held until training ended, bytes: resident in the process, or allocated on its GPU; "
-        "summed over the processes"
+        description="most memory held until training ended, bytes: with a GPU what was allocated on it; without, all "
+        "that is resident in the process, so Python and its libraries, the data, model and optimizer; summed over the "
+        "processes"
+    )
+    start_memory_bytes: Count | None = Field(
+        default=None,
+        description="how much of that was held before any data or model was loaded, by Python, its libraries and "
+        "whoever calls finetune; absent in the first runs",
+    )
+    slowdown: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = Field(
+        default=None,
+        description="how busy the machine was: the mean time of a short computation, repeated in each thread before, "
+        "during and after training, over its shortest time; about 1 where no other program takes turns with this one; "
+        "absent in the first runs",
     )
 
 
@@ -203,9 +226,18 @@ class Costs(TrainingCosts):
     """What training and prediction cost."""
 
     latency_seconds: Amount = Field(
-        description="median wall seconds from one text to its logits, over at most 30 test texts"
+        description="median wall seconds from one text to its logits, over at most 30 test texts; of an adapter that "
+        "merges once it is merged, as `finetune push` ships it"
     )
-    texts_per_second: Amount = Field(description="test texts a second in bulk")
+    texts_per_second: Amount = Field(description="test texts a second in bulk, an adapter beside its base")
+    tokenize_seconds: Amount | None = Field(
+        default=None,
+        description="wall seconds to tokenize the training rows once, by a sample of them, since all may lie in the "
+        "cache; absent where `train_seconds` has them, as for TF-IDF and streamed rows, and in the first runs",
+    )
+    tokenize_cpu_seconds: Amount | None = Field(
+        default=None, description="seconds that processors work for that; absent likewise"
+    )
 
 
 class ClassMetrics(Part):
@@ -340,6 +372,9 @@ class Floor(Part):
 
     test: Metrics = Field(description="its figures on the test split")
     train_seconds: Amount = Field(description="wall seconds of its fit")
+    train_cpu_seconds: Amount | None = Field(
+        default=None, description="seconds that processors worked in that time; absent in the first runs"
+    )
 
 
 class Change(Part):

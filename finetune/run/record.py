@@ -52,6 +52,11 @@ class RunRecord(Part):
     )
     seed: int = Field(description="the training seed; it draws new weights, the order of examples, and dropout")
     arguments: Settings = Field(description="every setting, by part")
+    chosen: list[str] | None = Field(
+        default=None,
+        description="names of the settings that flags, `--config` or the call gave, the others being defaults; absent "
+        "in the first runs",
+    )
     environment: Environment = Field(description="versions, code and machine")
     data: DataRecord | None = Field(default=None, description="the task and its splits")
     pretrained: str | None = Field(
@@ -100,6 +105,7 @@ class RunRecord(Part):
         reload: Reload,
         latency_seconds: float,
         texts_per_second: float,
+        tokenize_seconds: tuple[float, float] | None = None,
         thresholds: Thresholds | None = None,
         floor: Floor | None = None,
     ) -> "CompleteRecord":
@@ -108,9 +114,11 @@ class RunRecord(Part):
         fields = {name: getattr(self, name) for name in self.model_fields_set}
         measured = {"metrics": metrics, "reload": reload, "thresholds": thresholds, "floor": floor}
         fields |= {name: part for name, part in measured.items() if part is not None}
-        fields["costs"] = Costs(
+        fields["costs"] = costs = Costs(
             **self.costs.to_dict(), latency_seconds=latency_seconds, texts_per_second=texts_per_second
         )
+        if tokenize_seconds is not None:
+            costs.tokenize_seconds, costs.tokenize_cpu_seconds = tokenize_seconds
         return CompleteRecord(**{**fields, "status": "complete", "finished": finished})
 
 

@@ -8,12 +8,13 @@ import contextlib
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from types import TracebackType
 from typing import Any
 
+import torch
 from datasets import Dataset, DatasetDict
 from huggingface_hub import HfApi
 from transformers import PreTrainedTokenizerBase, TrainerCallback
@@ -28,7 +29,7 @@ from finetune.data_doctor.findings import describe_findings, to_json
 from finetune.errors import FinetuneError
 from finetune.families.save import write_model
 from finetune.files import write_json
-from finetune.hardware import peak_memory_bytes, use_processor
+from finetune.hardware import cpu_seconds, peak_memory_bytes, time_hashes, use_processor
 from finetune.hub_client import check_login, find_commit
 from finetune.lookup import family_of
 from finetune.models.load import fingerprint_model, resolve_model
@@ -85,6 +86,7 @@ class Run:
         self.is_numbered: bool | None = None
         self.understood: list[str] = []
         self.is_changed = False
+        self.start_memory_bytes = 0
         self.has_begun = False
         self.name_rows: RowNames | None = None
         self.interruption = Interruption()
@@ -101,6 +103,7 @@ class Run:
         self.interruption.__enter__()
         try:
             self.processes.compare("settings", flatten(self.record.arguments))
+            self.start_memory_bytes = sum(self.processes.gather(peak_memory_bytes()))
             if self.is_main and self.arguments.hub is not None:
                 check_login(HfApi(), self.arguments.hub.model_id)  # now, not after hours of training
             commits = self._find_commits() if self.is_main else {}
@@ -293,7 +296,9 @@ class Run:
         try:
             tracking = tracked(trainer, self.arguments, self.record, self.directory, self.checkpoint)
             with self.interruption.deferred(), tracking:
+                trainer.hash_seconds += time_hashes(torch.get_num_threads())
                 yield
+                trainer.hash_seconds += time_hashes(torch.get_num_threads())
         except UnpicklingError as error:  # its hashes fit, so somebody wrote it on purpose; nothing of it was run
             raise FinetuneError(
                 f"Expected tensors and numbers alone in {str(self.checkpoint)!r}, but it has a pickle of something "
@@ -307,18 +312,31 @@ class Run:
                 stacklevel=2,
             )
         self.weights = gather_weights(trainer)
-        self.record.costs = describe_costs(trainer, sum(self.processes.gather(peak_memory_bytes())))
+        of_all = self.processes.gather((peak_memory_bytes(), trainer.costs.train_cpu_seconds))
+        self.record.costs = describe_costs(trainer, *map(sum, zip(*of_all, strict=True)))
+        self._describe_machine(trainer.hash_seconds)
         self.record.best_checkpoint_metric = trainer.state.best_metric
         self._write()
 
     @contextlib.contextmanager
     def measure_costs(self) -> Iterator[None]:
         """Note the seconds and the memory of a fit that is not the `Trainer`'s."""
-        start = time.perf_counter()
+        num_threads = self.record.environment.num_threads
+        hash_seconds = time_hashes(num_threads)
+        wall, cpu = time.perf_counter(), cpu_seconds()
         yield
         self.record.costs = TrainingCosts(
-            train_seconds=time.perf_counter() - start, peak_memory_bytes=peak_memory_bytes()
+            train_seconds=time.perf_counter() - wall,
+            train_cpu_seconds=cpu_seconds() - cpu,
+            peak_memory_bytes=peak_memory_bytes(),
         )
+        self._describe_machine(hash_seconds + time_hashes(num_threads))
+
+    def _describe_machine(self, hash_seconds: Sequence[float]) -> None:
+        """Note what memory was held from the beginning, and how busy the machine was."""
+        assert self.record.costs is not None
+        self.record.costs.start_memory_bytes = self.start_memory_bytes
+        self.record.costs.slowdown = sum(hash_seconds) / len(hash_seconds) / min(hash_seconds)
 
     def save_model(self, model: Any, tokenizer: PreTrainedTokenizerBase | None) -> None:
         """Write `model/` with how texts are cut, and note its size."""
@@ -348,6 +366,7 @@ class Run:
         reload: Reload,
         latency_seconds: float,
         texts_per_second: float,
+        tokenize_seconds: tuple[float, float] | None = None,
         thresholds: Thresholds | None = None,
         floor: Floor | None = None,
     ) -> None:
@@ -359,6 +378,7 @@ class Run:
                 reload=reload,
                 latency_seconds=latency_seconds,
                 texts_per_second=texts_per_second,
+                tokenize_seconds=tokenize_seconds,
                 thresholds=thresholds,
                 floor=floor,
             )

@@ -7,7 +7,9 @@ from pathlib import Path
 from finetune.run.fields import Metrics, SplitRecord
 from finetune.run.record import CompleteRecord
 
-__all__ = ["summarize"]
+__all__ = ["BUSY", "summarize"]
+
+BUSY = 1.25  # times the shortest time of a short computation, on average
 
 
 def summarize(record: CompleteRecord, directory: Path) -> str:
@@ -22,9 +24,16 @@ def summarize(record: CompleteRecord, directory: Path) -> str:
     speed = "" if costs.tokens_per_second is None else f", {costs.tokens_per_second:,.0f} tokens/s"
     if costs.compile_seconds is not None:
         speed += f", {costs.compile_seconds:.0f} s of it compiling in the first step"
-    rows.append(("training", f"{costs.train_seconds:.1f} s{speed}, in {environment.precision}"))
-    rows.append(("machine", f"{environment.num_processes} process(es) of {environment.num_threads} thread(s)"))
-    rows.append(("peak memory", f"{costs.peak_memory_bytes / 2**30:.2f} GiB"))
+    cpu = "" if costs.train_cpu_seconds is None else f" ({costs.train_cpu_seconds:.1f} s of processors)"
+    rows.append(("training", f"{costs.train_seconds:.1f} s{cpu}{speed}, in {environment.precision}"))
+    busy = ""
+    if costs.slowdown is not None and costs.slowdown > BUSY:
+        busy = f"; busy with other programs, so that everything took about {costs.slowdown:.1f} times as long"
+    rows.append(("machine", f"{environment.num_processes} process(es) of {environment.num_threads} thread(s){busy}"))
+    before = ""
+    if costs.start_memory_bytes is not None:
+        before = f", {costs.start_memory_bytes / 2**30:.2f} of it before any data or model was loaded"
+    rows.append(("peak memory", f"{costs.peak_memory_bytes / 2**30:.2f} GiB{before}"))
     latency = f"{costs.latency_seconds * 1000:.1f} ms for one text, {costs.texts_per_second:,.0f} texts/s in bulk"
     rows.append(("prediction", latency))
     rows.append(("reloaded", f"the saved model's logits differ by at most {record.reload.max_difference:.1e}"))

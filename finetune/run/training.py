@@ -64,16 +64,18 @@ def build_callbacks(arguments: Arguments, history: Path, begin: Callable[[], Non
     return callbacks
 
 
-def describe_costs(trainer: FineTuningTrainer, peak_memory_bytes: int) -> TrainingCosts:
+def describe_costs(trainer: FineTuningTrainer, peak_memory_bytes: int, train_cpu_seconds: float) -> TrainingCosts:
     """Return what a training has cost.
 
     Args:
         trainer: After it.
         peak_memory_bytes: Of all processes together.
+        train_cpu_seconds: Likewise.
     """
     costs = trainer.costs
     described = TrainingCosts(
         train_seconds=costs.train_seconds,
+        train_cpu_seconds=train_cpu_seconds,
         train_evaluation_seconds=costs.evaluation_seconds,
         train_steps=trainer.state.global_step,
         train_tokens=costs.train_tokens,

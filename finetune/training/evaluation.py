@@ -1,7 +1,6 @@
 """Evaluation and prediction: sorted by length, batched by tokens, and given in the order of the data."""
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -81,12 +80,23 @@ class EvaluatingTrainer(UpstreamTrainer):
 
         Where more than logits is asked for, or the model's padding matters to them, upstream's own loop does it.
         """
-        start = time.perf_counter()
-        rows = self._find_rows(dataloader, ignore_keys)
-        if rows is None:
-            return super().evaluation_loop(
-                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
-            )
+        with self.costs.evaluating():
+            rows = self._find_rows(dataloader, ignore_keys)
+            if rows is None:
+                return super().evaluation_loop(
+                    dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+                )
+            return self.evaluate_rows(rows, dataloader, description, prediction_loss_only, metric_key_prefix)
+
+    def evaluate_rows(
+        self,
+        rows: "_Rows",
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None,
+        metric_key_prefix: str,
+    ) -> EvalLoopOutput:
+        """Compute the logits of rows that may be taken in any order, and their metrics."""
         self.callback_handler.eval_dataloader = dataloader
         self.average_weights()
         with self.evaluation_progress(len(rows), description) as advance:
@@ -113,7 +123,6 @@ class EvaluatingTrainer(UpstreamTrainer):
                 metrics = self.compute_metrics(EvalPrediction(predictions=predictions, label_ids=labels))
             self.look_at(logits, metrics)
             output = EvalLoopOutput(predictions, labels, metrics, len(rows))
-        self.costs.evaluation_seconds += time.perf_counter() - start
         metrics = denumpify_detensorize(output.metrics)
         if loss is not None and f"{metric_key_prefix}_loss" not in metrics:
             metrics = {"loss": loss, **metrics}

@@ -1,7 +1,6 @@
 """The head of a frozen encoder trains on the encoder's features, which are computed once."""
 
 import contextlib
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -34,7 +33,6 @@ def features_of_frozen_encoder(trainer: EvaluatingTrainer, probes: dict[str, tor
     if not has_frozen_encoder(model) or trainer.example_loss is None or trainer.example_loss.window_pooling is not None:
         yield
         return
-    start = time.perf_counter()
     model.to(trainer.args.device).eval()
     read = find_feature_reader(model, probes)
     if read is None:
@@ -43,13 +41,13 @@ def features_of_frozen_encoder(trainer: EvaluatingTrainer, probes: dict[str, tor
     texts: Any = (trainer.train_dataset, trainer.eval_dataset, trainer.data_collator)
     collator: Any = trainer.data_collator
     features = []
-    for dataset in texts[:2]:
-        with progress_bar(len(dataset), "Computing features") as advance:
+    # The validation split's features are a part of its evaluations.
+    for dataset, counted in ((texts[0], trainer.costs.training()), (texts[1], trainer.costs.evaluating())):
+        with counted, progress_bar(len(dataset), "Computing features") as advance:
             on_batch = trainer.unless_interrupted(advance, Interrupted(AGAIN))
             arguments = dataset, collator.collate, collator.max_tokens, trainer.precision, on_batch
             features.append(compute_features(model, read, *arguments))
     trainer.costs.train_tokens += sum(texts[0]["length"])
-    trainer.costs.train_seconds += time.perf_counter() - start
     trainer.train_dataset, trainer.eval_dataset, trainer.data_collator = *features, FeatureCollator()
     try:
         with encoder_replaced(model):

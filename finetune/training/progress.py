@@ -1,9 +1,11 @@
 """What a person sees while it works: a bar on a terminal, plain lines in a log file."""
 
+import contextlib
 import json
 import math
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from finetune.files import write_aside
+from finetune.hardware import cpu_seconds
 
 __all__ = ["CostMeter", "HistoryWriter", "ProgressReport"]
 
@@ -31,6 +34,8 @@ class ProgressReport(TrainerCallback):
             unit=" steps",
             disable=not (state.is_world_process_zero and sys.stderr.isatty()),
         )
+        if state.is_world_process_zero and not sys.stderr.isatty():
+            self._say(f"training from step {state.global_step} to {state.max_steps}")
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.bar.update(1)
@@ -108,9 +113,11 @@ class CostMeter(TrainerCallback, ExportableState):
 
     Attributes:
         train_tokens: Tokens trained on, over all processes, padding not counted.
-        evaluation_seconds: Wall seconds of evaluations.
-        train_seconds: Wall seconds from the beginning of training without its evaluations, up to the last step.
+        evaluation_seconds: Wall seconds of evaluations, and of all else that is done for the validation split.
+        train_seconds: Wall seconds from the beginning of training without these, up to the last step.
         first_step_seconds: Those of them in the first step of each process: with `torch_compile` the compilation.
+        evaluation_cpu_seconds: Seconds that processors worked on evaluations, in all threads of this process.
+        train_cpu_seconds: The same for `train_seconds`.
     """
 
     def __init__(
@@ -119,27 +126,54 @@ class CostMeter(TrainerCallback, ExportableState):
         evaluation_seconds: float = 0.0,
         train_seconds: float = 0.0,
         first_step_seconds: float = 0.0,
+        evaluation_cpu_seconds: float = 0.0,
+        train_cpu_seconds: float = 0.0,
     ):
         self.train_tokens = train_tokens
         self.evaluation_seconds = evaluation_seconds
         self.train_seconds = train_seconds
         self.first_step_seconds = first_step_seconds
+        self.evaluation_cpu_seconds = evaluation_cpu_seconds
+        self.train_cpu_seconds = train_cpu_seconds
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
-        names = ("train_tokens", "evaluation_seconds", "train_seconds", "first_step_seconds")
+        names = ("train_tokens", "evaluation_seconds", "train_seconds", "first_step_seconds",
+                 "evaluation_cpu_seconds", "train_cpu_seconds")  # fmt: skip
         return {"args": {name: getattr(self, name) for name in names}, "attributes": {}}
+
+    @contextlib.contextmanager
+    def training(self) -> Iterator[None]:
+        """Count what is done before the first step, and would else be done in each."""
+        wall, cpu = time.perf_counter(), cpu_seconds()
+        yield
+        self.train_seconds += time.perf_counter() - wall
+        self.train_cpu_seconds += cpu_seconds() - cpu
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Count an evaluation, which then is no part of the training around it."""
+        wall, cpu = time.perf_counter(), cpu_seconds()
+        try:
+            yield
+        finally:
+            self.evaluation_seconds += time.perf_counter() - wall
+            self.evaluation_cpu_seconds += cpu_seconds() - cpu
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.tick = time.perf_counter()
-        self.evaluated = self.evaluation_seconds
+        self._start_step()
         self.first_step = state.global_step + 1
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        now = time.perf_counter()
-        self.train_seconds += now - self.tick - (self.evaluation_seconds - self.evaluated)
+        seconds = time.perf_counter() - self.tick
+        self.train_seconds += seconds - (self.evaluation_seconds - self.evaluated)
+        self.train_cpu_seconds += cpu_seconds() - self.cpu_tick - (self.evaluation_cpu_seconds - self.cpu_evaluated)
         if state.global_step == self.first_step:
-            self.first_step_seconds += now - self.tick
-        self.tick, self.evaluated = now, self.evaluation_seconds
+            self.first_step_seconds += seconds
+        self._start_step()
+
+    def _start_step(self) -> None:
+        self.tick, self.evaluated = time.perf_counter(), self.evaluation_seconds
+        self.cpu_tick, self.cpu_evaluated = cpu_seconds(), self.evaluation_cpu_seconds

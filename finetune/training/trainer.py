@@ -31,7 +31,7 @@ from transformers.trainer_callback import (
 from finetune.data.batch import MicroBatchCollator, take_rows
 from finetune.data.stream import TokenizingRows
 from finetune.errors import FinetuneError
-from finetune.hardware import release_memory
+from finetune.hardware import release_memory, time_hashes
 from finetune.methods.adapters import refuse_too_long
 from finetune.metrics import SINGLE_LABEL
 from finetune.models.inputs import shortest_input
@@ -236,6 +236,7 @@ class FineTuningTrainer(Trainer):
     """
 
     keeps_newest = True
+    hash_seconds: list[float]  # of `time_hashes`, before, during and after training
 
     def __init__(
         self,
@@ -278,6 +279,13 @@ class FineTuningTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.add_callback(Watch)
         self.add_callback(_ReleaseMemory)
+        self.hash_seconds = []
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Look at how busy the machine is, and evaluate."""
+        with self.costs.evaluating():
+            self.hash_seconds += time_hashes(torch.get_num_threads())
+        return super().evaluate(*args, **kwargs)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """Hand the data set itself to `evaluation_loop`, which batches by tokens."""
