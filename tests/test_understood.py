@@ -612,6 +612,7 @@ SENTENCES = {
 }
 ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "cp1252", "cp1250", "cp1251", "cp1254", "gb18030", "koi8_r", "cp866",
              "cp932", "euc_kr", "big5", "iso8859_15", "cp1257", "cp1253", "cp850"]  # fmt: skip
+OF_ONE_LANGUAGE = {"cp932": "Japanese", "euc_kr": "Korean", "big5": "Chinese"}
 SIGNS = ["", " £750", " – “so”", " 5 €", " 20 °C", " ©", " ¿?", ' say "no"', " a;b", " x|y", " a,b"]
 NAMES = [("0", "1"), ("neg", "pos"), ("Nie", "Tak"), ("-1", "1"), ("so so", "good!"), ("False", "True"), ("1.0", "2.0")]
 LAYOUTS = [",", ";", "\t", "|", "jsonl", "json", "data", "by row", "joined", "lines", "tab lines", "fastText",
@@ -622,7 +623,7 @@ TAILS = ["", "", "row numbers", "behind rows", "behind the header", "blanks"]  #
 def draw_file(draw, folder):
     """Write a file of rows that are known; None where the encoding lacks one of their signs."""
     language, encoding, layout = draw.choice(sorted(SENTENCES)), draw.choice(ENCODINGS), draw.choice(LAYOUTS)
-    if encoding in ("cp932", "euc_kr", "big5") and language in ("Russian", "Ukrainian", "Greek"):
+    if OF_ONE_LANGUAGE.get(encoding, language) != language:
         return None  # it could be written so, and never is
     names, quoting = draw.choice(NAMES), draw.choice([csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC])
     signs, line_end = draw.sample(SIGNS, 3), draw.choice(["\n", "\r\n"])

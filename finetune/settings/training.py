@@ -85,7 +85,6 @@ def _shows(**facts: object) -> Setting:
     return Setting(changes="nothing", **facts)  # type: ignore[arg-type]
 
 
-WORKERS = 1_024  # more are a slip of the hand, and would stop the machine
 LOADER = "the loader reads tokens that are ready, in their order"
 WHOLE = "metrics are computed over the logits of all examples at once"
 TRAINING: dict[str, Setting] = {
@@ -140,7 +139,7 @@ TRAINING: dict[str, Setting] = {
     ),
     "logging_steps": _shows(at_least=0, used_when=_logs_by_steps),
     "save_total_limit": _shows(at_least=0),
-    "dataloader_num_workers": _shows(at_least=0, at_most=WORKERS),
+    "dataloader_num_workers": _shows(at_least=0),
     "project": _shows(used_when=_reports_to_trackio),
     **dict.fromkeys(
         ["trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"], _shows(used_when=_reports_to_trackio)
