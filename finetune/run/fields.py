@@ -211,7 +211,7 @@ class TrainingCosts(Part):
     )
     start_memory_bytes: Count | None = Field(
         default=None,
-        description="how much of that was held before any data or model was loaded, by Python, its libraries and "
+        description="bytes of it that were held before any data or model was loaded, by Python, its libraries and "
         "whoever calls finetune; absent in the first runs",
     )
     slowdown: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = Field(
