@@ -220,15 +220,16 @@ def measure_tokenization(
     """Measure what it takes to tokenize the training rows once, whether or not the cache had them.
 
     Args:
-        run: Of a method that trains in steps, else its fit includes it; so do steps of streamed rows.
-        tokenizer: That of its model.
+        run: Its `model/` has been written.
+        tokenizer: That of its model; None where the fit reads texts itself, as TF-IDF does.
         train: Its training split.
 
     Returns:
         Wall seconds, and seconds that processors worked, for all rows, from at most 2,000 of them; None where the
-        training was timed with it.
+        training was timed with it, as with streamed rows, and where nothing was trained.
     """
-    if tokenizer is None or run.arguments.data.streaming or not family_of(run.record.method).trains_network:
+    described = run.record.model
+    if tokenizer is None or run.arguments.data.streaming or (described and described.trainable_parameters == 0):
         return None
     rows = np.linspace(0, len(train) - 1, min(len(train), NUM_TOKENIZED)).astype(int)
     texts, pairs = _texts(train.select(rows))

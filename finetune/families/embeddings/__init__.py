@@ -110,8 +110,11 @@ class Embeddings(PooledEncoderFamily):
         with run.measure_costs():
             features, seconds = load_features(run, train, model, tokenizer)
             fit_classifier(model, features, train, task)
-        assert run.record.costs is not None
-        run.record.costs.train_seconds += seconds  # a method costs what it would have cost without the vectors kept
+        costs = run.record.costs
+        assert costs is not None
+        assert costs.train_cpu_seconds is not None
+        costs.train_seconds += float(seconds[0])  # a method costs what it would have cost without the vectors kept
+        costs.train_cpu_seconds += float(seconds[1])
         return model, tokenizer
 
     def recognises(self, folder: Path) -> bool:

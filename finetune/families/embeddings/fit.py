@@ -21,6 +21,7 @@ from finetune.families.embeddings.vectors import (
     tokenize_texts,
     write_vectors,
 )
+from finetune.hardware import cpu_seconds
 from finetune.progress_bar import progress_bar
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def record_tokens(run: Run, splits: DatasetDict, tokenizer: PreTrainedTokenizerB
 
 def load_features(
     run: Run, train: Dataset, model: PooledEncoderForSequenceClassification, tokenizer: PreTrainedTokenizerBase
-) -> tuple[np.ndarray, float]:
+) -> tuple[np.ndarray, np.ndarray]:
     """Compute what the linear layer reads of the training texts, or read the vectors that an earlier fit has kept.
 
     They lie in the cache of `datasets`, beside the tokens, under a name that depends on the texts, the encoder's
@@ -58,24 +59,24 @@ def load_features(
         tokenizer: Its tokenizer.
 
     Returns:
-        float32 features `(rows, width)`, and how many seconds those that were read had taken to compute.
+        float32 features `(rows, width)`, and how many wall and CPU seconds those that were read had taken to compute.
     """
     precision = precision_of(run)
     facts = [str(run.processes.gather(run.record.pretrained)[0]), model.config.pooling, precision]
-    parts, seconds = [], 0.0
+    parts, seconds = [], np.zeros(2)
     for column in _text_columns(train):
         file = find_vectors_file(train, column, tokenizer, run.text_config, facts)
         kept = read_vectors(file, len(train))
         if all(run.processes.gather(kept is not None)):  # all processes compute, or none does
             assert kept is not None
-            seconds += kept[1]
+            seconds = seconds + kept[1]
             parts.append(kept[0])
             continue
-        start = time.perf_counter()
+        start = np.array([time.perf_counter(), cpu_seconds()])
         vectors = _compute_column(run, train, column, model, tokenizer)
         parts.append(vectors)
         if run.processes.is_first_of_host:
-            write_vectors(file, vectors, time.perf_counter() - start)
+            write_vectors(file, vectors, np.array([time.perf_counter(), cpu_seconds()]) - start)
     return _combine(parts), seconds
 
 

@@ -217,22 +217,22 @@ def find_vectors_file(
     return Path(datasets.config.HF_DATASETS_CACHE) / "finetune" / f"vectors-{digest.hexdigest()}.safetensors"
 
 
-def read_vectors(file: Path, count: int) -> tuple[np.ndarray, float] | None:
-    """Read vectors that were kept, and the seconds that they took; None if they are not there, or not whole."""
+def read_vectors(file: Path, count: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Read vectors that were kept, and the wall and CPU seconds that they took; None if they are not there or whole."""
     try:
         with safe_open(file, "numpy") as opened:
-            vectors, seconds = opened.get_tensor("vectors"), float(opened.get_tensor("seconds")[0])
+            vectors, seconds = opened.get_tensor("vectors"), opened.get_tensor("seconds")
     except (OSError, SafetensorError):
         return None
-    return (vectors, seconds) if len(vectors) == count else None
+    return (vectors, seconds) if (len(vectors), len(seconds)) == (count, 2) else None
 
 
-def write_vectors(file: Path, vectors: np.ndarray, seconds: float) -> None:
-    """Keep vectors, and the seconds that they took; where the disk is full they are computed again the next time."""
+def write_vectors(file: Path, vectors: np.ndarray, seconds: np.ndarray) -> None:
+    """Keep vectors, and the wall and CPU seconds they took; on a full disk they are computed again the next time."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with write_aside(file) as aside:
-            save_file({"vectors": vectors, "seconds": np.array([seconds])}, aside)
+            save_file({"vectors": vectors, "seconds": seconds}, aside)
     except (OSError, SafetensorError) as error:
         warnings.warn(f"the vectors could not be kept for the next fit: {error}", stacklevel=2)
 
