@@ -64,7 +64,8 @@ ARCHITECTURES = {
     "llama": {**SMALL, **SPECIAL, "num_key_value_heads": 1, "head_dim": 16},
     "gemma": {**SMALL, **SPECIAL, "num_key_value_heads": 1, "head_dim": 16},
 }  # fmt: skip
-METHODS = [name for name in CATALOGUE if name not in ("peft", "qlora", "textcnn", "tfidf")]
+METHODS = [name for name, method in CATALOGUE.items()
+           if method.family == CATALOGUE["full"].family and name not in ("peft", "qlora")]  # fmt: skip
 NAMES = ["a", "b", "c"]
 TOKENS = [[2, 5, 6, 7, 3], [2, 9, 8, 12, 3]]
 # XLNet's own tokenizer gives its last token another type; without, its weights for segments don't train.

@@ -611,7 +611,7 @@ SENTENCES = {
     "Greek": ["Μου άρεσε πολύ η ταινία", "Πολύ κακή ποιότητα, χάλασε", "Συνηθισμένη ταινία, τίποτα ιδιαίτερο"],
 }
 ENCODINGS = ["utf-8", "utf-8-sig", "utf-16", "cp1252", "cp1250", "cp1251", "cp1254", "gb18030", "koi8_r", "cp866",
-             "cp932", "euc_kr", "big5", "iso8859_15", "cp1257", "cp1253", "cp850"]  # fmt: skip
+             "cp932", "euc_kr", "big5", "iso8859_15", "cp1253", "cp850"]  # fmt: skip
 OF_ONE_LANGUAGE = {"cp932": "Japanese", "euc_kr": "Korean", "big5": "Chinese"}
 SIGNS = ["", " £750", " – “so”", " 5 €", " 20 °C", " ©", " ¿?", ' say "no"', " a;b", " x|y", " a,b"]
 NAMES = [("0", "1"), ("neg", "pos"), ("Nie", "Tak"), ("-1", "1"), ("so so", "good!"), ("False", "True"), ("1.0", "2.0")]
