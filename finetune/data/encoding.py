@@ -130,6 +130,8 @@ def _share_of_an_alphabet(sample: bytes, encoding: str) -> float:
     counts = Counter(FOREIGN.findall(told.replace("İ", "ı").lower()))  # Python makes two signs of the former
     odd = sum(letter.isupper() for letter in re.findall(rf"(?<=[a-z])(?![\x00-\x7f]){LETTER}", told))
     odd += sum(letter.islower() for letter in re.findall(rf"(?<!{LETTER})(?![\x00-\x7f]){LETTER}(?=[A-Z])", told))
+    if encoding in ("cp1250", "iso8859_2"):
+        odd += len(re.findall(rf"(?<!{LETTER})[ŁĄĽ]\s?\d", text))  # amounts, of pounds or yen
     if encoding == "cp1254":
         odd += len(re.findall(rf"(?<!{LETTER})[ğĞ]", told))  # with which no Turkish word begins
     most = max(sum(counts[letter] for letter in alphabet) for alphabet in ALPHABETS[encoding])
