@@ -154,13 +154,13 @@ def time_hashes(num_threads: int) -> list[float]:
     one, some take many times as long, and their mean by as much longer as everything else does.
 
     Returns:
-        Wall seconds of each, over a twentieth of a second.
+        Wall seconds of each, over a twentieth of a second; at least one of each thread.
     """
     until = time.perf_counter() + HASHING_SECONDS
 
     def hash_until(_: int) -> list[float]:
-        seconds = []
-        while (start := time.perf_counter()) < until:
+        seconds: list[float] = []
+        while (start := time.perf_counter()) < until or not seconds:
             hashlib.sha256(HASHED).digest()
             seconds.append(time.perf_counter() - start)
         return seconds

@@ -53,6 +53,7 @@ SIGNATURES: dict[type, dict[str, str]] = {
         "compute_loss": "model inputs return_outputs num_items_in_batch",
         "create_optimizer": "model",
         "create_scheduler": "num_training_steps optimizer",
+        "evaluate": "eval_dataset ignore_keys metric_key_prefix",
         "evaluation_loop": "dataloader description prediction_loss_only ignore_keys metric_key_prefix",
         "floating_point_ops": "inputs",
         "set_initial_training_values": "args dataloader",
