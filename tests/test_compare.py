@@ -118,7 +118,7 @@ def test_a_failed_run_is_said_and_the_rest_goes_on(small, tmp_path, capsys):
     assert "[2/2] tfidf-seed0: test accuracy" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_interrupted_and_started_again_it_gives_the_same_predictions(undisturbed, small, tmp_path, number):
     words = [
         str(RECIPE),

@@ -175,9 +175,14 @@ def run_architecture(model_type: str, workplace: Path, tokenizer: str) -> tuple[
     return expected, json.loads(done.stdout.splitlines()[-1]), refused
 
 
+# With every method in each run of the tests: token types, positions behind the padding, relative positions, no
+# absolute ones, and a decoder.
+USUAL = ("bert", "roberta", "deberta-v2", "modernbert", "gpt2")
+
+
 @pytest.mark.parametrize(
     "model_type",
-    [pytest.param(name, marks=[pytest.mark.slow] if number >= 10 else []) for number, name in enumerate(ARCHITECTURES)],
+    [pytest.param(name, marks=[] if name in USUAL else [pytest.mark.slow]) for name in ARCHITECTURES],
 )
 def test_every_method_reloads(model_type, tmp_path, tiny_bert):
     expected, found, refused = run_architecture(model_type, tmp_path, tiny_bert)
