@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import make_reviews, needs_exporters, write_tiny_bert
+from conftest import CAN_EXPORT, make_reviews, needs_exporters, write_tiny_bert
 from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 from transformers import AutoModel, AutoTokenizer, BartConfig, BartModel
@@ -247,7 +247,8 @@ def test_a_model_of_pairs_takes_pairs_and_is_not_exported(tmp_path, tiny_bert):
     run = train(tmp_path / "run", tiny_bert, as_pairs, text_pair_column="other")
     with pytest.raises(FinetuneError, match="Expected pairs of texts"):
         run.predict(["a good film"])
-    with pytest.raises(FinetuneError, match="Expected a model of single texts to export") as caught:
+    refusal = "Expected a model of single texts to export" if CAN_EXPORT else r"Expected transformers 5\.23 or newer"
+    with pytest.raises(FinetuneError, match=refusal) as caught:
         export(run.directory, tmp_path / "onnx")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "onnx").exists()

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import make_reviews, needs_exporters
+from conftest import CAN_EXPORT, make_reviews, needs_exporters
 from transformers import AutoTokenizer, BertForSequenceClassification, pipeline
 
 import finetune
@@ -171,7 +171,8 @@ def test_a_model_of_inference_is_asked_of_each_label(tmp_path, inference_model, 
         assert prediction.all_probabilities["pos"] == pytest.approx(scores["a good film"], abs=1e-2)
     together = load_predictor(run.directory, torch.float32).compute_logits(TEXTS)[0]
     np.testing.assert_allclose(compute_logits_elsewhere(run.directory / "model", TEXTS, None), together, atol=1e-5)
-    with pytest.raises(FinetuneError, match="Expected a model that reads a text once to export"):
+    refusal = "Expected a model that reads a text once" if CAN_EXPORT else r"Expected transformers 5\.23 or newer"
+    with pytest.raises(FinetuneError, match=refusal):
         export(run.directory, tmp_path / "onnx")
     stage(run.directory, tmp_path / "model", "me/inference", None)
     np.testing.assert_allclose(compute_logits_elsewhere(tmp_path / "model", TEXTS, None), together, atol=1e-5)
