@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 
 from finetune.cli import build_parser, main
 from finetune.data_doctor.command import DoctorArguments
+from finetune.settings.declared import own_settings
 from finetune.settings.parts import DataArguments, MethodArguments, ModelArguments, RunArguments, TuningArguments
 
 
@@ -49,7 +50,7 @@ def test_every_command_is_in_the_readme():
 def test_flags_that_the_readme_names_exist():
     readme = (ROOT / "README.md").read_text()
     parts = (DataArguments, ModelArguments, MethodArguments, TuningArguments, RunArguments, TrainingArguments)
-    known = {field.name for part in (*parts, DoctorArguments) for field in dataclasses.fields(part)}
+    known = {field.name for part in (*parts, DoctorArguments, *own_settings()) for field in dataclasses.fields(part)}
     known |= {"config_file", "quiet", "num_processes"} | {"help", "no_floor"}  # accelerate's and the parsers' own
     for folder in ("finetune", "benchmarks"):  # of commands and benchmarks
         for path in (ROOT / folder).rglob("*.py"):

@@ -44,7 +44,10 @@ def describe_settings() -> str:
     """Return the page in Markdown: a table of each part, and what is refused of `TrainingArguments`."""
     page = INTRODUCTION
     parts = {name: part for name, (part, _) in PARTS.items()}
-    parts |= {part.__name__.removesuffix("Settings"): part for part in own_settings()}
+    listed = [
+        part for part in own_settings() if part.__module__.startswith("finetune.")
+    ]  # not those of a user's family
+    parts |= {part.__name__.removesuffix("Settings"): part for part in listed}
     for name, part in parts.items():
         page += (
             f"\n## {name[0].upper()}{name[1:]}\n\n{part.__doc__}\n\n| setting | default | what it does | changes |\n"
