@@ -11,13 +11,15 @@ import torch
 from conftest import make_reviews
 from safetensors.torch import load_file, save_file
 from test_understood import LABELS, TEXTS, findings_of, given, refusal, rows_of, table, write
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from finetune.data.encoding import choose_encoding
 from finetune.data.labels import Task
 from finetune.data.load import load_given_splits, read_examples
 from finetune.data.spelling import looks_like
 from finetune.errors import FinetuneError
+from finetune.families.embeddings.vectors import load_pooled_encoder
+from finetune.families.zero_shot.entailment import load_inference_model
 from finetune.metrics import SINGLE_LABEL
 from finetune.models.load import load_model, load_tokenizer
 from finetune.settings.parts import DataArguments, ModelArguments
@@ -389,15 +391,30 @@ def test_a_vocabulary_of_its_own_without_settings_is_enough(base):
     assert load(base)[1](make_reviews(1)[0][0])["input_ids"] == expected
 
 
+def load_pooled(base):
+    arguments = ModelArguments(model_name_or_path=str(base))
+    return load_pooled_encoder(arguments, load_tokenizer(arguments, 16), Task(SINGLE_LABEL, ["a", "b"]), False)
+
+
+def load_of_inference(base):
+    arguments, tokenizer = ModelArguments(model_name_or_path=str(base)), AutoTokenizer.from_pretrained(base)
+    config = AutoConfig.from_pretrained(base, id2label={0: "contradiction", 1: "entailment"})
+    whole = AutoModelForSequenceClassification.from_config(config)
+    whole.base_model.load_state_dict(load_file(base / "model.safetensors"), strict=False)
+    whole.save_pretrained(base)
+    return load_inference_model(arguments, tokenizer, Task(SINGLE_LABEL, ["a", "b"]), {})
+
+
+@pytest.mark.parametrize("load", [load, load_pooled, load_of_inference])
 @pytest.mark.parametrize("spoil", ["cut off", "text", "nan", "infinite"])
-def test_spoilt_weights_are_refused_in_a_line(base, spoil):
+def test_spoilt_weights_are_refused_in_a_line(base, spoil, load):
     file = base / "model.safetensors"
     if spoil in ("nan", "infinite"):
         weights = load_file(file)
-        weights[max(weights)].view(-1)[0] = torch.inf if spoil == "infinite" else torch.nan
+        weights["encoder.layer.0.output.dense.weight"].view(-1)[0] = torch.inf if spoil == "infinite" else torch.nan
         save_file(weights, file, metadata={"format": "pt"})
         assert "NaN or infinite" in refusal(load, base)
-    else:
+    elif load is not load_of_inference:  # which reads the file itself
         file.write_bytes(file.read_bytes()[:-100] if spoil == "cut off" else b"no weights")
         assert "Expected to load the model" in refusal(load, base)
 

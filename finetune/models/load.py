@@ -57,7 +57,9 @@ __all__ = [
     "locate_checkpoint",
     "newly_initialised_modules",
     "note_origin",
+    "refuse_spoilt_weights",
     "resolve_model",
+    "set_attention_dropout",
 ]
 
 # Heads that a fine-tuned checkpoint brings along; PEFT trains and saves `classifier` and `score` in full by itself.
@@ -283,7 +285,7 @@ def check_loaded(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, arg
     name = arguments.model_name_or_path
     _warn_of_kept_head(model, arguments)
     _warn_of_random_encoder(model, name)
-    _refuse_spoilt_weights(model, name)
+    refuse_spoilt_weights(model, name)
     add_embeddings(model, tokenizer, name)
     fit_model(model, tokenizer, name)
     new_modules = newly_initialised_modules(model)
@@ -309,7 +311,12 @@ def _warn_of_random_encoder(model: PreTrainedModel, name: str) -> None:
         )
 
 
-def _refuse_spoilt_weights(model: PreTrainedModel, name: str) -> None:
+def refuse_spoilt_weights(model: PreTrainedModel, name: str) -> None:
+    """Refuse weights that are no numbers, as of a training that went astray or a file that was damaged.
+
+    Raises:
+        FinetuneError: Naming the first of them.
+    """
     held = ((weight, one) for weight, one in model.named_parameters() if not one.is_meta)
     spoilt = next((weight for weight, one in held if not torch.isfinite(one).all()), None)
     if spoilt is not None:
@@ -317,6 +324,13 @@ def _refuse_spoilt_weights(model: PreTrainedModel, name: str) -> None:
             f"Expected weights that are numbers in {name}, but {spoilt!r} has NaN or infinite ones. Fetch the model "
             "again."
         )
+
+
+def set_attention_dropout(config: Any, arguments: ModelArguments) -> None:
+    """Set the dropout of attention weights in a config, by whichever name its architecture has for it."""
+    for name in ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop"):
+        if hasattr(config, name):
+            setattr(config, name, arguments.attention_dropout)
 
 
 def load_encoder(
@@ -332,9 +346,7 @@ def load_encoder(
     path, commit = resolve_model(arguments.model_name_or_path, arguments.model_revision)
     with loading(arguments):
         config = AutoConfig.from_pretrained(path, revision=commit, trust_remote_code=False, **labels)
-        for name in ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop"):
-            if hasattr(config, name):
-                setattr(config, name, arguments.attention_dropout)
+        set_attention_dropout(config, arguments)
         model, loading_info = AutoModelForSequenceClassification.from_pretrained(
             path,
             config=config,

@@ -34,7 +34,13 @@ from finetune.families.embeddings.pooled_encoder import (
 )
 from finetune.files import read_json, write_aside
 from finetune.models.inputs import add_embeddings, fit_model, needs_equal_lengths, shortest_input
-from finetune.models.load import SAFE_LOADING, loading, resolve_model
+from finetune.models.load import (
+    SAFE_LOADING,
+    loading,
+    refuse_spoilt_weights,
+    resolve_model,
+    set_attention_dropout,
+)
 from finetune.models.logits import compute_rows
 from finetune.settings.parts import ModelArguments
 from finetune.tasks import Task
@@ -130,9 +136,7 @@ def load_pooled_encoder(
                 f"Expected an encoder, but {name} is of an encoder and a decoder ({config.model_type}), which has no "
                 "vectors of a text alone. Take an encoder, or --method full."
             )
-        for dropout in ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop"):
-            if hasattr(config, dropout):
-                setattr(config, dropout, arguments.attention_dropout)
+        set_attention_dropout(config, arguments)
         encoder, info = AutoModel.from_pretrained(
             path,
             config=config,
@@ -148,6 +152,7 @@ def load_pooled_encoder(
             f"Expected pretrained weights in {name}, but it lacks {len(missing)} of those of "
             f"{type(encoder).__name__}, such as {missing[0]!r}. Is it a checkpoint of another architecture?"
         )
+    refuse_spoilt_weights(encoder, name)
     add_embeddings(encoder, tokenizer, name)
     whole = PooledEncoderConfig(config, pooling, is_paired, **task.to_config())
     with torch.device("meta"):

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 from finetune.errors import FinetuneError
 from finetune.models.answers import TextClassifier
 from finetune.models.inputs import fit_model
-from finetune.models.load import SAFE_LOADING, loading, resolve_model
+from finetune.models.load import SAFE_LOADING, loading, refuse_spoilt_weights, resolve_model
 from finetune.models.predictor import Predictor
 from finetune.settings.parts import ModelArguments
 from finetune.tasks import MULTI_LABEL, Task
@@ -60,6 +60,7 @@ def load_inference_model(
             f"Expected a trained model of inference in {arguments.model_name_or_path}, but its weights lack "
             f"{sorted(info['missing_keys'])[0]!r}. Take another one."
         )
+    refuse_spoilt_weights(model, arguments.model_name_or_path)
     model.config.hypotheses = {name: given.get(name, HYPOTHESIS.format(name)) for name in task.label_names}
     model.config.zero_shot_problem_type = task.problem_type
     fit_model(model, tokenizer, arguments.model_name_or_path)
