@@ -18,6 +18,7 @@ import shutil
 from pathlib import Path
 
 import datasets
+import pandas as pd
 import pytest
 import torch
 import transformers
@@ -26,6 +27,7 @@ from packaging.version import Version
 from selenium import webdriver
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
+import finetune
 from finetune.hub_client import reach_hub
 
 METHODS = ("full", "lora", "head", "textcnn", "tfidf")
@@ -76,6 +78,18 @@ def make_reviews(count: int, offset: int = 0) -> list[tuple[str, str]]:
         filler.insert(number % len(filler), words[number // 2 % len(words)])
         rows.append((" ".join([*filler, OTHER[number % 15], OTHER[number // 15 % 15]]), "pos" if number % 2 else "neg"))
     return rows
+
+
+def make_frame(count: int = 60, offset: int = 0) -> pd.DataFrame:
+    """Make reviews with columns `text` and `label`."""
+    return pd.DataFrame(make_reviews(count, offset), columns=["text", "label"])
+
+
+def train_on_frames(quick: dict, folder: Path, model: str, change=lambda frame: frame, **settings):
+    """Train on sixty reviews, of which `change` makes another task, with 20 for validation and 30 for testing."""
+    given = {"validation": change(make_frame(20, 100)), "test": change(make_frame(30, 200))}
+    settings = {**quick, "model_name_or_path": model, **given, **settings}
+    return finetune.train(change(make_frame()), output_dir=folder, **settings)
 
 
 def write_csv(path: Path, rows: list[tuple[str, str]]) -> str:

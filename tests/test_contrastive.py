@@ -1,15 +1,14 @@
 """Contrastive: an encoder tuned by which texts have the same labels, and a linear model on its vectors."""
 
+import functools
 import json
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from conftest import make_reviews, needs_exporters
+from conftest import make_reviews, needs_exporters, train_on_frames
 from safetensors.torch import load_file
 
-import finetune
 from finetune.comparison.compare import TRAIN, Plan
 from finetune.errors import FinetuneError
 from finetune.export.onnx import export
@@ -27,14 +26,7 @@ QUICK = {
 }  # fmt: skip
 
 
-def frame(count=60, offset=0):
-    return pd.DataFrame(make_reviews(count, offset), columns=["text", "label"])
-
-
-def train(folder, model, change=lambda table: table, **settings):
-    given = {"validation": change(frame(20, 100)), "test": change(frame(30, 200))}
-    settings = {**QUICK, "model_name_or_path": model, **given, **settings}
-    return finetune.train(change(frame()), output_dir=folder, **settings)
+train = functools.partial(train_on_frames, QUICK)
 
 
 @pytest.fixture(scope="module")

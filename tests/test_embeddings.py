@@ -1,5 +1,6 @@
 """Embeddings: vectors pooled as the encoder was made for, kept for the next fit, and a linear model over them."""
 
+import functools
 import json
 import re
 import subprocess
@@ -11,12 +12,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import CAN_EXPORT, make_reviews, needs_exporters, write_tiny_bert
+from conftest import CAN_EXPORT, make_frame, make_reviews, needs_exporters, train_on_frames, write_tiny_bert
 from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 from transformers import AutoModel, AutoTokenizer, BartConfig, BartModel
 
-import finetune
 from finetune.cli import main as finetune_command
 from finetune.comparison.compare import TRAIN, Plan
 from finetune.errors import FinetuneError
@@ -36,14 +36,7 @@ TEXTS = [text for text, _ in make_reviews(20, offset=700)] + ["", "good", "never
 QUICK = {"method": "embeddings", "max_length": 24, "num_threads": 1, "floor": "false", "bf16": "false"}
 
 
-def frame(count=60, offset=0):
-    return pd.DataFrame(make_reviews(count, offset), columns=["text", "label"])
-
-
-def train(folder, model, change=lambda table: table, **settings):
-    given = {"validation": change(frame(20, 100)), "test": change(frame(30, 200))}
-    settings = {**QUICK, "model_name_or_path": model, **given, **settings}
-    return finetune.train(change(frame()), output_dir=folder, **settings)
+train = functools.partial(train_on_frames, QUICK)
 
 
 @pytest.fixture(scope="module")
@@ -132,14 +125,14 @@ def test_a_module_that_is_left_out_is_said(tmp_path, capsys):
 
 
 def test_the_logits_are_those_of_scikit_learn_on_plain_transformers(trained, tiny_bert):
-    texts = frame()["text"].tolist() + TEXTS
+    texts = make_frame()["text"].tolist() + TEXTS
     tokenizer, encoder = AutoTokenizer.from_pretrained(tiny_bert), AutoModel.from_pretrained(tiny_bert).eval()
     vectors = []
     with torch.inference_mode():
         for text in texts:
             hidden = encoder(**tokenizer(text, truncation=True, max_length=24, return_tensors="pt")).last_hidden_state
             vectors.append(torch.nn.functional.normalize(hidden[0].mean(dim=0), dim=0).numpy())
-    vectors, labels = np.stack(vectors), (frame()["label"] == "pos").to_numpy()
+    vectors, labels = np.stack(vectors), (make_frame()["label"] == "pos").to_numpy()
     mean = vectors[:60].mean(axis=0)
     scale = np.sqrt(((vectors[:60] - mean) ** 2).sum(axis=1).mean())
     rows = (vectors - mean) / scale
@@ -285,7 +278,7 @@ def test_what_goes_to_the_hub_reloads_and_its_snippet_runs_by_transformers_alone
 
 
 def test_it_labels_a_file(trained, tmp_path):
-    frame(30, 200).to_csv(tmp_path / "in.csv", index=False)
+    make_frame(30, 200).to_csv(tmp_path / "in.csv", index=False)
     files = ["--input_file", str(tmp_path / "in.csv"), "--output_file", str(tmp_path / "out.csv")]
     finetune_command(["predict", str(trained.directory), *files])
     written = pd.read_csv(tmp_path / "out.csv")

@@ -1,15 +1,14 @@
 """Zero-shot: labels by the similarity of their descriptions, without a training row."""
 
+import functools
 import json
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from conftest import CAN_EXPORT, make_reviews, needs_exporters
+from conftest import CAN_EXPORT, make_reviews, needs_exporters, train_on_frames
 from transformers import AutoTokenizer, BertForSequenceClassification, pipeline
 
-import finetune
 from finetune.comparison.compare import TRAIN, Plan
 from finetune.errors import FinetuneError
 from finetune.export.onnx import export
@@ -25,14 +24,7 @@ TEXTS = [text for text, _ in make_reviews(12, offset=700)] + ["", "good", "film 
 QUICK = {"method": "zero-shot", "max_length": 24, "num_threads": 1, "floor": "false", "bf16": "false"}
 
 
-def frame(count=60, offset=0):
-    return pd.DataFrame(make_reviews(count, offset), columns=["text", "label"])
-
-
-def train(folder, model, change=lambda table: table, **settings):
-    given = {"validation": change(frame(20, 100)), "test": change(frame(30, 200))}
-    settings = {**QUICK, "model_name_or_path": model, **given, **settings}
-    return finetune.train(change(frame()), output_dir=folder, **settings)
+train = functools.partial(train_on_frames, QUICK)
 
 
 @pytest.fixture(scope="module")
