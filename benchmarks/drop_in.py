@@ -3,8 +3,8 @@
     python benchmarks/drop_in.py --output_json benchmarks/results/drop_in.json
 
 The script is a `run_classification.py` in short: the embedded encoder with its dropout, in float32, on the embedded
-reviews, one epoch, and an evaluation of as many; padded to the maximum length, or by a `DataCollatorWithPadding`; drawn
-in random order, or grouped by length. Both Trainers draw every review once. Printed are the medians over the turns, and
+reviews, one epoch, and an evaluation of as many; padded to the maximum length, or by a `DataCollatorWithPadding` in
+random order or grouped by length. Both Trainers draw every review once. Printed are the medians over the turns, and
 their ratios.
 """
 
@@ -25,8 +25,7 @@ from finetune.models.load import load_tokenizer
 from finetune.settings.parts import DataArguments, ModelArguments
 
 TRAINERS = {"transformers": transformers.Trainer, "finetune": finetune.training.trainer.Trainer}
-PADDINGS = ["padded to the maximum", "dynamic padding"]
-ORDERS = ["random", "group_by_length"]
+SCRIPTS = ["padded to the maximum, random", "dynamic padding, random", "dynamic padding, group_by_length"]
 FIGURES = {"train_samples_per_second": "reviews a second in training", "eval_samples_per_second": "in evaluation"}
 
 
@@ -40,7 +39,7 @@ def measure(name: str, options: Any) -> dict[str, float]:
         )
     )
     tokenizer = load_tokenizer(ModelArguments(), options.max_length)
-    is_padded = padding == PADDINGS[0]
+    is_padded = padding == "padded to the maximum"
 
     def tokenize(batch: dict[str, Any]) -> Any:
         tokens = tokenizer(
@@ -83,16 +82,15 @@ def main() -> None:
     if options.measure:
         print(json.dumps(measure(options.measure[0], options)))
         return
-    scripts = [f"{padding}, {order}" for padding in PADDINGS for order in ORDERS]
     results = take_turns(
-        __file__, [f"{library}, {script}" for script in scripts for library in TRAINERS], options.turns
+        __file__, [f"{library}, {script}" for script in SCRIPTS for library in TRAINERS], options.turns
     )
     medians = {
         name: {figure: statistics.median(turn[figure] for turn in turns) for figure in FIGURES}
         for name, turns in results.items()
     }
     ratios = {}
-    for script in scripts:
+    for script in SCRIPTS:
         theirs, ours = (medians[f"{library}, {script}"] for library in TRAINERS)
         ratios[script] = {figure: ours[figure] / theirs[figure] for figure in FIGURES}
         shown = ", ".join(
