@@ -68,6 +68,9 @@ def compare(
     metric: str | None = None,
     margin: float = 1.0,
     cost: str | None = None,
+    trials: int | None = None,
+    budget: str | None = None,
+    total_budget: str | None = None,
     **settings: Any,
 ) -> Comparison:
     """Fit each method with each seed on identical splits, and say which is worth its cost.
@@ -86,6 +89,9 @@ def compare(
         margin: Points of the metric that don't matter.
         cost: What is cheap: "train_cpu_seconds", "train_seconds", "latency_seconds", "bytes" or "peak_memory_bytes"; if
             None CPU time, or training time where a GPU worked.
+        trials: Also tune each method: so many settings are tried before a run, beside the runs with the defaults.
+        budget: Likewise, time for these trials, such as "10m".
+        total_budget: Time for all runs, such as "1h"; what does not fit in is left out, and said.
         **settings: See `train`; for all runs.
 
     Returns:
@@ -99,7 +105,8 @@ def compare(
 
     flags = to_flags({**name_data(data, validation, test), **settings})
     numbers = range(seeds) if isinstance(seeds, int) else seeds
-    plan = Plan(TRAIN, list(methods), list(numbers), Path(output_dir), flags)
+    search = {name: value for name, value in (("trials", trials), ("budget", budget)) if value is not None}
+    plan = Plan(TRAIN, list(methods), list(numbers), Path(output_dir), flags, search=search, total_budget=total_budget)
     failures = run_plan(plan)
     finished = [str(run.directory) for run in plan.runs if run.is_finished()]
     return Comparison(finished, metric, margin, cost, failures)

@@ -8,7 +8,20 @@ checked on sentences in `docs/methods.md`; `--learning_rate` overrides them.
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["CATALOGUE", "FAMILIES", "FLOOR", "METHOD_DEFAULTS", "Method"]
+__all__ = ["CATALOGUE", "FAMILIES", "FLOOR", "METHOD_DEFAULTS", "Around", "Method"]
+
+
+@dataclass(frozen=True)
+class Around:
+    """Values of a setting to try: from its default divided by `factor` to its default times `factor`, evenly by ratio.
+
+    Attributes:
+        factor: Above 1.
+        whole: Whether they are whole numbers.
+    """
+
+    factor: float
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -25,6 +38,8 @@ class Method:
         trainable_share: Of the embedded encoder's parameters with a head for two classes; None where it has no meaning.
         family: What is fitted: a name of `FAMILIES`, or where it is imported from, `package.module:Name`.
         trains_through_layers: Whether gradients pass through the layers of what it trains.
+        search: What `--trials` tries, by setting: values around its default, or some values. Settings that its family
+            has no use for don't count.
     """
 
     what: str
@@ -36,6 +51,7 @@ class Method:
     trainable_share: float | None = None
     family: str = "encoder"
     trains_through_layers: bool = True
+    search: dict[str, Around | tuple[Any, ...]] = field(default_factory=lambda: OF_NETWORKS)
 
     @property
     def takes_adapter(self) -> bool:
@@ -54,6 +70,13 @@ FAMILIES: dict[str, str] = {
 }
 # The method whose figure every run shows beside its own, since it costs next to nothing. It needs `fit_rows`.
 FLOOR = "tfidf"
+
+# The rate and the number of passes matter most (Dodge et al. 2020, Mosbach et al. 2021), then smoothing on few labels.
+OF_NETWORKS: dict[str, Around | tuple[Any, ...]] = {
+    "learning_rate": Around(4),
+    "num_train_epochs": Around(2, whole=True),
+    "label_smoothing_factor": (0.0, 0.1),
+}
 
 LORA: dict[str, Any] = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 VIRTUAL_TOKENS = 20
@@ -243,11 +266,13 @@ CATALOGUE: dict[str, Method] = {
             "max_tokens_per_micro_batch": 32_768,
         },
         family="textcnn",
+        search={**OF_NETWORKS, "textcnn_dropout": (0.3, 0.5, 0.7)},
     ),
     "tfidf": Method(
         "TF-IDF of words and word pairs, and a linear model: the floor",
         "Wang and Manning 2012",
         family="tfidf",
+        search={"tfidf_c": Around(30), "tfidf_max_ngram": (1, 2, 3)},
     ),
 }
 

@@ -67,6 +67,22 @@ output
 """
 
 
+NUM_TRIALS = 20  # of `finetune tune`
+TUNE_HELP = f"""usage: finetune tune DATA [--method NAME] [--trials {NUM_TRIALS}] [--budget TIME] [--name value ...]
+
+Try settings of a method, the defaults first, and then train with those that are best on validation rows. The test
+split is used once, at the end. Started again after it was cut off, it goes on after the last trial.
+
+  finetune tune reviews.csv --method lora
+  finetune tune reviews.csv --method textcnn --budget 10m
+
+  --trials {NUM_TRIALS}              settings to try; `finetune methods` says what is tried for each method
+  --budget 10m             time for trying; with --trials whichever ends first
+
+What is set by a flag is not tried. All flags of `finetune train` hold; see finetune train --help.
+"""
+
+
 class _Parser(argparse.ArgumentParser):
     """Raises one-line errors instead of printing the usage."""
 
@@ -91,6 +107,11 @@ def build_parser() -> argparse.ArgumentParser:
         "train", help="fit a text classifier, and measure it", allow_abbrev=False, add_help=False
     )
     train.set_defaults(run=run_train)
+
+    tune = commands.add_parser(
+        "tune", help="try settings of a method, then fit with the best", allow_abbrev=False, add_help=False
+    )
+    tune.set_defaults(run=run_train)
 
     methods = commands.add_parser("methods", help="list the ways to fit a classifier", allow_abbrev=False)
     methods.set_defaults(run=run_methods)
@@ -176,6 +197,9 @@ def build_parser() -> argparse.ArgumentParser:
     compare.add_argument("--seeds", default="0,1,2", help="training seeds, with commas between them (default: 0,1,2)")
     compare.add_argument("--output_dir", required=True, help="gets a run directory for each run, and report/")
     compare.add_argument("--accelerate_config", help="a YAML file for `accelerate launch`")
+    compare.add_argument("--trials", type=_count, help="also tune each method: so many settings are tried before a run")
+    compare.add_argument("--budget", help="also tune each method: time for trying settings before a run, such as 10m")
+    compare.add_argument("--total_budget", help="time for all runs, such as 1h: those that don't fit in are left out")
     _add_verdict_flags(compare)
     compare.set_defaults(run=run_compare)
 
@@ -240,10 +264,10 @@ def run_doctor(argv: Sequence[str]) -> None:
     sys.exit(examine_data(argv))
 
 
-def run_train(words: Sequence[str]) -> None:
-    """Fit a classifier on the data that the first word or the flags name."""
+def run_train(words: Sequence[str], tune: bool = False) -> None:
+    """Fit a classifier on the data that the first word or the flags name; to tune is to try settings before."""
     if not words or {"-h", "--help"} & set(words):
-        print(TRAIN_HELP, end="")
+        print(TUNE_HELP if tune else TRAIN_HELP, end="")
         return
     flags = ["--help" if word == "--help-all" else word for word in words]
     if not flags[0].startswith("-"):
@@ -252,7 +276,8 @@ def run_train(words: Sequence[str]) -> None:
         flags = [*(f"--{name}={value}" for name, value in name_data(flags[0]).items()), *flags[1:]]
     from finetune.engine import parse_training, run_training
 
-    run_training(parse_training(flags))
+    is_limited = any(word.split("=")[0] in ("--trials", "--budget") for word in flags)
+    run_training(parse_training([*flags, *(["--trials", str(NUM_TRIALS)] if tune and not is_limited else [])]))
 
 
 def run_methods(arguments: argparse.Namespace) -> None:
@@ -436,7 +461,14 @@ def run_compare(arguments: argparse.Namespace) -> None:
     if recipe.suffix != ".py":
         recipe, flags = TRAIN, [*(f"--{name}={value}" for name, value in name_data(arguments.recipe).items()), *flags]
     plan = Plan(
-        recipe, _split(arguments.methods), _to_seeds(arguments.seeds), Path(arguments.output_dir), flags, config
+        recipe,
+        _split(arguments.methods),
+        _to_seeds(arguments.seeds),
+        Path(arguments.output_dir),
+        flags,
+        config,
+        search={name: value for name in ("trials", "budget") if (value := getattr(arguments, name)) is not None},
+        total_budget=arguments.total_budget,
     )
     failures = run_plan(plan)
     finished = [str(run.directory) for run in plan.runs if run.is_finished()]
@@ -497,8 +529,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with exit_on_error():
         if words[:1] == ["doctor"]:  # its flags are those of the recipes, which are slow to import
             run_doctor(words[1:])
-        if words[:1] == ["train"]:  # likewise
-            return run_train(words[1:])
+        if words[:1] in (["train"], ["tune"]):  # likewise
+            return run_train(words[1:], tune=words[0] == "tune")
         ours, recipe_flags = words, []
         if words[:1] == ["compare"] and "--" in words:
             ours, recipe_flags = words[: words.index("--")], words[words.index("--") + 1 :]

@@ -12,6 +12,7 @@ from finetune.hub.push import push_run
 from finetune.inference.evaluate import evaluate_run
 from finetune.lookup import family_of
 from finetune.run.run import Run
+from finetune.search.choose import choose_settings
 from finetune.settings.arguments import Arguments
 from finetune.settings.parsing import parse_arguments
 
@@ -59,6 +60,7 @@ def run_training(arguments: Arguments) -> Path:
             run.examine(given)
             splits = complete_splits(given, arguments.data)
         task = run.record_data(splits)
+        choose_settings(run, splits, task)
         model, tokenizer = family_of(arguments.method.method).fit(run, splits, task)
         run.save_model(model, tokenizer)
         evaluate_run(run, model, tokenizer, splits)

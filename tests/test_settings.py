@@ -92,6 +92,10 @@ FLIPS: dict[str, tuple[str, list[str]]] = {
     "num_cycles": ("1", ["--lr_schedule", "triangular"]),
     "max_tokens_per_micro_batch": ("20", []),
     "accelerated": ("false", []),
+    "trials": ("2", ["--method", "tfidf"]),
+    "budget": ("0.01s", ["--method", "tfidf", "--trials", "3"]),
+    "tfidf_c": ("1", ["--method", "tfidf"]),
+    "tfidf_max_ngram": ("1", ["--method", "tfidf"]),
     "early_stopping_patience": ("1", STILL),
     "per_device_train_batch_size": ("4", []),
     "num_train_epochs": ("1", []),
@@ -201,14 +205,15 @@ def train(folder, classify):
 
 
 def fingerprint(directory):
-    """Hash the weights, the predictions, the metrics, what was logged when, and the names of the checkpoints."""
+    """Hash weights, predictions, metrics, what was logged when, the names of the checkpoints, the number of trials."""
     digest = hashlib.sha256()
     for file in sorted((directory / "model").glob("*.safetensors")):
         for name, tensor in sorted(load_file(file).items()):
             digest.update(f"{name} {tensor.shape}".encode() + tensor.tobytes())
     for split in ("validation", "test"):
         digest.update(str(pq.read_table(directory / f"predictions/{split}.parquet").to_pylist()).encode())
-    digest.update(json.dumps(json.loads((directory / "run.json").read_text())["metrics"]).encode())
+    record = json.loads((directory / "run.json").read_text())
+    digest.update(json.dumps([record["metrics"], record.get("search", {}).get("trials")]).encode())
     history = directory / "history.jsonl"  # of what is trained in steps
     for line in history.read_text().splitlines() if history.exists() else ():
         entry = json.loads(line)

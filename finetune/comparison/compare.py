@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,9 @@ from finetune.files import write_json
 from finetune.lookup import family_of, file_name_of, import_method
 from finetune.run.lock import find_holder
 from finetune.run.record import CompleteRecord, read_status
+from finetune.settings.declaration import Values
+from finetune.settings.declared import default_values, is_used
+from finetune.settings.duration import read_duration
 
 __all__ = ["TRAIN", "Plan", "Planned", "estimate_time_left", "run_plan"]
 
@@ -41,11 +44,24 @@ GRACE_SECONDS = 120  # for a run to end its step and write a checkpoint after a 
 
 @dataclass(frozen=True)
 class Planned:
-    """One run of a comparison."""
+    """One run of a comparison.
+
+    Attributes:
+        method: Its name.
+        seed: Of the training.
+        directory: Where it goes.
+        is_tuned: Whether settings are tried before.
+    """
 
     method: str
     seed: int
     directory: Path
+    is_tuned: bool = False
+
+    @property
+    def kind(self) -> str:
+        """The method, and whether it is tuned."""
+        return f"{self.method} (tuned)" if self.is_tuned else self.method
 
     @property
     def name(self) -> str:
@@ -66,6 +82,8 @@ class Plan:
         output_directory: Gets a run directory for each run, `comparison.json`, and `logs/`.
         flags: Of the recipe, for every run.
         accelerate_config: A YAML file for `accelerate launch`.
+        search: `trials` and `budget`: what each method is tuned with, beside its runs with the defaults; none if empty.
+        total_budget: Time for all runs; a run that is likely not to end within it is left out.
         runs: What is run.
         entries: Every method with every seed, and the run that gives its result: another one where no seed matters.
 
@@ -79,6 +97,8 @@ class Plan:
     output_directory: Path
     flags: Sequence[str] = ()
     accelerate_config: Path | None = None
+    search: Mapping[str, Any] = field(default_factory=dict)
+    total_budget: str | None = None
     runs: list[Planned] = field(init=False)
     entries: list[tuple[Planned, Planned]] = field(init=False)
 
@@ -102,16 +122,25 @@ class Plan:
         for name in OWN_FLAGS:
             if any(flag.split("=")[0] == f"--{name}" for flag in self.flags):
                 raise FinetuneError(f"Expected no --{name} after --: every run gets its own. Leave it out.")
+        if self.total_budget is not None:
+            read_duration(self.total_budget)
         entries = []
         for seed in self.seeds:
             for method in methods:
-                counts = self.seeds[0] if family_of(method).is_deterministic else seed
-                entries.append((self._plan(method, seed), self._plan(method, counts)))
+                for is_tuned in (False, True) if self.search and self._can_tune(method) else (False,):
+                    # What is tried depends on the seed, so a tuned method is never without chance.
+                    counts = self.seeds[0] if family_of(method).is_deterministic and not is_tuned else seed
+                    entries.append((self._plan(method, seed, is_tuned), self._plan(method, counts, is_tuned)))
         object.__setattr__(self, "entries", entries)
         object.__setattr__(self, "runs", [run for run, counts in entries if run == counts])
 
-    def _plan(self, method: str, seed: int) -> Planned:
-        return Planned(method, seed, self.output_directory / f"{file_name_of(method)}-seed{seed}")
+    def _plan(self, method: str, seed: int, is_tuned: bool) -> Planned:
+        name = f"{file_name_of(method)}{'-tuned' if is_tuned else ''}-seed{seed}"
+        return Planned(method, seed, self.output_directory / name, is_tuned)
+
+    def _can_tune(self, method: str) -> bool:
+        """Return whether there is anything to try for a method."""
+        return is_used("trials", Values({"method": method}, default_values()))
 
     def command(self, run: Planned) -> list[str]:
         """Return the command line of a run."""
@@ -120,12 +149,14 @@ class Plan:
         floor = ["--no_floor"] if FLOOR in self.methods and "--no_floor" not in self.flags else []
         return [
             *(sys.executable, "-m", "accelerate.commands.launch", *config, *program, *self.flags, *floor),
+            *(f"--{name}={value}" for name, value in self.search.items() if run.is_tuned),
             *("--method", run.method, "--seed", str(run.seed), "--output_dir", str(run.directory)),
         ]
 
     def to_dict(self) -> dict[str, Any]:
         """Return what must not change between the runs of one comparison."""
-        return {"recipe": self.recipe.name, "flags": list(self.flags)}
+        search = {"search": {name: str(value) for name, value in self.search.items()}} if self.search else {}
+        return {"recipe": self.recipe.name, "flags": list(self.flags), **search}
 
 
 def run_plan(plan: Plan) -> list[str]:
@@ -149,8 +180,11 @@ def run_plan(plan: Plan) -> list[str]:
             continue
         if run.is_finished():
             if run.name in spent:
-                seconds.setdefault(run.method, []).append(spent[run.name])
+                seconds.setdefault(run.kind, []).append(spent[run.name])
             print(f"{where}: finished before, {_result(run)}", flush=True)
+            continue
+        if left_out := _is_left_out(plan, run, spent, seconds):
+            print(f"{where}: left out, {left_out}", flush=True)
             continue
         left = [one for one, counting in plan.entries[number - 1 :] if one == counting and not one.is_finished()]
         print(f"{where}: started, {estimate_time_left(left, seconds)}", flush=True)
@@ -162,7 +196,7 @@ def run_plan(plan: Plan) -> list[str]:
             took = spent[run.name] = spent.get(run.name, 0.0) + time.monotonic() - start
             _write_plan(plan, spent)
         if status == 0 and run.is_finished():
-            seconds.setdefault(run.method, []).append(took)
+            seconds.setdefault(run.kind, []).append(took)
             print(f"{where}: {_result(run)}, {_duration(took)}", flush=True)
         else:
             failures.append(f"{run.name} failed (status {status}): {_last_error(log)}. See {log}.")
@@ -174,11 +208,34 @@ def _count(plan: Plan) -> str:
     """Describe how many runs there are."""
     methods, seeds = len(plan.methods), len(plan.seeds)
     line = f"{methods} {_plural('method', methods)} × {seeds} {_plural('seed', seeds)} = {_runs(methods * seeds)}"
+    if plan.search:
+        tuned = len(plan.entries) - methods * seeds
+        limit = ", ".join(f"{name} {value}" for name, value in plan.search.items())
+        alone = [
+            method
+            for method in plan.methods
+            if not any(run.is_tuned and run.method == method for run, _ in plan.entries)
+        ]
+        line += f" with the defaults, and {_runs(tuned)} tuned ({limit})"
+        line += f"; nothing to try for {', '.join(alone)}" if alone else ""
     once = list(dict.fromkeys(run.method for run, counts in plan.entries if run != counts))
     if once:
         line += f"; {', '.join(once)} {'is' if len(once) == 1 else 'are'} run once, since no seed changes "
         line += f"{'it' if len(once) == 1 else 'them'}: {_runs(len(plan.runs))} to do"
     return line
+
+
+def _is_left_out(plan: Plan, run: Planned, spent: Mapping[str, float], seconds: Mapping[str, list[float]]) -> str:
+    """Explain why the time that is left does not suffice for a run; empty if it may."""
+    if plan.total_budget is None:
+        return ""
+    left = read_duration(plan.total_budget) - sum(spent.values())
+    if left <= 0:
+        return f"since --total_budget {plan.total_budget} is used up"
+    usual = statistics.median(seconds[run.kind]) if run.kind in seconds else 0.0
+    if usual <= left:
+        return ""
+    return f"since it takes {_duration(usual)}, and {_duration(left)} of --total_budget {plan.total_budget} are left"
 
 
 def _runs(number: int) -> str:
@@ -335,8 +392,8 @@ class _Ticker:
 
 def estimate_time_left(runs: Sequence[Planned], seconds: dict[str, list[float]]) -> str:
     """Estimate from the same method's finished runs; a method that has none is left out of it and named."""
-    known = sum(statistics.median(seconds[run.method]) for run in runs if run.method in seconds)
-    unknown = list(dict.fromkeys(run.method for run in runs if run.method not in seconds))
+    known = sum(statistics.median(seconds[run.kind]) for run in runs if run.kind in seconds)
+    unknown = list(dict.fromkeys(run.kind for run in runs if run.kind not in seconds))
     if not unknown:
         return f"about {_duration(known)} left"
     more = f"that of {', '.join(unknown)} not known yet"

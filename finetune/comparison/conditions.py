@@ -9,9 +9,10 @@ import numpy as np
 
 from finetune.comparison.groups import Group, describe_settings
 from finetune.comparison.runs import StoredRun
-from finetune.comparison.table import METRIC_NAMES
+from finetune.comparison.statistics import find_support, paired_difference
+from finetune.comparison.table import METRIC_NAMES, compute_scores
 from finetune.comparison.verdict import join_names
-from finetune.metrics import MULTI_LABEL, REGRESSION
+from finetune.metrics import GREATER_IS_BETTER, MULTI_LABEL, REGRESSION
 from finetune.settings.declaration import Values
 from finetune.settings.declared import default_values, facts_of, is_used
 
@@ -19,7 +20,7 @@ __all__ = ["describe_conditions"]
 
 # Of the settings those that say how a method trains; the others where data lies and what is shown.
 PARTS = ("method", "family", "tuning", "training", "model")
-NOT_TUNED = {"method", "seed", "model_name_or_path", "model_revision"}
+NOT_TUNED = {"method", "seed", "model_name_or_path", "model_revision", "trials", "budget"}
 IMBALANCED = 10  # times as many test examples in the most frequent class as in the rarest
 LARGEST_SHARE = 0.8  # of the most frequent class
 MOST_NAMES = 5
@@ -36,7 +37,7 @@ def describe_conditions(groups: Sequence[Group], metric: str, named: str) -> lis
         named: The group that the verdict is about: the one to take, or the best.
     """
     first = groups[0].runs[0]
-    lines = [_describe_settings(groups), _describe_reading(groups)]
+    lines = [_describe_settings(groups), *_describe_gains(groups, metric), _describe_reading(groups)]
     if first.problem_type != REGRESSION:
         lines += _describe_unequal_classes(groups, metric)
         lines += _describe_missed_classes(groups, named)
@@ -46,8 +47,11 @@ def describe_conditions(groups: Sequence[Group], metric: str, named: str) -> lis
 def _describe_settings(groups: Sequence[Group]) -> str:
     if any(run.record.chosen is None for group in groups for run in group.runs):
         return "Settings: some runs don't say which of theirs were chosen, and which are defaults."
-    chosen = {group.name: _find_chosen(group.runs[0]) for group in groups}
-    own = [f"{name} with {describe_settings(settings)}" for name, settings in chosen.items() if settings]
+    own = []
+    for group in groups:
+        chosen = describe_settings(_find_chosen(group.runs[0]))
+        parts = [*([_describe_search(group)] if group.is_tuned else []), *([chosen] if chosen else [])]
+        own += [f"{group.name} with {' and '.join(parts)}"] if parts else []
     if not own:
         return (
             f"Settings: {'each method has its' if len(groups) > 1 else 'the'} defaults, and none was tuned. Tuned, "
@@ -56,6 +60,37 @@ def _describe_settings(groups: Sequence[Group]) -> str:
     rest = len(groups) - len(own)
     others = f"; the {'other method has its' if rest == 1 else 'others have their'} defaults" if rest else ""
     return f"Settings: {'; '.join(own)}{others}. What else was tried before is not known."
+
+
+def _describe_search(group: Group) -> str:
+    """Describe what was tried before the runs of a group."""
+    searches = [run.record.search for run in group.runs if run.record.search is not None]
+    least, most = (choose(search.trials for search in searches) for choose in (min, max))
+    seconds = float(np.mean([search.seconds for search in searches]))
+    judges = "folds of the training split" if searches[0].folds else "the validation split"
+    count = f"{most}" if least == most else f"{least} to {most}"
+    return f"the best of {count} trials by {searches[0].metric} on {judges} ({seconds:,.0f} s a run)"
+
+
+def _describe_gains(groups: Sequence[Group], metric: str) -> list[str]:
+    """Describe what tuning gained each method on the test split, with its interval, beside its defaults."""
+    support = find_support(metric, groups[0].runs[0].test.labels)
+    if support is not None and not support.is_enough:
+        return []
+    sign, points = (1, 100) if GREATER_IS_BETTER[metric] else (-1, 1)
+    lines = []
+    for method in dict.fromkeys(group.method for group in groups):
+        kinds = {tuned: [one for one in groups if (one.method, one.is_tuned) == (method, tuned)] for tuned in (0, 1)}
+        if len(kinds[0]) != 1 or len(kinds[1]) != 1:
+            continue
+        default, tuned = (sign * compute_scores(kinds[tuned][0], metric) for tuned in (0, 1))
+        gain = paired_difference(tuned, default, support=support)
+        found = ", ".join(f"{points * bound:+.3g}" for bound in (gain.low, gain.high))
+        lines.append(
+            f"Tuning: {kinds[1][0].name} is {points * gain.estimate:+.3g} {'points ' if points > 1 else ''}from "
+            f"{kinds[0][0].name} in {METRIC_NAMES[metric]} on test (95 % interval {found})."
+        )
+    return lines
 
 
 def _find_chosen(run: StoredRun) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from finetune.comparison.runs import SPLITS, StoredRun
 from finetune.errors import FinetuneError
+from finetune.lookup import family_of
 from finetune.settings.declaration import Values
 from finetune.settings.declared import default_values, facts_of, is_used
 
@@ -44,6 +45,16 @@ class Group:
     @property
     def seeds(self) -> list[int]:
         return [run.seed for run in self.runs]
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether settings were tried before each run."""
+        return self.runs[0].record.search is not None
+
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether another seed would change nothing; what is tried depends on it."""
+        return family_of(self.method).is_deterministic and not self.is_tuned
 
     def mean_cost(self, name: str) -> float | None:
         """Return the mean of a cost over the runs; None if a run has no such cost."""
@@ -94,16 +105,18 @@ def group_runs(runs: Sequence[StoredRun]) -> tuple[list[Group], list[str]]:
     """
     by_method = defaultdict(list)
     for run in runs:
-        by_method[run.method].append(run)
+        by_method[run.method, run.record.search is not None].append(run)
     groups, left_out = [], []
-    for method, same_method in by_method.items():
+    for (method, is_tuned), same_method in by_method.items():
         settings = {run: _settings(run) for run in same_method}
         varying = _varying(list(settings.values()))
         by_settings = defaultdict(list)
         for run in same_method:
             by_settings[tuple(repr(settings[run].get(name)) for name in varying)].append(run)
         own = [{name: settings[some[0]].get(name) for name in varying} for some in by_settings.values()]
-        for name, chosen, same_settings in zip(_name_groups(method, own), own, by_settings.values(), strict=True):
+        for name, chosen, same_settings in zip(
+            _name_groups(method, is_tuned, own), own, by_settings.values(), strict=True
+        ):
             kept: dict[int, StoredRun] = {}
             for run in same_settings:
                 if run.seed in kept:
@@ -117,14 +130,14 @@ def group_runs(runs: Sequence[StoredRun]) -> tuple[list[Group], list[str]]:
     return groups, left_out
 
 
-def _name_groups(method: str, settings: Sequence[dict[str, Any]]) -> list[str]:
+def _name_groups(method: str, is_tuned: bool, settings: Sequence[dict[str, Any]]) -> list[str]:
     """Name the groups of a method by the settings that differ; by numbers where that gets too long."""
     described = [describe_settings(one) for one in settings]
     if len(described) == 1:
-        return [method]
+        return [f"{method} (tuned)" if is_tuned else method]
     if max(map(len, described)) > LONGEST_SETTINGS:
-        return [f"{method} {number}" for number in range(1, len(described) + 1)]
-    return [f"{method} ({one})" for one in described]
+        return [f"{method} {'tuned ' if is_tuned else ''}{number}" for number in range(1, len(described) + 1)]
+    return [f"{method} ({'tuned, ' if is_tuned else ''}{one})" for one in described]
 
 
 def describe_settings(settings: Mapping[str, Any]) -> str:
@@ -136,11 +149,15 @@ def _settings(run: StoredRun) -> dict[str, Any]:
     """Return the settings that may change what a run's method does, whatever the seed."""
     flat = {name: value for part in dict(run.record.arguments).values() for name, value in part.items()}
     values = Values({**flat, "method": run.method}, default_values())
-    return {
+    settings = {
         name: value
         for name, value in flat.items()
         if (facts := facts_of(name)).changes == "results" and not facts.refused and is_used(name, values)
     }
+    if run.record.search is None:
+        return settings
+    # How they were searched for is what the runs of a group have in common; each chose its own.
+    return {name: value for name, value in settings.items() if name not in run.record.search.chosen}
 
 
 def _varying(settings: Sequence[dict[str, Any]]) -> list[str]:

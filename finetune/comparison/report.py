@@ -44,7 +44,6 @@ from finetune.comparison.verdict import Verdict, decide
 from finetune.data_doctor.findings import Finding
 from finetune.data_doctor.findings import to_json as findings_to_json
 from finetune.errors import FinetuneError
-from finetune.lookup import family_of
 from finetune.metrics import GREATER_IS_BETTER, MULTI_LABEL, REGRESSION, SINGLE_LABEL, compute_per_class, present_labels
 
 __all__ = ["REPORT_SCHEMA_VERSION", "Calibration", "Lengths", "Report", "build_report", "to_json"]
@@ -52,7 +51,7 @@ __all__ = ["REPORT_SCHEMA_VERSION", "Calibration", "Lengths", "Report", "build_r
 REPORT_SCHEMA_VERSION = 1
 NUM_LENGTH_BINS = 5
 # What report.json repeats of each run's record.
-COPIED = {"method", "seed", "command", "started", "finished", "model", "costs", "environment", "arguments"}
+COPIED = {"method", "seed", "command", "started", "finished", "model", "costs", "environment", "arguments", "search"}
 
 
 @dataclass(frozen=True)
@@ -202,7 +201,7 @@ def build_report(
             margin=margin,
             greater_is_better=GREATER_IS_BETTER[metric],
             metric=METRIC_NAMES[metric],
-            deterministic={group.name for group in groups if family_of(group.method).is_deterministic},
+            deterministic={group.name for group in groups if group.is_deterministic},
             support=support,
             look=look,
         )

@@ -101,17 +101,18 @@ class StoredRun:
     def cost(self, name: str) -> float | None:
         """Return one of `costs`, or of `model`, as it compares with those of other methods; None if there is none.
 
-        Training includes tokenizing its rows, as that of TF-IDF does; `bytes` of an adapter are with its base, which in
-        the first runs is taken for float32.
+        Training includes tokenizing its rows, as that of TF-IDF does, and the trials before it; `bytes` of an adapter
+        are with its base, which in the first runs is taken for float32.
         """
         model, costs = self.record.model, self.record.costs
         value = {**model.to_dict(), **costs.to_dict()}.get(name)
         if value is None:
             return None
+        search = self.record.search
         if name == "train_seconds":
-            return value + (costs.tokenize_seconds or 0)
+            return value + (costs.tokenize_seconds or 0) + (0 if search is None else search.seconds)
         if name == "train_cpu_seconds":
-            return value + (costs.tokenize_cpu_seconds or 0)
+            return value + (costs.tokenize_cpu_seconds or 0) + (0 if search is None else search.cpu_seconds)
         if name == "bytes" and find_method(self.method).takes_adapter:
             return value + (model.base_bytes or 4 * (model.total_parameters - model.trainable_parameters))
         return value

@@ -25,10 +25,10 @@ __all__ = [
 ]
 
 COST_NOTE = (
-    "Training time and CPU time are of training and of tokenizing its rows, without evaluations; CPU time adds up all "
-    "threads. Peak memory is all that the process held until training ended, with Python and its libraries, or where a "
-    "GPU worked what was allocated on it. The stored model of an adapter is with its base, its latency once merged, if "
-    "it merges."
+    "Training time and CPU time are of training, of tokenizing its rows and of the trials before it, without "
+    "evaluations; CPU time adds up all threads. Peak memory is all that the process held until training ended, with "
+    "Python and its libraries, or where a GPU worked what was allocated on it. The stored model of an adapter is with "
+    "its base, its latency once merged, if it merges."
 )
 TEXT_WIDTH = 300  # characters of a text that Markdown shows
 

@@ -3,6 +3,7 @@
 run.json        settings, versions, hardware, data, costs, metrics; `status` says whether the run is complete
 findings.json   what the data doctor found
 history.jsonl   what was logged, one JSON object a line
+trials.jsonl    with --trials or --budget: what was tried before
 model/          what `finetune.load` and `from_pretrained` reload
 predictions/    validation.parquet and test.parquet
 checkpoints/    to resume from
@@ -19,14 +20,18 @@ from finetune.run.lock import LOCK_FILE, DirectoryLock
 from finetune.run.record import RECORD_FILE, RunRecord, has_record
 from finetune.training.checkpoints import find_resumable, list_checkpoints, tidy
 
-__all__ = ["FINDINGS_FILE", "HISTORY_FILE", "RunDirectory"]
+__all__ = ["FINDINGS_FILE", "HISTORY_FILE", "TRIALS_FILE", "TRIAL_FOLDER", "RunDirectory"]
 
 FINDINGS_FILE = "findings.json"
 HISTORY_FILE = "history.jsonl"
+TRIALS_FILE = "trials.jsonl"
+TRIAL_FOLDER = "trial"  # the checkpoints of the trial at work
 FILES = (RECORD_FILE, FINDINGS_FILE, HISTORY_FILE)
 ENTRIES = (
     *FILES,
     *(f"{name}.partial" for name in FILES),
+    TRIALS_FILE,
+    TRIAL_FOLDER,
     "model",
     "model.partial",
     "model.replaced",
@@ -106,9 +111,9 @@ class RunDirectory:
         return checkpoint
 
     def leave_nothing_behind(self) -> None:
-        """Remove what a run wrote that failed before it had a checkpoint, and bring back what `--restart` set aside."""
-        had_checkpoint = bool(list_checkpoints(self.checkpoints))
-        if self.started_here and not had_checkpoint and not self.model.exists():
+        """Remove what a run wrote that failed before a checkpoint or a trial; bring back what `--restart` set aside."""
+        has_work = bool(list_checkpoints(self.checkpoints)) or (self.path / TRIALS_FILE).exists()
+        if self.started_here and not has_work and not self.model.exists():
             for name in ENTRIES:
                 _remove(self.path / name)
             if self.set_aside.exists():

@@ -34,6 +34,9 @@ A recipe writes one directory per run, and everything that comes after training 
 `num_rows`, `message`, `advice`, `examples` |
 | `history.jsonl` | one JSON object per logged step: `step`, `epoch`, `loss` (of a number to predict in shares of its \
 variance), `grad_norm`, `learning_rate`; per evaluation `eval_accuracy`, `eval_loss` and the other metrics |
+| `trials.jsonl` | with `--trials` or `--budget`: a line with what the trials depend on, then one JSON object per \
+trial: `number`, `settings`, `state` (`complete`, `pruned`, `failed`), `value`, `values` on the way, `seconds`, \
+`cpu_seconds`, and of a failed one `message` |
 | `model/` | what `finetune.load` reloads: a `transformers` model with its tokenizer; of a PEFT method the adapter, \
 its tokenizer and `label_names.json`; for TF-IDF its arrays, terms and `label_names.json`; with each \
 `finetune_config.json`: `problem_type`, and `text`, how long texts are cut, \

@@ -24,6 +24,7 @@ __all__ = [
     "ModelRecord",
     "Part",
     "Reload",
+    "Search",
     "Settings",
     "SplitRecord",
     "Splits",
@@ -73,6 +74,23 @@ class Settings(Part):
     tuning: dict[str, Any] = Field(description="learning rates by layer, unfreezing, schedules")
     run: dict[str, Any] = Field(description="threads, restarts, early stopping, what is stored")
     training: dict[str, Any] = Field(description="transformers' `TrainingArguments`")
+
+
+class Search(Part):
+    """Settings that were tried before the run, by validation rows alone; `trials.jsonl` has each."""
+
+    trials: Count = Field(description="how many were tried")
+    pruned: Count = Field(description="of these given up on the way")
+    failed: Count = Field(description="of these ended by an error")
+    seconds: Amount = Field(description="wall time of all of them, which `costs` does not have")
+    cpu_seconds: Amount = Field(description="seconds that processors worked for them")
+    metric: str = Field(description="what they were judged by")
+    folds: Count | None = Field(
+        description="folds of the training split that were left out in turns; null where the validation split judged"
+    )
+    default: Figure = Field(description="the metric with the settings of a run without a search; NaN if that failed")
+    best: Figure = Field(description="the metric with those that were chosen")
+    chosen: dict[str, Any] = Field(description="the settings that are best, with which the run was then trained")
 
 
 class Compilation(Part):

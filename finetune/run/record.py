@@ -22,6 +22,7 @@ from finetune.run.fields import (
     ModelRecord,
     Part,
     Reload,
+    Search,
     Settings,
     Thresholds,
     TrainingCosts,
@@ -67,6 +68,9 @@ class RunRecord(Part):
     )
     changes: list[Change] | None = Field(
         default=None, description="what differed at each resume with `--resume_with_changes`; absent without"
+    )
+    search: Search | None = Field(
+        default=None, description="the settings that were tried before; absent without `--trials` and `--budget`"
     )
     costs: TrainingCosts | None = Field(default=None, description="seconds, bytes and rates")
     best_checkpoint_metric: float | None = Field(

@@ -18,7 +18,8 @@ __all__ = ["flatten", "go_on_from"]
 
 # Parts whose settings decide what the weights in a checkpoint are: they can't change on the way.
 FIXED_PARTS = ("model", "method", "family")
-FIXED = ("optim", "optim_args")  # whose state the checkpoint holds
+# Of the optimizer the checkpoint holds the state; by the trials what trains was chosen.
+FIXED = ("optim", "optim_args", "trials", "budget")
 
 
 def go_on_from(before: RunRecord, record: RunRecord, checkpoint: Path, arguments: Arguments, directory: Path) -> bool:
@@ -108,10 +109,12 @@ def _changed_settings(before: RunRecord, now: RunRecord) -> tuple[list[str], lis
     fixed: list[str] = []
     commits = {"model_revision": before.pretrained, "dataset_revision": before.data and before.data.commit}
     earlier = {name: value for _, part in before.arguments for name, value in part.items()}  # some have moved
+    searched = set() if before.search is None else before.search.chosen.keys()  # the trials will choose them again
     for part, settings in now.arguments:
         for name, value in settings.items():
             is_pinned = value is not None and value == commits.get(name)  # since the branch has moved on
-            if facts_of(name).changes != "nothing" and name in earlier and earlier[name] != value and not is_pinned:
+            is_same = name not in earlier or earlier[name] == value or is_pinned or name in searched
+            if facts_of(name).changes != "nothing" and not is_same:
                 line = f"{name} ({earlier[name]!r} then, {value!r} now)"
                 (fixed if part in FIXED_PARTS or name in FIXED else changed).append(line)
     processes = before.environment.num_processes, now.environment.num_processes

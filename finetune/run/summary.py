@@ -4,7 +4,7 @@ import math
 import shlex
 from pathlib import Path
 
-from finetune.run.fields import Metrics, SplitRecord
+from finetune.run.fields import Metrics, Search, SplitRecord
 from finetune.run.record import CompleteRecord
 
 __all__ = ["BUSY", "summarize"]
@@ -21,6 +21,8 @@ def summarize(record: CompleteRecord, directory: Path) -> str:
         rows.append(("", f"{split.rows:,} rows, {split.distinct_texts:,} distinct texts{_cut(split)}"))
     rows.append(("method", f"{record.method}: {model.architecture}, seed {record.seed}"))
     rows.append(("parameters", f"{model.trainable_parameters:,} trained of {model.total_parameters:,}"))
+    if record.search is not None:
+        rows.append(("search", _describe_search(record.search)))
     speed = "" if costs.tokens_per_second is None else f", {costs.tokens_per_second:,.0f} tokens/s"
     if costs.compile_seconds is not None:
         speed += f", {costs.compile_seconds:.0f} s of it compiling in the first step"
@@ -49,6 +51,16 @@ def summarize(record: CompleteRecord, directory: Path) -> str:
     rows.append(("model", str(directory / "model")))
     rows.append(("next", f'finetune predict {shlex.quote(str(directory))} "A text to classify."'))
     return "\n".join(f"{name:<16} {text}" for name, text in rows)
+
+
+def _describe_search(search: Search) -> str:
+    judges = f"{search.folds} folds of the training split" if search.folds else "the validation split"
+    chosen = ", ".join(f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
+                       for name, value in search.chosen.items())  # fmt: skip
+    return (
+        f"{search.trials} trials in {search.seconds:.0f} s; best by {search.metric} on {judges} ({search.best:.4f}, "
+        f"with the defaults {search.default:.4f}): {chosen}"
+    )
 
 
 def _cut(split: SplitRecord) -> str:

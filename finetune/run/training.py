@@ -17,7 +17,14 @@ from finetune.training.loss import ExampleLoss, balanced_class_weights, oversamp
 from finetune.training.progress import HistoryWriter, ProgressReport
 from finetune.training.trainer import FineTuningTrainer
 
-__all__ = ["RowNames", "build_callbacks", "build_loss", "describe_costs", "repeat_rare_classes"]
+__all__ = [
+    "RowNames",
+    "build_callbacks",
+    "build_loss",
+    "build_stopping",
+    "describe_costs",
+    "repeat_rare_classes",
+]
 
 # From the rows of the training data to what a message calls them.
 RowNames = Callable[[Sequence[Any]], list[str]]
@@ -57,11 +64,13 @@ def build_callbacks(arguments: Arguments, history: Path, begin: Callable[[], Non
         history: The file to write.
         begin: Called when training begins, before all others.
     """
-    callbacks: list[TrainerCallback] = [_Beginning(begin), ProgressReport(), HistoryWriter(history)]
+    return [_Beginning(begin), ProgressReport(), HistoryWriter(history), *build_stopping(arguments)]
+
+
+def build_stopping(arguments: Arguments) -> list[TrainerCallback]:
+    """Build early stopping, if it is asked for."""
     patience = arguments.run.early_stopping_patience
-    if patience and arguments.training.load_best_model_at_end:
-        callbacks.append(EarlyStoppingCallback(patience))
-    return callbacks
+    return [EarlyStoppingCallback(patience)] if patience and arguments.training.load_best_model_at_end else []
 
 
 def describe_costs(trainer: FineTuningTrainer, peak_memory_bytes: int, train_cpu_seconds: float) -> TrainingCosts:

@@ -1,6 +1,8 @@
 """All settings of a run, resolved: what the user chose, what follows from the task, what the method has a use for."""
 
-from dataclasses import dataclass, field
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from transformers import TrainingArguments
@@ -11,6 +13,7 @@ from finetune.metrics import DEFAULT_METRIC, METRICS, MULTI_LABEL, REGRESSION, S
 from finetune.settings.declaration import Values
 from finetune.settings.declared import default_values, is_used
 from finetune.settings.parts import (
+    PARTS,
     DataArguments,
     HubTarget,
     MethodArguments,
@@ -73,6 +76,17 @@ class Arguments:
         """Return every setting by its name."""
         parts = (self.data, self.model, self.method, self.family, self.tuning, self.run, self.training)
         return {name: value for part in parts if part is not None for name, value in vars(part).items()}
+
+    def copy(self) -> "Arguments":
+        """Return settings of which some can be changed without changing these."""
+        parts = {part: copy.copy(getattr(self, part)) for part in (*PARTS, "family", "training")}
+        return replace(self, **parts)
+
+    def change(self, changes: Mapping[str, Any]) -> None:
+        """Set settings by their names, of whatever part they are."""
+        for name, value in changes.items():
+            part = next(part for part in (*PARTS, "family", "training") if hasattr(getattr(self, part), name))
+            setattr(getattr(self, part), name, value)
 
     def settle(
         self, problem_type: str, is_paired: bool = False, num_rows: int | None = None, num_validation: int | None = None

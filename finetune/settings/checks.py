@@ -1,5 +1,6 @@
 """What is refused before anything is downloaded, read or written: values out of bounds, and what contradicts itself."""
 
+import importlib.util
 import warnings
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from finetune.metrics import GREATER_IS_BETTER
 from finetune.settings.arguments import Arguments
 from finetune.settings.declared import facts_of
 from finetune.settings.dry_build import build_dry
+from finetune.settings.duration import read_duration
 from finetune.settings.launched import check_launched
 from finetune.settings.peft_config import read_peft_config
 
@@ -76,6 +78,7 @@ def check_arguments(arguments: Arguments) -> None:
             "--eval_strategy epoch."
         )
     _check_tuning(arguments)
+    _check_search(arguments)
     if data.truncation == "window" and (data.window_stride or 0) > data.max_length - 3:
         raise FinetuneError(
             f"Expected --window_stride below --max_length {data.max_length}, but got {data.window_stride}. "
@@ -105,6 +108,23 @@ def check_arguments(arguments: Arguments) -> None:
         _check_streaming(arguments)
     if family_of(method.method).trains_network:
         build_dry(training, has_own_schedule=arguments.tuning.lr_schedule is not None)
+
+
+def _check_search(arguments: Arguments) -> None:
+    """Refuse a search that can't be made."""
+    run = arguments.run
+    if "trials" in arguments.unused() or not (run.trials or run.budget):
+        return
+    if run.budget is not None:
+        read_duration(run.budget)
+    flag = "--trials" if run.trials else "--budget"
+    if arguments.training.world_size > 1:
+        raise FinetuneError(f"Expected one process with {flag}, but got {arguments.training.world_size}. Leave it out.")
+    if importlib.util.find_spec("optuna") is None:
+        raise FinetuneError(
+            f"Expected the package optuna with {flag}, but it is not installed. Install it with: "
+            "pip install -c constraints.txt '.[tune]'"
+        )
 
 
 def _check_streaming(arguments: Arguments) -> None:

@@ -56,6 +56,13 @@ def _keeps_best(settings: Values) -> bool:
     return trains_network(settings) and settings.load_best_model_at_end
 
 
+def _has_search(settings: Values) -> bool:
+    """Return whether any setting that a search would try for the method has a use."""
+    from finetune.settings.declared import is_used
+
+    return any(is_used(name, settings) for name in find_method(settings.method).search)
+
+
 @dataclass
 class DataArguments:
     """Where the text comes from and how it is cut."""
@@ -260,6 +267,14 @@ class RunArguments:
     )
     early_stopping_patience: Annotated[int, Setting(at_least=0, used_when=_keeps_best)] = setting(
         2, "Stop after this many evaluations without a better metric_for_best_model; 0: never."
+    )
+    trials: Annotated[int | None, Setting(at_least=1, used_when=_has_search)] = setting(
+        None,
+        "Before the run, try so many settings of the method, the defaults first; it then trains with those that are "
+        "best on validation rows. `finetune tune` sets 20.",
+    )
+    budget: Annotated[str | None, Setting(used_when=_has_search)] = setting(
+        None, "Time for these trials, such as 90s, 10m or 2h; with --trials whichever ends first."
     )
     floor: Annotated[bool, Setting(changes="nothing")] = setting(
         True, "Fit TF-IDF + logistic regression on the same rows too and show it beside the result."

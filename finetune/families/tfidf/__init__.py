@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from finetune.family import Family, ModelFacts
+from finetune.settings.declaration import Setting
+from finetune.settings.parts import setting
 
 if TYPE_CHECKING:
     import torch
@@ -17,23 +20,37 @@ if TYPE_CHECKING:
     from finetune.settings.arguments import Arguments
     from finetune.tasks import Task
 
-__all__ = ["Tfidf"]
+__all__ = ["Tfidf", "TfidfSettings"]
 
 WEIGHTS_FILE, TERMS_FILE, LABEL_NAMES_FILE = "tfidf.safetensors", "tfidf_terms.json", "label_names.json"
+
+
+@dataclass
+class TfidfSettings:
+    """What counts as a term, and how far the linear model follows the training rows."""
+
+    _argument_group_name = "TF-IDF"
+
+    tfidf_c: Annotated[float, Setting(above=0, below=float("inf"))] = setting(
+        10.0, "Inverse of the linear model's penalty: more follows the training rows more closely."
+    )
+    tfidf_max_ngram: Annotated[int, Setting(at_least=1)] = setting(2, "Most neighbouring words that are a term.")
 
 
 class Tfidf(Family):
     """TF-IDF and logistic or ridge regression, of scikit-learn."""
 
+    settings: ClassVar[type] = TfidfSettings
     is_deterministic: ClassVar[bool] = True
     precision: ClassVar[str] = "fp64"
     files: ClassVar[tuple[str, ...]] = (TERMS_FILE, LABEL_NAMES_FILE)
 
     def fit_rows(self, train: Dataset, arguments: Arguments) -> Any:
-        """Count the words, and fit the regression."""
+        """Count the words, and fit the regression; beside another method with the defaults."""
         from finetune.families.tfidf.classifier import fit_floor
 
-        return fit_floor(train, arguments.training.seed)
+        own = arguments.family if isinstance(arguments.family, TfidfSettings) else TfidfSettings()
+        return fit_floor(train, arguments.training.seed, own.tfidf_c, own.tfidf_max_ngram)
 
     def save(self, model: Any, tokenizer: Any, folder: Path, weights: dict[str, Any] | None = None) -> None:
         """Write arrays, terms and label names."""

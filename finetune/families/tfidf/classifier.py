@@ -10,6 +10,7 @@ import re
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -100,7 +101,8 @@ class TfidfClassifier:
         found = {name: array.shape for name, array in arrays.items()}
         if found != expected:
             raise ValueError(f"arrays {found} for {len(label_names)} labels and {len(terms)} terms")
-        vectorizer = TfidfVectorizer(**ANALYSIS, vocabulary={term: column for column, term in enumerate(terms)})
+        analysis = _analysis(max(term.count(" ") for term in terms) + 1)
+        vectorizer = TfidfVectorizer(**analysis, vocabulary={term: column for column, term in enumerate(terms)})
         vectorizer.idf_ = arrays["idf"]
         return cls(vectorizer, arrays["coefficients"], arrays["intercepts"], label_names, problem_type)
 
@@ -133,8 +135,10 @@ def fit_tfidf(
     label_names: Sequence[str],
     seed: int,
     problem_type: str = SINGLE_LABEL,
+    c: float = 10.0,
+    max_ngram: int = 2,
 ) -> TfidfClassifier:
-    """Fit the floor: terms of at least two texts, sublinear frequency, weak regularisation; nothing is tuned.
+    """Fit TF-IDF: terms of at least two texts, sublinear frequency, and a linear model.
 
     One class: logistic regression. Several labels: one logistic regression for each. A number: ridge regression.
 
@@ -145,18 +149,20 @@ def fit_tfidf(
         label_names: Names of the labels.
         seed: Seed of the solver.
         problem_type: transformers' name of the task.
+        c: Inverse of the penalty of logistic regression; that of ridge regression is 10 / c.
+        max_ngram: Most neighbouring words that are a term.
     """
-    labels = np.asarray(labels)
-    vectorizer = TfidfVectorizer(**ANALYSIS, min_df=2)
+    labels, analysis = np.asarray(labels), _analysis(max_ngram)
+    vectorizer = TfidfVectorizer(**analysis, min_df=2)
     try:
         features = vectorizer.fit_transform(texts)
     except ValueError:  # no term stands in two texts
         # Or none in any, as where texts are emoji alone: what is left is then how frequent each class is.
         has_words = any(re.search(WORD, text) for text in texts)
-        vectorizer = TfidfVectorizer(**ANALYSIS, vocabulary=None if has_words else NO_TERMS)
+        vectorizer = TfidfVectorizer(**analysis, vocabulary=None if has_words else NO_TERMS)
         features = vectorizer.fit_transform(texts)
     if problem_type == REGRESSION:
-        ridge = Ridge(alpha=1.0, random_state=seed).fit(features, labels)
+        ridge = Ridge(alpha=10.0 / c, random_state=seed).fit(features, labels)
         return TfidfClassifier(
             vectorizer, ridge.coef_[None, :], np.array([ridge.intercept_]), label_names, problem_type
         )
@@ -166,15 +172,15 @@ def fit_tfidf(
             if column.min() == column.max():
                 intercepts[number] = CERTAIN if column[0] else -CERTAIN
             else:
-                regression = _logistic_regression(seed).fit(features, column)
+                regression = _logistic_regression(seed, c).fit(features, column)
                 coefficients[number], intercepts[number] = regression.coef_[0], regression.intercept_[0]
         return TfidfClassifier(vectorizer, coefficients, intercepts, label_names, problem_type)
-    regression = _logistic_regression(seed).fit(features, labels)
+    regression = _logistic_regression(seed, c).fit(features, labels)
     return TfidfClassifier(vectorizer, regression.coef_, regression.intercept_, label_names)
 
 
-def fit_floor(train: Dataset, seed: int) -> TfidfClassifier:
-    """Fit the floor on a training split; the texts of a pair count as one."""
+def fit_floor(train: Dataset, seed: int, c: float = 10.0, max_ngram: int = 2) -> TfidfClassifier:
+    """Fit TF-IDF on a training split, as `fit_tfidf` does; the texts of a pair count as one."""
     task = task_of(train.features)
     texts = [(text or "").replace("\0", " ") for text in iterate_texts(train)]
     unread = sum(re.search(WORD, text) is None for text in texts)
@@ -184,8 +190,12 @@ def fit_floor(train: Dataset, seed: int) -> TfidfClassifier:
             "emoji: of those it knows the most frequent answer alone",
             stacklevel=2,
         )
-    return fit_tfidf(texts, label_matrix(train["label"], task), task.label_names, seed, task.problem_type)
+    return fit_tfidf(texts, label_matrix(train["label"], task), task.label_names, seed, task.problem_type, c, max_ngram)
 
 
-def _logistic_regression(seed: int) -> LogisticRegression:
-    return LogisticRegression(C=10.0, max_iter=1000, random_state=seed)
+def _logistic_regression(seed: int, c: float) -> LogisticRegression:
+    return LogisticRegression(C=c, max_iter=1000, random_state=seed)
+
+
+def _analysis(max_ngram: int) -> dict[str, Any]:
+    return {**ANALYSIS, "ngram_range": (1, max_ngram)}
