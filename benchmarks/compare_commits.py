@@ -6,7 +6,8 @@
 Checks BASE out beside this one (or beside HEAD, if it is named) and trains the same tiny models with both: each method,
 task, way of cutting texts, loss and schedule, a run that is cut off and resumed, shards on disk, and two processes. All
 in float32 on one thread, where the same arithmetic gives the same bits. It prints the runs whose weights, predictions
-or metrics differ and ends with status 1 if there is one; a change of results has to be explained in the changelog.
+or metrics differ and ends with status 1 if there is one; a change of results has to be explained in the changelog. Runs
+that BASE refuses are named, and not compared.
 
 With `--throughput` both commits train and evaluate a larger model in turns, and the ratios of their medians are
 printed: tokens a second in training, texts a second in evaluation.
@@ -36,7 +37,8 @@ TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "in
 LARGER = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 8, "intermediate_size": 1024}
 
 METHODS = ["full", "head", "last_layers", "bitfit", "lora", "rslora", "dora", "pissa", "lora_plus", "adalora", "ia3",
-           "prefix", "prompt", "p_tuning", "vera", "oft", "textcnn", "tfidf"]  # fmt: skip
+           "prefix", "prompt", "p_tuning", "vera", "oft", "textcnn", "tfidf", "embeddings", "contrastive",
+           "zero-shot"]  # fmt: skip
 TASKS = {"several labels": ["--label_delimiter", ";"], "a number": [], "pairs": []}
 SETTINGS = {
     "full, steps": ["--eval_strategy", "steps", "--save_strategy", "steps", "--eval_steps", "5", "--save_steps", "5"],
@@ -115,7 +117,7 @@ def build_runs() -> dict[str, list[str]]:
     runs = {method: ["--method", method] for method in METHODS}
     runs |= {name: [*flags, *(SHORT if "trunc" in " ".join(flags) else [])] for name, flags in SETTINGS.items()}
     for task, flags in TASKS.items():
-        for method in ("full", "head", "lora", "textcnn", "tfidf"):
+        for method in ("full", "head", "lora", "textcnn", "tfidf", "embeddings"):
             files = [word for split in NUM_ROWS for word in (f"--{split}_file", f"{split}-{task}.csv")]
             runs[f"{method}, {task}"] = ["--method", method, *files, *flags]
     runs["full, carved"] = ["--validation_file", "", "--test_file", ""]
@@ -258,16 +260,22 @@ def compare_results(base: Path, head: Path, folder: Path, only: str) -> int:
             if any(("two processes" in name) == bool(number) for name in names):
                 start(checkout, ["--results_of", str(checkout), only], folder, how)
         print(f"{checkout.name}: {len(names)} runs in {time.perf_counter() - begin:.0f} s", flush=True)
-    different = 0
+    different, new = 0, []
     for name in names:
         results = [fingerprint(folder / f"outputs-{checkout.name}" / name) for checkout in (base, head)]
         if results[0] == results[1] and "weights" in results[0]:
+            continue
+        if "weights" in results[1] and results[0] == {"status": "no run.json"}:
+            new.append(name)
             continue
         different += 1
         parts = [part for part in {**results[0], **results[1]} if results[0].get(part) != results[1].get(part)]
         shown = ", ".join(f"{part} {results[0].get(part)} | {results[1].get(part)}" for part in parts) or results[0]
         print(f"differs: {name}: {shown}")
-    print(f"{len(names) - different} of {len(names)} runs are the same, bit by bit")
+    if new:
+        print(f"refused by {base.name}: {', '.join(new)}")
+    common = len(names) - len(new)
+    print(f"{common - different} of {common} runs are the same, bit by bit")
     return different
 
 

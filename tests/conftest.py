@@ -15,6 +15,7 @@ import csv
 import functools
 import importlib.util
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import datasets
@@ -22,6 +23,7 @@ import pandas as pd
 import pytest
 import torch
 import transformers
+from filelock import FileLock
 from huggingface_hub import constants
 from packaging.version import Version
 from selenium import webdriver
@@ -163,14 +165,31 @@ def classify():
     return recipe_of("any")
 
 
+def make_once(tmp_path_factory, name: str, make: Callable[[Path], None]) -> Path:
+    """Make a folder, to be read only; with pytest-xdist the first worker that needs it makes it for all."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            folder.mkdir()
+            try:
+                make(folder)
+            except BaseException:
+                shutil.rmtree(folder)
+                raise
+    return folder
+
+
 @pytest.fixture(scope="session")
 def runs(flags, tmp_path_factory):
     """One finished run of each method, to be read only."""
-    folder = tmp_path_factory.mktemp("runs")
-    for method in METHODS:
-        extra = ["--num_train_epochs", "4"] if method == "textcnn" else []
-        recipe_of(method).main([*flags, *extra, "--method", method, "--output_dir", str(folder / method)])
-    return folder
+
+    def train(folder):
+        for method in METHODS:
+            extra = ["--num_train_epochs", "4"] if method == "textcnn" else []
+            recipe_of(method).main([*flags, *extra, "--method", method, "--output_dir", str(folder / method)])
+
+    return make_once(tmp_path_factory, "runs", train)
 
 
 @pytest.fixture(scope="session")
@@ -180,12 +199,13 @@ def exports(runs, tmp_path_factory):
         pytest.skip("an export needs transformers 5.23")
     from finetune.cli import main
 
-    folder = tmp_path_factory.mktemp("exports")
-    for name in ("full", "lora", "textcnn"):
-        main(["export", str(runs / name), str(folder / name), "--format", "onnx", "--num_threads", "1"])
-    flags = ["--format", "onnx", "--int8", "--tolerance", "100", "--num_threads", "1"]
-    main(["export", str(runs / "full"), str(folder / "int8"), *flags])
-    return folder
+    def export(folder):
+        for name in ("full", "lora", "textcnn"):
+            main(["export", str(runs / name), str(folder / name), "--format", "onnx", "--num_threads", "1"])
+        flags = ["--format", "onnx", "--int8", "--tolerance", "100", "--num_threads", "1"]
+        main(["export", str(runs / "full"), str(folder / "int8"), *flags])
+
+    return make_once(tmp_path_factory, "exports", export)
 
 
 @pytest.fixture(scope="module")

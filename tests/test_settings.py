@@ -236,10 +236,18 @@ def names(setting, message):
     return re.search(rf"(--|, |use for: ){setting}\b", message) is not None
 
 
+COMPILED = ("torch_compile", "torch_compile_backend", "torch_compile_mode")  # by a C++ compiler
 SHOWN = sorted(name for name in {*OURS, *UPSTREAM} if facts_of(name).changes == "nothing")
 
 
-@pytest.mark.parametrize("name", [name for name in dict.fromkeys([*OURS, *UPSTREAM]) if name not in SHOWN])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in COMPILED else [])
+        for name in dict.fromkeys([*OURS, *UPSTREAM])
+        if name not in SHOWN
+    ],
+)
 def test_a_setting_acts_is_refused_or_warns(name, train, folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     value, beside = flip_of(name)
