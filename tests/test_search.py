@@ -1,6 +1,8 @@
 """Settings that are tried before a run: by validation rows alone, the same after a kill, and said in run and report."""
 
 import json
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -260,35 +262,33 @@ def test_a_recipe_refuses_it_and_a_method_without_choices_says_so(flags, tiny_be
     assert "has no use for: num_train_epochs, per_device_train_batch_size, trials" in capsys.readouterr().err
 
 
-def test_a_comparison_has_both_and_says_what_tuning_gained(tmp_path, capsys):
-    for name, rows in {
-        "train": make_frame(60),
-        "validation": make_frame(100, 400),
-        "test": make_frame(60, 200),
-    }.items():
-        rows.to_csv(tmp_path / f"{name}.csv", index=False)
-    flags = [
-        word for name in ("train", "validation", "test") for word in (f"--{name}_file", str(tmp_path / f"{name}.csv"))
-    ]
-    plan = Plan(TRAIN, ["tfidf", "embeddings"], [0, 1], tmp_path / "runs", flags, search={"trials": 3})
+def test_a_plan_has_both():
+    plan = Plan(TRAIN, ["tfidf", "embeddings"], [0, 1], Path("runs"), search={"trials": 3})
     names = [run.name for run in plan.runs]
     assert names == ["tfidf-seed0", "tfidf-tuned-seed0", "embeddings-seed0", "tfidf-tuned-seed1"]
     assert "--trials=3" in plan.command(plan.runs[1])
     assert "--trials=3" not in plan.command(plan.runs[0])
-    only = Plan(TRAIN, ["tfidf"], [0, 1], tmp_path / "runs", flags, search={"trials": 3})
-    assert run_plan(only) == []
-    out = capsys.readouterr().out
-    assert "1 method × 2 seeds = 2 runs with the defaults, and 2 runs tuned (trials 3)" in out
-    report = build_report([tmp_path / "runs"])
-    assert sorted(group.name for group in report.groups) == ["tfidf", "tfidf (tuned)"]
+    assert compare_module._count(plan).startswith(
+        "2 methods × 2 seeds = 4 runs with the defaults, and 2 runs tuned (trials 3); nothing to try for embeddings; "
+    )
+
+
+def test_a_report_has_both_and_says_what_tuning_gained(tiny_bert, tmp_path):
+    for seed in (0, 1):
+        train(tmp_path / f"default-{seed}", tiny_bert, **judged(seed=seed))
+        train(tmp_path / f"tuned-{seed}", tiny_bert, **judged(seed=seed, trials=3))
+    report = build_report([tmp_path])
+    assert sorted(group.name for group in report.groups) == ["full", "full (tuned)"]
     conditions = " ".join(report.conditions)
-    assert "tfidf (tuned) with the best of 3 trials by accuracy on the validation split" in conditions
-    assert "Tuning: tfidf (tuned) is " in conditions
-    tuned = next(group for group in report.groups if group.is_tuned)
+    assert "full (tuned) with the best of 3 trials by accuracy on the validation split" in conditions
+    assert re.search(
+        r"Tuning: full \(tuned\) is [+-]?[\d.]+ points from full in accuracy on test \(95 % interval", conditions
+    )
+    default, tuned = sorted(report.groups, key=lambda group: group.is_tuned)
     assert tuned.seeds == [0, 1]
+    assert tuned.runs[0].cost("train_seconds") > tuned.runs[0].record.search.seconds > 0
     assert not tuned.is_deterministic
-    search = tuned.runs[0].record.search
-    assert tuned.runs[0].cost("train_seconds") > search.seconds
+    assert "trials" not in default.settings
 
 
 def test_what_does_not_fit_into_the_total_budget_is_left_out(tmp_path, monkeypatch, capsys):
