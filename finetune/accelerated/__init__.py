@@ -5,6 +5,7 @@ it stands for. Nothing here knows of settings, runs or data: it takes ordinary m
 would change results (attention dropout, the number format) is not decided here.
 """
 
+import sys
 from typing import Any
 
 import torch
@@ -12,7 +13,6 @@ import torch
 from finetune.accelerated.attention import use_cpu_attention
 from finetune.accelerated.dropout import use_fast_dropout
 from finetune.accelerated.fused import cast_linear_layers
-from finetune.accelerated.lora import use_fused_lora
 from finetune.accelerated.precision import compute_numbers_in_fp32, keep_activations_in_bf16
 from finetune.accelerated.unpadding import use_unpadding
 
@@ -54,7 +54,10 @@ def enable(model: Any, predict_in: torch.dtype | None = None) -> Any:
     use_cpu_attention(model)
     use_unpadding(model)
     keep_activations_in_bf16(model)
-    use_fused_lora(model)
+    if "peft" in sys.modules:  # else there is no layer of LoRA, and PEFT takes a second to import
+        from finetune.accelerated.lora import use_fused_lora
+
+        use_fused_lora(model)
     if predict_in is not None:
         compute_numbers_in_fp32(model)
         cast_linear_layers(model, predict_in)

@@ -6,11 +6,11 @@ prediction by a BERT takes an eighth less time.
 """
 
 import torch
-from peft import PeftModel
 from torch import nn
 from transformers.activations import GELUActivation
 
 from finetune.accelerated.processor import fuses_linear_layers
+from finetune.adapted import has_adapter
 
 __all__ = ["cast_linear_layers"]
 
@@ -35,7 +35,7 @@ def cast_linear_layers(model: nn.Module, dtype: torch.dtype) -> None:
         model: On the device where it is to predict.
         dtype: What autocast is going to compute in; with float32 nothing changes.
     """
-    if isinstance(model, PeftModel) or dtype is torch.float32:
+    if has_adapter(model) or dtype is torch.float32:
         return
     fuse = dtype is torch.bfloat16 and fuses_linear_layers()
     for module in model.modules():

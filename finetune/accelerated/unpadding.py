@@ -6,16 +6,22 @@ of its matrix products, 17 ms a batch on a Xeon with AMX, while all other cores 
 round number of tokens neither happens, and each text's logits are those of the text alone. Training stays as it is.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftModel
 from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel
+
+from finetune.adapted import without_adapter
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 __all__ = ["ATTENTION_NAME", "PackedTexts", "attend_packed", "use_unpadding"]
 
@@ -51,7 +57,7 @@ def use_unpadding(model: PreTrainedModel | PeftModel) -> None:
     Nothing changes for encoders of which `ENCODERS` does not know, for weights in four bits, whose products depend on
     how many rows there are, and in what is saved.
     """
-    whole: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    whole: Any = without_adapter(model)
     config = whole.base_model.config  # that of the encoder itself, also where it stands inside of another model
     if getattr(whole, "is_loaded_in_4bit", False) or config.model_type not in ENCODERS:
         return

@@ -10,11 +10,10 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 from datasets import Dataset, DatasetDict
-from sklearn.model_selection import StratifiedGroupKFold
 
 from finetune.data.labels import count_labels, label_matrix, task_of
 from finetune.errors import FinetuneError
-from finetune.metrics import MULTI_LABEL, REGRESSION
+from finetune.tasks import MULTI_LABEL, REGRESSION
 
 __all__ = [
     "carve_splits",
@@ -201,6 +200,8 @@ def _whole_groups(strata: np.ndarray, groups: np.ndarray, size: int, seed: int) 
             f"Expected a class with at least {parts} rows to carve a split of whole groups from, but the largest has "
             f"{np.unique(strata, return_counts=True)[1].max()}. Pass --validation_file and --test_file, or more rows."
         )
+    from sklearn.model_selection import StratifiedGroupKFold
+
     folds = StratifiedGroupKFold(parts, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of classes with fewer rows than folds

@@ -27,6 +27,7 @@ from transformers import PreTrainedModel
 
 from finetune import __version__
 from finetune.accelerated.attention import use_unpadded_attention
+from finetune.adapted import has_adapter
 from finetune.comparison.statistics import mean_interval, paired_difference
 from finetune.data.labels import label_matrix
 from finetune.data.load import read_examples
@@ -126,7 +127,7 @@ def export(
             f"Expected a model that computes any text without padding, but {type(model).__name__} needs it for short "
             "ones. Use it as it is."
         )
-    if isinstance(model, PeftModel):
+    if has_adapter(model):
         model = merge_adapter(model)
     config = read_finetune_config(folder)
     family = find_saved_family(folder, config)
@@ -141,7 +142,7 @@ def export(
     try:
         aside.mkdir(parents=True)
         plain = load(folder)[0]  # the predictor has changed how the first one computes
-        plain = merge_adapter(plain) if isinstance(plain, PeftModel) else plain
+        plain = merge_adapter(plain) if has_adapter(plain) else plain
         told = replace(config, problem_type=reference.task.problem_type, text=reference.text_config, four_bit=False)
         write_onnx(aside, plain, tokenizer, told, int8)
         del plain

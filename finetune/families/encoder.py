@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from finetune.adapted import has_adapter, without_adapter
 from finetune.errors import FinetuneError
 from finetune.families.network import NetworkFamily, write_pipeline_snippet
 from finetune.family import ModelFacts, Shipped
@@ -66,10 +67,8 @@ class Encoder(NetworkFamily):
 
     def save(self, model: Any, tokenizer: Any, folder: Path, weights: dict[str, Any] | None = None) -> None:
         """Write the model or its adapter."""
-        from peft import PeftModel
-
         super().save(model, tokenizer, folder, weights)
-        if isinstance(model, PeftModel):  # an adapter folder has no config.json, so it would lose the label names
+        if has_adapter(model):  # an adapter folder has no config.json, so it would lose the label names
             (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card
             _sort_names(folder / "adapter_config.json")
             write_json(folder / LABEL_NAMES_FILE, self.task_of(model).label_names)
@@ -86,16 +85,12 @@ class Encoder(NetworkFamily):
 
     def describe(self, model: Any) -> ModelFacts:
         """Return the class of the model under an adapter, and the numbers of parameters with it."""
-        from peft import PeftModel
-
-        base = model.get_base_model() if isinstance(model, PeftModel) else model
+        base = without_adapter(model)
         return super().describe(model)._replace(architecture=super().describe(base).architecture)
 
     def count_base_bytes(self, model: Any) -> int:
         """Count the bytes of the frozen weights under an adapter; modules that it has in full replace the base's."""
-        from peft import PeftModel
-
-        if not isinstance(model, PeftModel):
+        if not has_adapter(model):
             return 0
         frozen = [
             weight
@@ -106,11 +101,9 @@ class Encoder(NetworkFamily):
 
     def is_four_bit(self, model: Any) -> bool:
         """Return whether the weights under the adapter are held in four bits."""
-        from peft import PeftModel
-
         from finetune.models.quantization import is_four_bit
 
-        base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        base: Any = without_adapter(model)
         return is_four_bit(base)
 
     def write_snippet(self, shipped: Shipped) -> str:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import torch
 from peft import PeftModel
 
+from finetune.adapted import has_adapter
 from finetune.data.embedded import (
     EMBEDDED_MODEL_ID,
     EMBEDDED_MODEL_REVISION,
@@ -85,7 +86,7 @@ def stage(
     predictor = family.build_predictor(model, tokenizer, config.text, torch.float32)
     logits = predictor.compute_logits(probes.texts, probes.pairs)[0]
 
-    is_adapter = isinstance(model, PeftModel)
+    is_adapter = has_adapter(model)
     if adapter and not is_adapter:
         raise FinetuneError(f"Expected an adapter in {str(source)!r} to push with --adapter, but it is a whole model.")
     base = _find_base(model, record)
@@ -152,7 +153,7 @@ def _choose_probes(path: Path, is_paired: bool) -> Probes:
 
 def _find_base(model: Any, record: CompleteRecord | None) -> tuple[str, str | None] | None:
     """Name the pretrained model on the Hub that training began with, and its commit; None if it has no name there."""
-    if isinstance(model, PeftModel):
+    if has_adapter(model):
         config: Any = next(iter(model.peft_config.values()))
         name, revision = str(config.base_model_name_or_path), config.revision
         revision = revision or hub_commit_of(model.get_base_model())  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
+from finetune.adapted import has_adapter, without_adapter
 from finetune.methods.adapters import add_adapter, fitting_adapter, lora_over
 from finetune.methods.head import freeze_all_but
 from finetune.methods.partial import freeze_all_but_biases, freeze_all_but_last_layers, reinitialise_layers
@@ -54,7 +55,7 @@ def apply_method(model: PreTrainedModel, arguments: MethodArguments) -> PreTrain
 
 def new_modules_of(model: nn.Module) -> list[str]:
     """Name the modules that the checkpoint lacked, which `finetune.models.load.check_loaded` has noted on a model."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base = without_adapter(model)
     return list(getattr(base, "new_modules", ()))
 
 
@@ -70,5 +71,5 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
 
 def count_bytes(model: nn.Module) -> int:
     """Count the bytes of the weights that are saved: of an adapter those that are trained, else all."""
-    saved = [weight for weight in model.parameters() if weight.requires_grad or not isinstance(model, PeftModel)]
+    saved = [weight for weight in model.parameters() if weight.requires_grad or not has_adapter(model)]
     return sum(weight.numel() * weight.element_size() for weight in saved)

@@ -10,6 +10,7 @@ from peft import LoraConfig, PeftModel, PeftType, TaskType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from transformers import PreTrainedModel
 
+from finetune.adapted import has_adapter
 from finetune.errors import FinetuneError
 from finetune.lookup import find_method
 from finetune.models.inputs import count_positions, make_sample
@@ -137,7 +138,7 @@ def refuse_too_long(model: Any, max_length: int) -> None:
     Raises:
         FinetuneError: If `max_length` and the virtual tokens are more than the model was built for.
     """
-    if not isinstance(model, PeftModel) or not model.active_peft_config.is_prompt_learning:
+    if not has_adapter(model) or not model.active_peft_config.is_prompt_learning:
         return
     most, virtual = count_positions(model), model.active_peft_config.num_virtual_tokens
     if most is not None and max_length > most:

@@ -5,10 +5,10 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
+from finetune.adapted import without_adapter
 from finetune.methods.depth import parameter_depths
 
 __all__ = ["Rates", "build_parameter_groups"]
@@ -50,7 +50,7 @@ def build_parameter_groups(
     Returns:
         Groups with `params`, `lr`, `weight_decay` and `names`. Every parameter that trains is in exactly one.
     """
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base = without_adapter(model)
     assert isinstance(base, PreTrainedModel)
     depths = parameter_depths(base) if rates.layer_decay != 1.0 else {}
     in_head = {

@@ -4,20 +4,25 @@ The one definition for training, prediction, evaluation, serving and export. All
 or before its weights are loaded from `sketch_model`, and the tokenizer is made to fit where that changes no answer.
 """
 
+from __future__ import annotations
+
 import inspect
 import json
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import PeftModel
 from tokenizers import normalizers
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
+from finetune.adapted import has_adapter, without_adapter
 from finetune.data.tokenize import count_special_tokens
 from finetune.errors import FinetuneError
 from finetune.quiet import quiet_loading
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 __all__ = [
     "NO_LIMIT",
@@ -70,7 +75,7 @@ def count_positions(model: PreTrainedModel | PeftModel) -> int | None:
     padding = _find_padding_position(whole, positions)
     if padding is not None:
         positions -= padding + 1
-    if isinstance(model, PeftModel) and model.active_peft_config.is_prompt_learning:
+    if has_adapter(model) and model.active_peft_config.is_prompt_learning:
         positions -= model.active_peft_config.num_virtual_tokens
     return positions
 
@@ -337,7 +342,7 @@ def _name_architecture(model: nn.Module) -> str | None:
 
 
 def _without_adapter(model: Any) -> Any:
-    return model.get_base_model() if isinstance(model, PeftModel) else model
+    return without_adapter(model)
 
 
 def _name_inputs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[str]:

@@ -15,8 +15,8 @@ from finetune.data.batch import MicroBatchCollator
 from finetune.data.cutting import cut_by_tokens, group_equal
 from finetune.errors import FinetuneError
 from finetune.hardware import is_out_of_memory, release_memory
-from finetune.metrics import MULTI_LABEL
 from finetune.models.inputs import needs_equal_lengths
+from finetune.tasks import MULTI_LABEL
 from finetune.threads import compute_side_by_side
 
 __all__ = ["compute_logits", "compute_rows", "pool_windows"]

@@ -11,6 +11,8 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from finetune.adapted import has_adapter
+
 __all__ = [
     "AdaLoraAllocation",
     "has_adalora",
@@ -27,7 +29,7 @@ WARM_UP, FINAL = 0.1, 0.3  # shares of the steps before ranks are cut, and after
 
 def has_adalora(model: nn.Module) -> bool:
     """Return whether the model carries an AdaLoRA adapter."""
-    return isinstance(model, PeftModel) and model.peft_type == PeftType.ADALORA
+    return has_adapter(model) and model.peft_type == PeftType.ADALORA
 
 
 def orthogonality_penalty(model: PeftModel) -> torch.Tensor:

@@ -11,6 +11,8 @@ from peft import PeftModel
 from transformers import PreTrainedModel, Trainer
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from finetune.adapted import without_adapter
+
 __all__ = ["gather_weights", "load_whole", "name_layers_for_fsdp"]
 
 LAYERS = "FSDP_TRANSFORMER_CLS_TO_WRAP"  # read by accelerate and by PEFT
@@ -28,7 +30,7 @@ def name_layers_for_fsdp(model: PreTrainedModel | PeftModel) -> None:
     """
     if os.environ.get("ACCELERATE_USE_FSDP") != "true":
         return
-    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    base: Any = without_adapter(model)
     listed = base._no_split_modules or ()
     embeddings = base.get_input_embeddings()
     holders = {type(module).__name__ for module in base.modules() if embeddings in module.modules()}

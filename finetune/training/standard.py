@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from peft import PeftModel
 
+from finetune.adapted import without_adapter
 from finetune.methods import new_modules_of
 from finetune.models.output_layer import Standard, find_output_layer
 from finetune.training.steps import StepTrainer
@@ -42,7 +42,7 @@ def standardised(trainer: StepTrainer, standard: Standard, probes: dict[str, tor
     name, layer = found
     if layer.bias is None:
         standard = standard.without_mean()
-    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    base: Any = without_adapter(model)
     # Of a model that was made from its config alone, and not loaded, all layers are.
     is_fresh = not base.config.name_or_path or any(f".{module}." in f".{name}." for module in new_modules_of(model))
     if not is_fresh:

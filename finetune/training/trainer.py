@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from accelerate.utils import DynamoBackend
 from datasets import Dataset
-from peft import PeftModel
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
@@ -28,6 +27,7 @@ from transformers.trainer_callback import (
     TrainerState,
 )
 
+from finetune.adapted import without_adapter
 from finetune.data.batch import MicroBatchCollator, take_rows
 from finetune.data.stream import TokenizingRows
 from finetune.errors import FinetuneError
@@ -119,7 +119,7 @@ class Trainer(TunedTrainer):
         if compiler.backend != DynamoBackend.NO:
             compiler.dynamic = True  # micro-batches differ in shape; `accelerate launch` says False by default
         trained: Any = self.model
-        base = trained.get_base_model() if isinstance(trained, PeftModel) else trained
+        base = without_adapter(trained)
         if (CLASSIFIER in type(base).__name__ and not hasattr(base, "accepts_loss_kwargs")) or example_loss is not None:
             self.model_accepts_loss_kwargs = False  # upstream thinks that it divides by `num_items_in_batch`
         most = MAX_TOKENS.get(self.args.device.type, MAX_TOKENS_ELSEWHERE)

@@ -4,11 +4,11 @@ import warnings
 from typing import Any
 
 import numpy as np
-from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from finetune.adapted import without_adapter
 from finetune.metrics import MULTI_LABEL, REGRESSION, predict_labels
 
 __all__ = ["Watch", "warn_if_collapsed", "warn_if_head_is_frozen"]
@@ -70,7 +70,7 @@ class Watch(TrainerCallback, ExportableState):
 
 def warn_if_head_is_frozen(model: nn.Module) -> None:
     """Warn if nothing trains outside the encoder, as where a checkpoint has a head whose name PEFT doesn't know."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base = without_adapter(model)
     if not isinstance(base, PreTrainedModel):
         return
     encoder = {id(parameter) for parameter in base.base_model.parameters()}
