@@ -27,7 +27,7 @@ def test_the_notebook_runs(tmp_path):
     assert not [output for cell in ran for output in cell.outputs if output.output_type == "error"]
     assert kinds_of(ran) == kinds_of(CODE)  # of what is stored
     assert "image/png" in kinds_of(ran)[-1]
-    for method in ("runs/lora", "runs/compared/tfidf-seed0", "runs/compared/embeddings-seed0"):
+    for method in ("runs/lora", "runs/both/tfidf-seed0", "runs/both/embeddings-seed0"):
         assert (tmp_path / method / "run.json").exists()
 
 

@@ -46,10 +46,7 @@ TOKEN = "hf_" + "abcdefghij" * 3
 TEXTS = ["a great film", "this was awful !", "good", "the plot of the story was very dull and boring . " * 9]
 RETRIED = ("500", "503", "reset", "lost", "slow")
 REFUSED = {"401": "log in", "403": "forbids", "404": "does not exist", "409": "somebody else"}
-NAMES = {
-    "full": "me/full", "lora": "me/lora", "head": "me/head", "textcnn": "me/textcnn", "tfidf": "me/tfidf",
-    "bitfit": "me/bitfit", "adapter": "me/adapter",
-}  # fmt: skip
+NAMES = {name: f"me/{name}" for name in ("full", "lora", "textcnn", "tfidf", "adapter")}
 
 
 @pytest.fixture(scope="module")
@@ -65,17 +62,15 @@ def hub(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def more_runs(imdb, classify, flags, runs, tmp_path_factory):
-    """The runs of conftest, one with BitFit, and one whose adapter is on the embedded model."""
+def more_runs(imdb, flags, runs, tmp_path_factory):
+    """The runs of conftest, and one whose adapter is on the embedded model."""
     folder = tmp_path_factory.mktemp("more")
-    classify.main([*flags, "--method", "bitfit", "--output_dir", str(folder / "bitfit"), "--no_floor"])
     imdb.main(
         [*flags, "--method", "lora", "--output_dir", str(folder / "adapter"), "--no_floor",
          "--model_name_or_path", "embedded", "--max_steps", "2", "--eval_strategy", "steps", "--save_strategy",
          "steps", "--eval_steps", "2", "--save_steps", "2"]
     )  # fmt: skip
-    return {**{name: runs / name for name in ("full", "lora", "head", "textcnn", "tfidf")},
-            "bitfit": folder / "bitfit", "adapter": folder / "adapter"}  # fmt: skip
+    return {**{name: runs / name for name in NAMES if name != "adapter"}, "adapter": folder / "adapter"}
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +166,7 @@ def test_what_lies_on_the_hub_is_these_files_and_names_nothing_of_this_machine(h
     tokenizer = {"tokenizer.json", "tokenizer_config.json"}
     whole = {"config.json", "model.safetensors", *tokenizer}
     files = {
-        "full": whole, "lora": whole, "head": whole, "bitfit": whole, "textcnn": whole | {"textcnn.py"},
+        "full": whole, "lora": whole, "textcnn": whole | {"textcnn.py"},
         "adapter": {"adapter_config.json", "adapter_model.safetensors", "label_names.json", *tokenizer},
         "tfidf": {"label_names.json", "tfidf.safetensors", "tfidf_terms.json"},
     }  # fmt: skip
@@ -345,7 +340,7 @@ def test_what_can_t_be_pushed_ends_with_one_line(
     if name == "me/public":
         HfApi(token=TOKEN).create_repo(name, private=False, exist_ok=True)
     if "CARD" in extra:
-        card = hub.files_of("me/head")["README.md"].decode().replace("## Results", "## Figures")
+        card = hub.files_of("me/full")["README.md"].decode().replace("## Results", "## Figures")
         (tmp_path / "card.md").write_text(card)
         extra = ["--card", str(tmp_path / "card.md")]
     with pytest.raises(SystemExit) as caught:

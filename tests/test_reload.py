@@ -198,8 +198,14 @@ def test_every_method_reloads(model_type, tmp_path, tiny_bert):
             torch.testing.assert_close(torch.tensor(result["merged"]), logits, atol=1e-5, rtol=0, msg=method)
 
 
-@pytest.mark.parametrize("side", ["right", "left"])
-@pytest.mark.parametrize("model_type", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("model_type", "side"),
+    [
+        pytest.param(name, side, marks=[] if side == "right" or name in USUAL else [pytest.mark.slow])
+        for name in ARCHITECTURES
+        for side in ("right", "left")
+    ],
+)
 def test_a_text_is_answered_alone_as_in_company(model_type, side, tmp_path, tiny_bert):
     base = write_base(model_type, tmp_path, tiny_bert)
     AutoTokenizer.from_pretrained(base, padding_side=side).save_pretrained(base)
