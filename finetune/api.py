@@ -101,12 +101,14 @@ def compare(
         finetune.errors.FinetuneError: If the data or a setting can't be used, or no run has finished.
     """
     from finetune.comparison.compare import TRAIN, Plan, run_plan
+    from finetune.engine import check_training
     from finetune.settings.parsing import to_flags
 
     flags = to_flags({**name_data(data, validation, test), **settings})
     numbers = range(seeds) if isinstance(seeds, int) else seeds
     search = {name: value for name, value in (("trials", trials), ("budget", budget)) if value is not None}
     plan = Plan(TRAIN, list(methods), list(numbers), Path(output_dir), flags, search=search, total_budget=total_budget)
+    check_training(flags, plan.methods)
     failures = run_plan(plan)
     finished = [str(run.directory) for run in plan.runs if run.is_finished()]
     return Comparison(finished, metric, margin, cost, failures)

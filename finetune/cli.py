@@ -295,7 +295,7 @@ def run_methods(arguments: argparse.Namespace) -> None:
 
 
 def run_predict(arguments: argparse.Namespace) -> None:
-    """Print label, probability and text, separated by tabs, one line a text; the number and text for regression."""
+    """Print label, probability and text, or both of a pair, separated by tabs; for regression the number and text."""
     if (arguments.input_file is None) != (arguments.output_file is None) or (arguments.input_file and arguments.texts):
         raise FinetuneError("Expected texts, or --input_file with --output_file. Pass one or the other.")
     if arguments.pairs is not None and len(arguments.pairs) != len(arguments.texts):
@@ -321,12 +321,13 @@ def run_predict(arguments: argparse.Namespace) -> None:
     chunks = [arguments.texts] if arguments.texts else _lines(sys.stdin)
     for texts in chunks:
         _check_characters([*texts, *(arguments.pairs or ())])
-        for text, prediction in zip(texts, predictor.predict(texts, arguments.pairs), strict=True):
+        seconds = arguments.pairs or itertools.repeat(None)
+        for text, second, prediction in zip(texts, seconds, predictor.predict(texts, arguments.pairs), strict=False):
             if prediction.value is not None:
                 found = f"{prediction.value:.4f}"
             else:
                 found = f"{','.join(prediction.labels)}\t{','.join(f'{p:.4f}' for p in prediction.probabilities)}"
-            print(f"{found}\t{' '.join(text.split())}")
+            print("\t".join([found, *(" ".join(one.split()) for one in (text, second) if one is not None)]))
         sys.stdout.flush()
 
 
@@ -470,6 +471,10 @@ def run_compare(arguments: argparse.Namespace) -> None:
         search={name: value for name in ("trials", "budget") if (value := getattr(arguments, name)) is not None},
         total_budget=arguments.total_budget,
     )
+    if recipe == TRAIN:
+        from finetune.engine import check_training
+
+        check_training(list(flags), plan.methods)
     failures = run_plan(plan)
     finished = [str(run.directory) for run in plan.runs if run.is_finished()]
     if finished:

@@ -4,10 +4,13 @@ How a model is fitted is told by its family. A recipe tells the same story in th
 read and changed.
 """
 
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from finetune.data.load import complete_splits, load_given_splits
+from finetune.errors import FinetuneError
 from finetune.hub.push import push_run
 from finetune.inference.evaluate import evaluate_run
 from finetune.lookup import family_of
@@ -16,7 +19,7 @@ from finetune.search.choose import choose_settings
 from finetune.settings.arguments import Arguments
 from finetune.settings.parsing import parse_arguments
 
-__all__ = ["DEFAULTS", "parse_training", "run_training"]
+__all__ = ["DEFAULTS", "check_training", "parse_training", "run_training"]
 
 DEFAULTS: dict[str, Any] = {
     "model_name_or_path": "embedded",
@@ -39,6 +42,24 @@ DEFAULTS: dict[str, Any] = {
 def parse_training(argv: list[str]) -> Arguments:
     """Resolve and check the settings of `finetune train`, given as flags."""
     return parse_arguments("Fine-tune a text classifier, and measure it.", DEFAULTS, argv)
+
+
+def check_training(flags: list[str], methods: Sequence[str]) -> None:
+    """Refuse flags that none of several methods takes, before any of them is trained; what some take their runs tell.
+
+    Raises:
+        FinetuneError: The first method's, if all refuse them.
+    """
+    refused = []
+    for method in methods:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the runs repeat them
+                parse_training([*flags, f"--method={method}"])
+        except FinetuneError as error:
+            refused.append(error)
+    if len(refused) == len(methods):
+        raise refused[0]
 
 
 def run_training(arguments: Arguments) -> Path:

@@ -7,7 +7,9 @@ under `exit_on_error`, so that such an error ends the program with that line and
 import contextlib
 import errno
 import os
+import re
 import sys
+import warnings
 from collections.abc import Iterator
 
 __all__ = ["RESUME_ME", "FinetuneError", "Interrupted", "exit_on_error", "show_warning"]
@@ -27,7 +29,13 @@ FIXES = {
 
 
 class FinetuneError(ValueError):
-    """A mistake in the user's input: its message is one line that says what was expected, found, and the fix."""
+    """A mistake in the user's input: its message is one line that says what was expected, found, and the fix.
+
+    Where it repeats what a library said, which ends in a full stop, ours is dropped.
+    """
+
+    def __init__(self, message: str = ""):
+        super().__init__(re.sub(r"(?<=[\w)\]])\.\.(?=\s|$)", ".", message))
 
 
 class Interrupted(KeyboardInterrupt):
@@ -40,8 +48,9 @@ def exit_on_error() -> Iterator[None]:
 
     2 for a `FinetuneError`, a disk that is full or can't be written to, a path where something else is or that can't be
     made, and memory that does not suffice; 75 for an interrupted run that can be resumed; 130 for Ctrl-C elsewhere.
-    Where who read the output has gone, as `head` does, it ends with 1 and says nothing.
+    Where who read the output has gone, as `head` does, it ends with 1 and says nothing. Warnings are lines too.
     """
+    warnings.showwarning = show_warning
     try:
         yield
     except FinetuneError as error:

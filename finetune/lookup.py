@@ -4,6 +4,7 @@ One from elsewhere is `package.module:NAME`. Its module is imported for whoever 
 `import_…` is for names that the user gave, `find_…` for those in records and model folders.
 """
 
+import difflib
 import importlib
 import re
 import sys
@@ -13,7 +14,16 @@ from finetune.catalogue import CATALOGUE, FAMILIES, Method
 from finetune.errors import FinetuneError
 from finetune.family import Family
 
-__all__ = ["family_of", "file_name_of", "find_family", "find_method", "import_family", "import_method", "name_of"]
+__all__ = [
+    "family_of",
+    "file_name_of",
+    "find_family",
+    "find_method",
+    "import_family",
+    "import_method",
+    "name_of",
+    "suggest",
+]
 
 PATH = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)[:.]([A-Za-z_]\w*)")
 
@@ -46,6 +56,7 @@ def import_method(name: str) -> str:
     if PATH.fullmatch(name) is None:
         raise FinetuneError(
             f"Expected a method of {', '.join(CATALOGUE)}, or package.module:NAME of one of your own, but got {name!r}."
+            f"{suggest(name)}"
         )
     name = _with_colon(name)
     found = _import_named(name, "a method")
@@ -56,6 +67,12 @@ def import_method(name: str) -> str:
         )
     import_family(found.family)
     return name
+
+
+def suggest(name: str) -> str:
+    """Suggest the method whose name is nearly that one, in a sentence after a space; empty if there is none."""
+    close = difflib.get_close_matches(name, CATALOGUE, n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def import_family(name: str) -> Family:

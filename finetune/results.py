@@ -2,7 +2,7 @@
 
 import functools
 import html
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,11 +47,11 @@ class TrainedRun:
         with quietly():
             return load_predictor(self.directory, accelerated=self.record.arguments.run.get("accelerated", True))
 
-    def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> "list[Prediction]":
+    def predict(self, texts: str | Iterable[str], pairs: str | Iterable[str] | None = None) -> "list[Prediction]":
         """Predict with the saved model.
 
         Args:
-            texts: Any number of them.
+            texts: Any number of them; a single one counts as a list of one.
             pairs: A second text for each, if the model was trained on pairs.
 
         Returns:

@@ -106,12 +106,13 @@ def test_a_name_is_a_file_or_a_data_set(tmp_path):
 @pytest.mark.parametrize(
     ("data", "validation", "message"),
     [
-        (42, None, "A int is no data that can be read"),
+        (42, None, "^A int is no data that can be read"),
         ({"test": []}, None, "no split 'train' in the data"),
         ({"train": [], "validation": []}, [], "'validation' is in the data, and given beside it"),
-        ((["a", "b"], ["x"]), None, "2 texts and 1 labels"),
+        ((["a", "b"], ["x"]), None, "^There are 2 texts and 1 labels"),
         ([{"text": "a", "label": 1}, {"text": "b", "label": object()}], None, "fit into no column"),
         (pd.DataFrame([["a", "b"]]), None, "columns of a DataFrame need names"),
+        (pd.DataFrame([["a", 1, 1]], columns=["text", "label", "label"]), None, "'label' is there again"),
     ],
 )
 def test_what_is_no_data_is_refused_in_one_line(data, validation, message):
@@ -155,6 +156,50 @@ def test_every_family_loads_as_one_kind_of_object(runs, method):
     (prediction,) = classifier.predict(["a good film"])
     assert list(prediction.all_probabilities) == classifier.label_names
     assert sum(prediction.all_probabilities.values()) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("method", ["full", "tfidf"])
+def test_what_is_asked_is_a_text_or_texts(runs, method):
+    classifier = finetune.load_classifier(runs / method)
+    assert classifier.predict("a good film") == classifier.predict(["a good film"])
+    assert classifier.predict(pd.Series(["a good film"])) == classifier.predict(["a good film"])
+    assert classifier.predict([]) == []
+    assert classifier.compute_probabilities([]).shape == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("texts", "pairs", "message"),
+    [
+        (["a", None], None, "text 1 is None. Fill it in"),
+        (["a", float("nan")], None, "text 1 is nan. Fill it in"),
+        ([3], None, r"text 0 is 3\. "),
+        ([("a", "b")], None, r"text 0 is \('a', 'b'\). Second texts are passed as predict\(texts, pairs\)"),
+        (pd.DataFrame({"text": ["a"]}), None, "got a DataFrame. Pass one of its columns"),
+        ({"text": ["a"]}, None, "got a dict"),
+        (7, None, "got a int"),
+        (["a", "b"], ["c"], "a second text for each, but got 1 for 2"),
+        (["a"], [None], "second text 0 is None"),
+    ],
+)
+def test_what_is_no_text_is_refused(runs, texts, pairs, message):
+    with pytest.raises(FinetuneError, match=message) as caught:
+        finetune.load_classifier(runs / "tfidf").predict(texts, pairs)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_mistake_in_a_comparison_is_said_before_anything_runs(tmp_path):
+    folder = tmp_path / "runs"
+    with pytest.raises(FinetuneError, match=r"found 'max_lenght'\. Did you mean 'max_length'"):
+        finetune.compare(frame(), methods=["tfidf", "lora"], output_dir=folder, max_lenght=3)
+    with pytest.raises(FinetuneError, match=r"'nowhere\.csv' does not exist"):
+        finetune.compare("nowhere.csv", methods=["tfidf", "lora"], output_dir=folder)
+    with pytest.raises(FinetuneError, match="Did you mean 'textcnn'"):
+        finetune.compare(frame(), methods=["textcn"], output_dir=folder)
+    assert not folder.exists()
+
+
+def test_columns_of_labels_are_a_list():
+    assert to_flags({"label_columns": ["a", "b"]}) == ["--label_columns=a,b"]
 
 
 def test_training_leaves_the_libraries_as_loud_as_they_were(trained, tiny_bert, tmp_path):

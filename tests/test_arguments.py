@@ -119,7 +119,7 @@ def test_threads_are_shared_among_the_processes_of_the_host(monkeypatch):
         (["--method", "lora", "--peft_config", "nowhere.yaml"], "after --peft_config, but 'nowhere.yaml' can't be"),
         (["--method", "lora", "--reinit_layers", "1"], "would freeze layers that were drawn at random"),
         (["--method", "last_layers", "--reinit_layers", "3"], "--reinit_layers with --method full, or last_layers"),
-        (["--learning_rat", "1"], "found 'learning_rat' on the command line. Did you mean 'learning_rate'"),
+        (["--learning_rat", "1"], "found 'learning_rat'. Did you mean 'learning_rate'"),
         (["--max_length", "many"], "invalid int value: 'many'"),
         (["--label_smoothing_factor", "1"], r"in \[0, 1\), but got 1.0"),
         (["--label_smoothing_factor", "-0.1"], r"in \[0, 1\), but got -0.1"),
@@ -186,7 +186,12 @@ def test_help_documents_every_setting(capsys):
     [
         (["--method", "lora", "--learning_rate", "5e-5"], "far below the 0.0005 .* is one for full fine-tuning"),
         (["--method", "bitfit", "--learning_rate", "2e-5"], "far below the 0.001 .* is one for full fine-tuning"),
-        (["--method", "full", "--learning_rate", "1e-3"], "far above the 5e-05 .* is one for adapters"),
+        (["--method", "full", "--learning_rate", "1e-3"], "far above the 5e-05 .* is one for adapters: it may forget"),
+        (
+            ["--method", "textcnn", "--learning_rate", "0.05"],
+            "far above the 0.001 .* usually takes: it may learn nothing",
+        ),
+        (["--method", "textcnn", "--learning_rate", "0"], "--learning_rate 0 moves no weight"),
     ],
 )
 def test_a_learning_rate_of_another_kind_of_method_is_warned_about(argv, message):

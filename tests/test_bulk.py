@@ -303,6 +303,14 @@ def test_a_process_that_dies_is_said_in_one_line_and_the_same_command_goes_on(ru
     assert [row["text"] for row in read(target)] == [row["text"] for row in read(source)]
 
 
+def test_rows_without_a_text_are_counted(runs, tmp_path, capsys):
+    rows = [{"text": "a good film"}, {"text": None}, {"text": ""}, {"text": "dull"}]
+    predict(runs / "tfidf", write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl")
+    error = capsys.readouterr().err
+    assert "warning: line 2 and 1 more have no text: the answer is that to an empty one" in error, error
+    assert len(read(tmp_path / "out.jsonl")) == 4
+
+
 def test_lines_of_the_standard_input_are_labelled(runs, monkeypatch, capsys):
     texts = ["a great film", "", "this was awful !"]
     monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{text}\n" for text in texts)))

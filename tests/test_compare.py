@@ -109,6 +109,12 @@ def test_other_flags_are_refused(undisturbed, small):
         run_plan(Plan(RECIPE, ["tfidf"], [0], folder, [*small, "--weight_decay", "0.5"]))
 
 
+def test_a_comparison_in_which_nothing_ran_gives_way(tmp_path):
+    compare_module._open(Plan(RECIPE, ["tfidf"], [0], tmp_path / "runs", ["--max_length", "3"]))
+    assert compare_module._open(Plan(RECIPE, ["tfidf"], [0], tmp_path / "runs", ["--max_length", "9"])) == {}
+    assert "9" in (tmp_path / "runs/comparison.json").read_text()
+
+
 def test_a_failed_run_is_said_and_the_rest_goes_on(small, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(compare_module, "SAID_SECONDS", 2)
     flags = [*small, "--model_name_or_path", str(tmp_path / "nowhere")]

@@ -203,6 +203,7 @@ def test_rows_sorted_by_the_number_to_predict_are_found(tmp_path):
         (tuple(range(3, 33)), {}, "numbers_as_classes",
          "30 different numbers, from 3 to 32, are taken as that many classes"),
         (("neg", "null", "pos"), {}, "null_word_label", "'null' among the labels may stand for a missing one"),
+        (("neg", "None", "pos"), {}, "null_word_label", "'None' among the labels may stand for a missing one"),
         (("joy", "joy|fear", "fear"), {}, "several_labels_in_one",
          "1 labels look like several, such as 'joy|fear'"),
         ((["Joy"], ["joy", "fear"]), {}, "similar_label_names", "1 classes go by several names: 'Joy' and 'joy'"),

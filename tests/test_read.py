@@ -231,6 +231,12 @@ def test_lines_may_begin_with_their_label(tmp_path):
     ]
 
 
+def test_lines_without_labels_are_refused(tmp_path):
+    lines = ["The film was dull.", "My order never came.", "A fine place.", "On Monday it broke.", "Terrible."] * 3
+    message = refusal(write(tmp_path / "flat.txt", "\n".join(lines)))
+    assert "some begin with 'a', 'my', 'on', 'the', as texts without a label do" in message
+
+
 def test_lines_of_fasttext_may_have_several_labels(tmp_path):
     path = write(tmp_path / "a.train", "__label__b __label__a one two\n__label__c\tthree\n")
     examples = read_examples(path)

@@ -485,6 +485,12 @@ def test_a_sheet_of_excel_is_read(tmp_path):
     book.create_sheet("empty")
     book.save(tmp_path / "a.xlsx")
     assert rows_of(read_examples(str(tmp_path / "a.xlsx"))) == list(zip(TEXTS, LABELS, strict=True))
+    book.active["A1"] = None  # as pandas writes its index
+    book.save(tmp_path / "indexed.xlsx")
+    assert rows_of(read_examples(str(tmp_path / "indexed.xlsx"))) == list(zip(TEXTS, LABELS, strict=True))
+    book.active["A3"] = "a word"
+    book.save(tmp_path / "unnamed.xlsx")
+    assert "Expected a name above every column" in refusal(given, tmp_path / "unnamed.xlsx")
     book["empty"].append(["text", "label"])
     book.save(tmp_path / "two.xlsx")
     assert "Expected one sheet with rows" in refusal(given, tmp_path / "two.xlsx")

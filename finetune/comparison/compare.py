@@ -22,9 +22,9 @@ from typing import Any
 from finetune.catalogue import CATALOGUE, FLOOR
 from finetune.errors import FinetuneError
 from finetune.files import write_json
-from finetune.lookup import family_of, file_name_of, import_method
+from finetune.lookup import family_of, file_name_of, import_method, suggest
 from finetune.run.lock import find_holder
-from finetune.run.record import CompleteRecord, read_status
+from finetune.run.record import CompleteRecord, has_record, read_status
 from finetune.settings.declaration import Values
 from finetune.settings.declared import default_values, is_used
 from finetune.settings.duration import read_duration
@@ -116,7 +116,9 @@ class Plan:
                 raise FinetuneError(f"Expected each method and seed once, but got {list(given)}.")
         unknown = [name for name in self.methods if name not in CATALOGUE and not {":", "."} & set(name)]
         if unknown:
-            raise FinetuneError(f"Expected --methods from {', '.join(CATALOGUE)}, but got {', '.join(unknown)}.")
+            raise FinetuneError(
+                f"Expected --methods from {', '.join(CATALOGUE)}, but got {', '.join(unknown)}.{suggest(unknown[0])}"
+            )
         methods = [import_method(name) for name in self.methods]
         object.__setattr__(self, "methods", methods)
         for name in OWN_FLAGS:
@@ -257,7 +259,7 @@ def _open(plan: Plan) -> dict[str, float]:
             spent = before.pop("seconds", {})
         except (ValueError, AttributeError):
             before = None
-        if before != now:
+        if before != now and any(has_record(run) for run in plan.output_directory.iterdir()):
             raise FinetuneError(
                 f"Expected the comparison that {str(plan.output_directory)!r} holds ({before}), but got {now}. "
                 "Use the same recipe and flags, or another --output_dir."

@@ -47,6 +47,7 @@ def read_sheet(path: Path) -> tuple[list[str], Iterator[tuple[dict[str, Any], in
     numbered = enumerate(filled[0].iter_rows(values_only=True), 1)
     head = next(row for _, row in numbered if _is_filled(row))
     places = [place for place, name in enumerate(head) if name is not None]
+    is_indexed = head[0] is None  # as pandas writes its index
     columns = [str(head[place]).strip() for place in places]
 
     def rows() -> Iterator[tuple[dict[str, Any], int]]:
@@ -54,6 +55,8 @@ def read_sheet(path: Path) -> tuple[list[str], Iterator[tuple[dict[str, Any], in
             if not _is_filled(row):
                 continue
             beyond = [value for place, value in enumerate(row) if place not in places and value is not None]
+            if is_indexed and isinstance(row[0], int | float):
+                beyond = beyond[1:]
             if beyond:
                 raise FinetuneError(
                     f"Expected a name above every column of {str(path)!r}, but row {number} has "

@@ -80,8 +80,10 @@ def _write(rows: Any) -> str:
         else:
             try:
                 pq.write_table(_to_table(rows, pandas, pa), aside)
+            except FinetuneError:
+                raise
             except (pa.ArrowException, TypeError, ValueError) as error:
-                reason = str(error).partition("\n")[0]
+                reason = " ".join(str(part) for part in error.args).partition("\n")[0].rstrip(".")
                 raise FinetuneError(f"The rows have values that fit into no column: {reason}.") from error
         with aside.open("rb") as file:
             target = folder / f"given-{hashlib.file_digest(file, 'sha256').hexdigest()[:16]}.parquet"
@@ -95,6 +97,9 @@ def _to_table(rows: Any, pandas: Any, pa: Any) -> Any:
     if isinstance(rows, pandas.DataFrame):
         if not all(isinstance(name, str) for name in rows.columns):
             raise FinetuneError(f"The columns of a DataFrame need names, but they are {list(rows.columns)[:5]}.")
+        twice = rows.columns[rows.columns.duplicated()]
+        if len(twice):
+            raise FinetuneError(f"Expected each column of a DataFrame once, but {twice[0]!r} is there again. Drop one.")
         categories = [name for name in rows.columns if isinstance(rows[name].dtype, pandas.CategoricalDtype)]
         return pa.Table.from_pandas(rows.astype(dict.fromkeys(categories, object)), preserve_index=False)
     if isinstance(rows, tuple) and len(rows) == 2:

@@ -233,7 +233,7 @@ def number_labels(found: Sequence[str], known: Sequence[str], where: str, is_num
         joined = [int(name) if name.isdecimal() and int(name) < len(known) else None for name in found]
     unknown = [name for name, number in zip(found, joined, strict=True) if number is None]
     if unknown:
-        shown = [name[:80] for name in unknown[:20]]
+        shown = [name[:80] for name in list(dict.fromkeys(unknown))[:10]]
         if len(unknown) == len(found) and {are_numbers, are_names} == {"numbers", "names"}:
             raise FinetuneError(
                 f"Expected the labels {list(known)[:20]} in {where}, but found {shown}: numbers can't be joined to "

@@ -13,6 +13,46 @@ __all__ = ["read_labelled_lines"]
 
 PREFIX = "__label__"
 SAMPLED_LINES = 20_000
+# What English sentences begin with; three of them are no coincidence of classes that have such names.
+COMMON_WORDS = frozenset(
+    [
+        "a",
+        "an",
+        "and",
+        "at",
+        "but",
+        "for",
+        "from",
+        "he",
+        "how",
+        "i",
+        "if",
+        "in",
+        "is",
+        "it",
+        "my",
+        "of",
+        "on",
+        "our",
+        "she",
+        "that",
+        "the",
+        "there",
+        "they",
+        "this",
+        "to",
+        "we",
+        "what",
+        "when",
+        "where",
+        "who",
+        "why",
+        "with",
+        "you",
+        "your",
+    ]
+)
+FEWEST_COMMON = 3
 MAX_LABEL = 60  # characters of a label that stands behind its text
 
 
@@ -56,7 +96,18 @@ def read_labelled_lines(
     if sign is not None:
         layout = f"lines of a label, {sign!r} and a text" if is_first else f"lines of a text, {sign!r} and a label"
         return layout, ((*_cut(line, sign, is_first), number) for line, number in _numbered(open_lines()))
+    _refuse_unlabelled(path, sample)
     return "lines 'label text'", ((*_part(line), number) for line, number in _numbered(open_lines()))
+
+
+def _refuse_unlabelled(path: Path, lines: list[str]) -> None:
+    """Refuse lines whose first words are those that sentences begin with, and no labels."""
+    firsts = {_part(line)[0].lower() for line in lines}
+    if len(found := sorted(firsts & COMMON_WORDS)) >= FEWEST_COMMON:
+        raise FinetuneError(
+            f"Expected lines 'label text' in {str(path)!r}, but some begin with {', '.join(map(repr, found[:5]))}, as "
+            "texts without a label do. Put a label and a tab before each text."
+        )
 
 
 def _refuse_names(path: Path, lines: list[str]) -> None:

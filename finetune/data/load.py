@@ -541,9 +541,14 @@ def _text(value: Any, row: Row, column: str, where: str) -> str | None:
     elif isinstance(value, int | float | bool):
         text = None if value != value else str(value)
     else:
+        within = isinstance(value, dict) and next((name for name, one in value.items() if isinstance(one, str)), None)
+        advice = (
+            f"What is within is named with dots: --text_column {column}.{within}."
+            if within
+            else ("Pass --text_column if the text is in another.")
+        )
         raise FinetuneError(
-            f"Expected texts in column {column!r} of {where}, but {row.place} has a {type(value).__name__}. "
-            "Pass --text_column if the text is in another."
+            f"Expected texts in column {column!r} of {where}, but {row.place} has a {type(value).__name__}. {advice}"
         )
     if text is not None and len(text) > MAX_CHARACTERS:
         raise FinetuneError(

@@ -172,7 +172,8 @@ def check_label_names(splits: Sequence[Facts], task: Task) -> Iterator[Finding]:
             "classes",
             "--problem_type regression predicts a number, written with a decimal point and no unit.",
         )  # fmt: skip
-    if missing := [name for name in words if name.lower() in NULL_WORDS]:
+    # "none" may be a class; "None" is what Python writes of what is missing.
+    if missing := [name for name in words if name.lower() in NULL_WORDS or name == "None"]:
         yield found(
             "null_word_label", missing, f"{', '.join(map(repr, missing))} among the labels may stand for a missing one",
             "Remove these rows, or give the class another name.",

@@ -6,6 +6,7 @@ continued exactly by the same command, each row once, in order. The output has i
 Several processes read the same rows and divide the batches of each chunk (`compute_rows`); the main one alone writes.
 """
 
+import collections
 import contextlib
 import csv
 import fcntl
@@ -17,6 +18,7 @@ import os
 import re
 import shutil
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -110,7 +112,12 @@ def predict_file(
             how += f", read as {table.encoding}" if table.encoding not in (None, "utf-8") else ""
             print(f"texts from column {chosen.text!r}{pair}{how}", flush=True)
             schema = _schema(input_file, table, added)
-            return _write(output_file, ending, schema, asked, rows, chosen, predictor, added)
+            empty: collections.Counter[str] = collections.Counter()
+            count = _write(output_file, ending, schema, asked, _watch(rows, chosen, empty), chosen, predictor, added)
+            for first, number in empty.items():
+                more = f" and {number - 1:,} more have" if number > 1 else " has"
+                warnings.warn(f"{first}{more} no text: the answer is that to an empty one", stacklevel=2)
+            return count
         done = _agree(0)
         for chunk in _chunks(itertools.islice(rows, done, None)):
             _label(chunk, chosen, predictor, added)
@@ -332,6 +339,15 @@ def _resume(sink: IO[bytes], state_file: Path, asked: dict[str, Any]) -> int:
     return int(state["rows"])
 
 
+def _watch(rows: Iterator[Row], columns: Columns, empty: collections.Counter[str]) -> Iterator[Row]:
+    """Hand rows on, and count those without a text by the place of the first."""
+    for row in rows:
+        value = get_value(row.values, columns.text)
+        if _is_missing(value) or value == "":
+            empty[next(iter(empty), row.place)] += 1
+        yield row
+
+
 def _chunks(rows: Iterator[Row]) -> Iterator[list[Row]]:
     while chunk := list(itertools.islice(rows, ROWS_AT_ONCE)):
         yield chunk
@@ -354,9 +370,13 @@ def _label(rows: list[Row], columns: Columns, predictor: TextClassifier, added: 
     return [row.values | dict(zip(added, values, strict=True)) for row, values in zip(rows, found, strict=True)]
 
 
+def _is_missing(value: Any) -> bool:
+    return value is None or value != value  # NaN is what pandas has for what is missing
+
+
 def _to_text(row: Row, column: str) -> str:
     value = get_value(row.values, column)
-    if value is None or value != value:  # NaN is what pandas has for what is missing
+    if _is_missing(value):
         return ""
     if isinstance(value, dict | list | bytes):
         raise FinetuneError(

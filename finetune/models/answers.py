@@ -1,6 +1,6 @@
 """From logits to answers: what every model says of a text, whatever computes its logits; imports no torch."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -118,8 +118,17 @@ class TextClassifier:
                 "file name the --text_column."
             )
 
-    def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[Prediction]:
-        """Return each text's most probable label, its labels, or its number."""
+    def predict(self, texts: str | Iterable[str], pairs: str | Iterable[str] | None = None) -> list[Prediction]:
+        """Return each text's most probable label, its labels, or its number.
+
+        Args:
+            texts: Any number of them; a single one counts as a list of one.
+            pairs: A second text for each, if the model was trained on pairs.
+
+        Raises:
+            FinetuneError: If something among the texts is none, or a model of pairs gets single texts, or the other way
+                round.
+        """
         found = self.compute_probabilities(texts, pairs)
         if self.task.problem_type == REGRESSION:
             return [Prediction((), (), float(row[0])) for row in found]
@@ -131,9 +140,20 @@ class TextClassifier:
             predictions.append(Prediction(names, tuple(probabilities[name] for name in names), None, probabilities))
         return predictions
 
-    def compute_probabilities(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> np.ndarray:
-        """Return each label's probability, `(len(texts), num_labels)`; for regression the number, `(len(texts), 1)`."""
-        return self.to_probabilities(self.compute_logits(texts, pairs)[0])
+    def compute_probabilities(self, texts: str | Iterable[str], pairs: str | Iterable[str] | None = None) -> np.ndarray:
+        """Return each label's probability, `(len(texts), num_labels)`; for regression the number, `(len(texts), 1)`.
+
+        Raises:
+            FinetuneError: If something among the texts is none, or there are not as many second ones.
+        """
+        first, second = _list_texts(texts, "text"), None if pairs is None else _list_texts(pairs, "second text")
+        if second is not None and len(second) != len(first):
+            raise FinetuneError(
+                f"Expected a second text for each, but got {len(second):,} for {len(first):,}. Give as many."
+            )
+        if not first:
+            return np.zeros((0, len(self.label_names)), dtype=np.float32)
+        return self.to_probabilities(self.compute_logits(first, second)[0])
 
     def to_probabilities(self, logits: np.ndarray) -> np.ndarray:
         """Turn logits `(texts, num_labels)` into probabilities; a regression's numbers stay what they are."""
@@ -149,3 +169,20 @@ class TextClassifier:
         if self.task.problem_type == MULTI_LABEL:
             return probabilities >= self.thresholds
         return np.arange(probabilities.shape[1]) == probabilities.argmax(axis=1)[:, None]
+
+
+def _list_texts(texts: Any, what: str) -> list[str]:
+    """Return texts as a list, a single one as a list of one, and refuse what is no text."""
+    if isinstance(texts, str):
+        return [texts]
+    if isinstance(texts, Mapping) or hasattr(texts, "columns") or not isinstance(texts, Iterable):
+        kind = type(texts).__name__
+        raise FinetuneError(f"Expected a list of texts, but got a {kind}. Pass one of its columns, such as x['text'].")
+    found = list(texts)
+    for number, text in enumerate(found):
+        if not isinstance(text, str):
+            is_missing = text is None or text != text
+            fix = "Fill it in, or leave it out." if is_missing else "Second texts are passed as predict(texts, pairs)."
+            shown = repr(text) if len(repr(text)) < 40 else f"{repr(text)[:37]}..."
+            raise FinetuneError(f"Expected texts, but {what} {number} is {shown}. {fix}")
+    return found

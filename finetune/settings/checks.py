@@ -12,6 +12,7 @@ from finetune.errors import FinetuneError
 from finetune.lookup import family_of, find_method
 from finetune.metrics import GREATER_IS_BETTER
 from finetune.settings.arguments import Arguments
+from finetune.settings.declaration import Values
 from finetune.settings.declared import facts_of
 from finetune.settings.dry_build import build_dry
 from finetune.settings.duration import read_duration
@@ -208,6 +209,9 @@ def _check_passes(arguments: Arguments) -> None:
 def _warn_of_learning_rate(arguments: Arguments) -> None:
     """Warn of a rate for full fine-tuning given to an adapter, and of the reverse."""
     method, rate = arguments.method.method, arguments.training.learning_rate
+    if rate == 0 and family_of(method).trains_network:
+        warnings.warn("--learning_rate 0 moves no weight: nothing will be learnt", stacklevel=2)
+        return
     usual = find_method(method).defaults.get("learning_rate")
     if "learning_rate" not in arguments.given or usual is None:
         return
@@ -220,8 +224,9 @@ def _warn_of_learning_rate(arguments: Arguments) -> None:
         )
     elif rate >= usual * 8:
         what = " and is one for adapters" if usual <= 1e-4 <= rate else ""
+        pretrained = family_of(method).starts_from_pretrained(Values(arguments.values()))
+        then = "it may forget what it was pretrained for" if pretrained else "it may learn nothing"
         warnings.warn(
-            f"--learning_rate {rate:g} is far above the {usual:g} that --method {method} usually takes{what}: "
-            "it may forget what it was pretrained for",
+            f"--learning_rate {rate:g} is far above the {usual:g} that --method {method} usually takes{what}: {then}",
             stacklevel=2,
         )

@@ -204,7 +204,7 @@ def _parse(
             raise FinetuneError(f"Expected the package {package} with --{name}, but it is not installed. Install it.")
     namespace, unknown = parser.parse_known_args(words)
     if unknown:
-        raise FinetuneError(_unknown_setting(unknown[0].lstrip("-").split("=")[0], known, "on the command line"))
+        raise FinetuneError(_unknown_setting(unknown[0].lstrip("-").split("=")[0], known))
     values = vars(namespace)
     data, model, of_method, tuning, run = (_take(part, values) for part, _ in PARTS.values())
     of_method.method = method
@@ -300,7 +300,7 @@ def _take_for_method(settings: dict[str, Any], method: str, known: set[str], pat
             if key in sections and part is settings:
                 continue
             if key not in known or key in ("config", "help"):
-                raise FinetuneError(_unknown_setting(str(key), known, f"in {path}"))
+                raise FinetuneError(_unknown_setting(str(key), known, f" in {path}"))
             if value is None or isinstance(value, list):
                 raise FinetuneError(
                     f"Expected one value for {key!r} in {path!r}, but found {value!r}. Give it a value."
@@ -337,6 +337,8 @@ def to_flags(settings: Mapping[str, Any]) -> list[str]:
     for name, value in settings.items():
         if name.startswith("no_") and isinstance(value, bool):  # the flag that turns a setting off, which has no value
             name, value = name.removeprefix("no_"), not value
+        if name == "label_columns" and isinstance(value, list | tuple):
+            value = ",".join(map(str, value))
         if isinstance(value, list | tuple):
             flags += [f"--{name}", *map(str, value)]
         elif value is not None:
@@ -344,10 +346,10 @@ def to_flags(settings: Mapping[str, Any]) -> list[str]:
     return flags
 
 
-def _unknown_setting(name: str, known: set[str], where: str) -> str:
+def _unknown_setting(name: str, known: set[str], where: str = "") -> str:
     close = difflib.get_close_matches(name, known, n=1)
-    hint = f"Did you mean {close[0]!r}?" if close else "--help lists every setting."
-    return f"Expected a setting that the recipe knows, but found {name!r} {where}. {hint}"
+    hint = f"Did you mean {close[0]!r}?" if close else "docs/settings.md lists every setting."
+    return f"Expected a setting that is known, but found {name!r}{where}. {hint}"
 
 
 def _take_hub_target(training: TrainingArguments) -> HubTarget | None:
