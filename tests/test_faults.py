@@ -123,7 +123,10 @@ MOMENTS = [
 ]
 
 
-@pytest.mark.parametrize("method", ["unfreezing", "lora", "adalora", "head", "textcnn"])
+@pytest.mark.parametrize(
+    "method",
+    ["unfreezing", "textcnn", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lora", "adalora", "head"))],
+)
 def test_killed_again_and_again_it_ends_with_the_same_bits(nursery, settings, straight, tmp_path, method):
     own = [*SETTINGS[method], *BY_STEPS]
     cut, log = [*settings, *own, "--output_dir", str(tmp_path / "cut")], tmp_path / "cut.log"

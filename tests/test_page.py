@@ -40,7 +40,15 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(
-    params=[(1280, "light"), (360, "light"), (1280, "dark"), (360, "dark")], ids=lambda one: f"{one[0]}-{one[1]}"
+    params=[
+        pytest.param((width, scheme), id=f"{width}-{scheme}", marks=marks)
+        for width, scheme, marks in (
+            (1280, "light", []),
+            (360, "dark", []),
+            (360, "light", pytest.mark.slow),
+            (1280, "dark", pytest.mark.slow),
+        )
+    ]
 )
 def page(browser, folder, request):
     """The page at a width of pixels and in a colour scheme."""

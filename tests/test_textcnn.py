@@ -118,7 +118,9 @@ def test_an_unknown_variant_is_refused():
         TextCNNConfig(variant="dynamic")
 
 
-@pytest.mark.parametrize("variant", ["rand", "static", "multichannel"])
+@pytest.mark.parametrize(
+    "variant", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("rand", "static")), "multichannel"]
+)
 def test_a_stranger_reloads_it_with_transformers_alone(tmp_path, variant):
     model = make_model(variant=variant, id2label={0: "x", 1: "y", 2: "z"}, label2id={"x": 0, "y": 1, "z": 2}).eval()
     tokenizer = train_word_tokenizer(["a b c d e f g h"], 20, max_length=16)
