@@ -77,7 +77,7 @@ def test_every_kind_of_task_with_every_method(run, tmp_path, capsys, kind, metho
     np.testing.assert_allclose(logits, np.array(table["logits"].to_pylist()), atol=1e-4)
     capsys.readouterr()
     finetune_command(["predict", str(tmp_path / "run"), "a great film", *(["--pairs", "a bad one"] if pairs else [])])
-    assert capsys.readouterr().out.endswith("\ta great film\n")
+    assert capsys.readouterr().out.endswith("\ta great film\ta bad one\n" if pairs else "\ta great film\n")
     delimiter = ["--label_delimiter", ";"] if kind == "several" else []
     finetune_command(["evaluate", str(tmp_path / "run"), "--test_file", str(path), *delimiter])
     shown = capsys.readouterr().out

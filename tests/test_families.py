@@ -300,7 +300,7 @@ def test_a_yaml_file_names_it_and_has_settings_for_it_alone(tmp_path):
     assert (arguments.method.method, arguments.family.lstm_size) == (LSTM_PATH, 8)
     assert (arguments.training.learning_rate, arguments.data.max_train_samples) == (0.5, None)
     assert parse_training([*words, "--method", "tfidf"]).data.max_train_samples == 10
-    with pytest.raises(FinetuneError, match="Expected a setting that the recipe knows, but found 'lstm_sizes'"):
+    with pytest.raises(FinetuneError, match="Expected a setting that is known, but found 'lstm_sizes'"):
         parse_training([*words, "--lstm_sizes", "3"])
 
 
