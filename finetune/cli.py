@@ -276,8 +276,10 @@ def run_train(words: Sequence[str], tune: bool = False) -> None:
         flags = [*(f"--{name}={value}" for name, value in name_data(flags[0]).items()), *flags[1:]]
     from finetune.engine import parse_training, run_training
 
-    is_limited = any(word.split("=")[0] in ("--trials", "--budget") for word in flags)
-    run_training(parse_training([*flags, *(["--trials", str(NUM_TRIALS)] if tune and not is_limited else [])]))
+    arguments = parse_training(flags)
+    if tune and not {"trials", "budget"} & arguments.given:
+        arguments = parse_training([*flags, "--trials", str(NUM_TRIALS)])
+    run_training(arguments)
 
 
 def run_methods(arguments: argparse.Namespace) -> None:

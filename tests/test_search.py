@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 
 import finetune
 from finetune.catalogue import CATALOGUE
+from finetune.cli import main as finetune_command
 from finetune.comparison import compare as compare_module
 from finetune.comparison.compare import TRAIN, Plan, run_plan
 from finetune.comparison.report import build_report
@@ -202,6 +203,35 @@ def test_a_trial_that_fails_is_kept_and_the_first_must_not(tiny_bert, tmp_path, 
         train(tmp_path / "other", tiny_bert, **judged(method="tfidf", trials=3))
 
 
+def test_a_first_trial_that_fails_leaves_nothing(tiny_bert, tmp_path, monkeypatch):
+    def fail(*parts):
+        raise FinetuneError("the loss is not a number.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(choose, "fit_and_measure", fail)
+        with pytest.raises(FinetuneError, match="the loss is not a number"):
+            train(tmp_path / "run", tiny_bert, **judged(method="tfidf", trials=2))
+        patch.setattr(choose, "fit_and_measure", lambda *parts: float("nan"))
+        with pytest.raises(FinetuneError, match="Expected a number for accuracy on the rows that judge"):
+            train(tmp_path / "run", tiny_bert, **judged(method="tfidf", trials=2))
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()
+    run = train(tmp_path / "run", tiny_bert, **judged(method="tfidf", trials=2, seed=3))
+    assert run.record.search.trials == 2
+
+
+def test_tune_tries_as_many_as_a_file_says(tmp_path, monkeypatch):
+    tried = []
+    monkeypatch.setattr("finetune.engine.run_training", lambda arguments: tried.append(arguments.run.trials))
+    make_frame().to_csv(tmp_path / "data.csv", index=False)
+    (tmp_path / "few.yaml").write_text("tfidf:\n  trials: 3\n")
+    words = ["tune", str(tmp_path / "data.csv"), "--method", "tfidf"]
+    finetune_command(words)
+    finetune_command([*words, "--config", str(tmp_path / "few.yaml")])
+    finetune_command([*words, "--trials", "5"])
+    assert tried == [20, 3, 5]
+
+
 def test_a_trial_worse_than_the_median_is_given_up(tiny_bert, tmp_path, monkeypatch):
     def pretend(run, changes, splits, task, metric, watch):
         pretend.calls += 1
@@ -257,6 +287,11 @@ def test_a_search_that_can_t_be_is_refused(settings, match, tiny_bert, tmp_path)
 def test_a_recipe_refuses_it_and_a_method_without_choices_says_so(flags, tiny_bert, tmp_path, capsys):
     with pytest.raises(FinetuneError, match="Expected no --trials, since this recipe trains once"):
         load_recipe("imdb").main([*flags, "--trials", "3", "--output_dir", str(tmp_path / "run")])
+    (tmp_path / "few.yaml").write_text("lora:\n  trials: 3\n")
+    with pytest.raises(FinetuneError, match="Expected no --trials"):
+        load_recipe("imdb").main(
+            [*flags, "--method", "lora", "--config", str(tmp_path / "few.yaml"), "--output_dir", str(tmp_path / "run")]
+        )
     run = train(tmp_path / "embeddings", tiny_bert, method="embeddings", trials=3)
     assert run.record.search is None
     assert "has no use for: num_train_epochs, per_device_train_batch_size, trials" in capsys.readouterr().err

@@ -88,7 +88,7 @@ class Search(Part):
     folds: Count | None = Field(
         description="folds of the training split that were left out in turns; null where the validation split judged"
     )
-    default: Figure = Field(description="the metric with the settings of a run without a search; NaN if that failed")
+    default: Figure = Field(description="the metric with the settings of a run without a search")
     best: Figure = Field(description="the metric with those that were chosen")
     chosen: dict[str, Any] = Field(description="the settings that are best, with which the run was then trained")
 

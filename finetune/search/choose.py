@@ -151,13 +151,16 @@ def _try(run: Run, study: _Study, folds: list[DatasetDict], task: Task, metric: 
                     raise PrunedError
             value = statistics.fmean(found)
         if not np.isfinite(value):
-            value, state, message = None, "failed", f"{metric} is not a number"
+            raise FinetuneError(
+                f"Expected a number for {metric} on the rows that judge, but it is not defined there. Pass another "
+                "--metric_for_best_model, or more validation rows."
+            )
     except PrunedError:
         state, value = "pruned", on_the_way[-1]
     except FinetuneError as error:
         if asked.number == 0:
             raise
-        state, message = "failed", str(error)
+        value, state, message = None, "failed", str(error)
     study.tell(asked, value if state == "complete" else None, state)
     trial = Trial(
         number=asked.number,

@@ -47,15 +47,16 @@ class Trials:
 
     def __init__(self, directory: Path, what: dict[str, Any]):
         self.path = directory / TRIALS_FILE
+        self.what = what
         self.all: list[Trial] = []
         if self.path.exists():
             self._read(json.loads(json.dumps(what)))
-        else:
-            self._append(what)
 
     def add(self, trial: Trial) -> None:
-        """Keep a trial."""
-        self._append(trial.to_dict())
+        """Keep a trial; the first makes the file."""
+        entries = [trial.to_dict()] if self.all else [self.what, trial.to_dict()]
+        with self.path.open("a" if self.all else "w", encoding="utf-8") as file:
+            file.write("".join(json.dumps(entry) + "\n" for entry in entries))
         self.all.append(trial)
 
     @property
@@ -72,6 +73,8 @@ class Trials:
     def _read(self, what: dict[str, Any]) -> None:
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
         whole = [line for line in lines if line.endswith("\n")]  # the last may have been cut off
+        if len(whole) < 2:  # in the first trial's
+            return
         try:
             before, *rest = map(json.loads, whole)
             self.all = [Trial.model_validate(entry) for entry in rest]
@@ -88,7 +91,3 @@ class Trials:
             )
         if whole != lines:
             self.path.write_text("".join(whole), encoding="utf-8")
-
-    def _append(self, entry: dict[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")

@@ -174,12 +174,6 @@ def _parse(
         raise FinetuneError(f"Expected one --method, but got {' and '.join(named)}. Drop all but one.")
     config = _read_config(argv)
     method = import_method(next(iter(named), str(config.get("method", default_method))))
-    searching = {"trials", "budget"} & {*config, *(word.lstrip("-").split("=")[0] for word in argv)}
-    if methods is not None and searching:
-        raise FinetuneError(
-            f"Expected no --{min(searching)}, since this recipe trains once, with the settings that it shows. "
-            "`finetune tune` tries several, and takes the same flags."
-        )
     if methods is not None and method not in methods:
         raise FinetuneError(
             f"Expected --method {' or '.join(methods)}, which this recipe is written for, but got {method}. "
@@ -196,6 +190,12 @@ def _parse(
     config = _take_for_method(config, method, known, _value_of("config", argv))
 
     given = frozenset(config) | frozenset(_flags_to_names(argv, known))
+    searching = {"trials", "budget"} & given
+    if methods is not None and searching:
+        raise FinetuneError(
+            f"Expected no --{min(searching)}, since this recipe trains once, with the settings that it shows. "
+            "`finetune tune` tries several, and takes the same flags."
+        )
     defaults = {**before_method, **find_method(method).defaults, **after_method}
     parser.set_defaults(**{**_machine_defaults(given), "method": method, **defaults})
     words = to_flags(config) + argv
