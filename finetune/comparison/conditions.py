@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune.comparison.groups import Group, describe_settings
+from finetune.comparison.groups import Group
 from finetune.comparison.runs import StoredRun
 from finetune.comparison.statistics import find_support, paired_difference
 from finetune.comparison.table import METRIC_NAMES, compute_scores
@@ -15,6 +15,7 @@ from finetune.comparison.verdict import join_names
 from finetune.metrics import GREATER_IS_BETTER, MULTI_LABEL, REGRESSION
 from finetune.settings.declaration import Values
 from finetune.settings.declared import default_values, facts_of, is_used
+from finetune.settings.describe import describe_settings
 
 __all__ = ["describe_conditions"]
 
@@ -67,9 +68,8 @@ def _describe_search(group: Group) -> str:
     searches = [run.record.search for run in group.runs if run.record.search is not None]
     least, most = (choose(search.trials for search in searches) for choose in (min, max))
     seconds = float(np.mean([search.seconds for search in searches]))
-    judges = "folds of the training split" if searches[0].folds else "the validation split"
     count = f"{most}" if least == most else f"{least} to {most}"
-    return f"the best of {count} trials by {searches[0].metric} on {judges} ({seconds:,.0f} s a run)"
+    return f"the best of {count} trials by {searches[0].metric} on {searches[0].judges} ({seconds:,.0f} s a run)"
 
 
 def _describe_gains(groups: Sequence[Group], metric: str) -> list[str]:

@@ -1,7 +1,7 @@
 """Runs put together that differ in their seed alone, and kept apart where anything else would mix the figures."""
 
 from collections import defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,9 @@ from finetune.errors import FinetuneError
 from finetune.lookup import family_of
 from finetune.settings.declaration import Values
 from finetune.settings.declared import default_values, facts_of, is_used
+from finetune.settings.describe import describe_settings
 
-__all__ = ["Group", "describe_machines", "describe_settings", "group_runs", "refuse_different_splits"]
+__all__ = ["Group", "describe_machines", "group_runs", "refuse_different_splits"]
 
 LONGEST_SETTINGS = 45  # characters of a group's name
 # What a machine is, as far as seconds and bytes depend on it.
@@ -140,11 +141,6 @@ def _name_groups(method: str, is_tuned: bool, settings: Sequence[dict[str, Any]]
     return [f"{method} ({'tuned, ' if is_tuned else ''}{one})" for one in described]
 
 
-def describe_settings(settings: Mapping[str, Any]) -> str:
-    """Write the settings of a group in a line."""
-    return ", ".join(f"{name} {_show(value)}" for name, value in settings.items())
-
-
 def _settings(run: StoredRun) -> dict[str, Any]:
     """Return the settings that may change what a run's method does, whatever the seed."""
     flat = {name: value for part in dict(run.record.arguments).values() for name, value in part.items()}
@@ -163,11 +159,6 @@ def _settings(run: StoredRun) -> dict[str, Any]:
 def _varying(settings: Sequence[dict[str, Any]]) -> list[str]:
     names = list(dict.fromkeys(name for one in settings for name in one))
     return [name for name in names if len({repr(one.get(name)) for one in settings}) > 1]
-
-
-def _show(value: Any) -> str:
-    text = f"{value:g}" if isinstance(value, float) else str(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def describe_machines(runs: Sequence[StoredRun]) -> list[str]:

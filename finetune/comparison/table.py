@@ -7,10 +7,11 @@ import numpy as np
 
 from finetune.catalogue import FLOOR
 from finetune.comparison.costs import COSTS
-from finetune.comparison.groups import Group, describe_settings
+from finetune.comparison.groups import Group
 from finetune.comparison.runs import StoredRun
 from finetune.comparison.statistics import INFLUENCE_METRICS, Interval, find_support, mean_interval, metric_influence
 from finetune.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from finetune.settings.describe import describe_settings
 
 __all__ = [
     "METRIC_NAMES",

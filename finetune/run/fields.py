@@ -92,6 +92,11 @@ class Search(Part):
     best: Figure = Field(description="the metric with those that were chosen")
     chosen: dict[str, Any] = Field(description="the settings that are best, with which the run was then trained")
 
+    @property
+    def judges(self) -> str:
+        """The rows that judged, in words."""
+        return f"{self.folds} folds of the training split" if self.folds else "the validation split"
+
 
 class Compilation(Part):
     """How `torch.compile` was told to compile the model."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from finetune.run.fields import Metrics, Search, SplitRecord
 from finetune.run.record import CompleteRecord
+from finetune.settings.describe import describe_settings
 
 __all__ = ["BUSY", "summarize"]
 
@@ -54,12 +55,9 @@ def summarize(record: CompleteRecord, directory: Path) -> str:
 
 
 def _describe_search(search: Search) -> str:
-    judges = f"{search.folds} folds of the training split" if search.folds else "the validation split"
-    chosen = ", ".join(f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
-                       for name, value in search.chosen.items())  # fmt: skip
     return (
-        f"{search.trials} trials in {search.seconds:.0f} s; best by {search.metric} on {judges} ({search.best:.4f}, "
-        f"with the defaults {search.default:.4f}): {chosen}"
+        f"{search.trials} trials in {search.seconds:.0f} s; best by {search.metric} on {search.judges} "
+        f"({search.best:.4f}, with the defaults {search.default:.4f}): {describe_settings(search.chosen)}"
     )
 
 

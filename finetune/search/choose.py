@@ -21,6 +21,7 @@ from finetune.search.space import build_space
 from finetune.search.trial_run import PrunedError, fit_and_measure
 from finetune.search.trials import Trial, Trials
 from finetune.settings.arguments import FEWEST_TO_CHOOSE
+from finetune.settings.describe import describe_settings
 from finetune.settings.duration import read_duration
 
 __all__ = ["choose_settings"]
@@ -81,7 +82,7 @@ def choose_settings(run: Run, splits: DatasetDict, task: Task) -> None:
         chosen=chosen,
     )
     run.record.arguments = Settings(**arguments.to_dict())
-    what = "the settings of a run without a search" if best.number == 0 else _list(chosen)
+    what = "the settings of a run without a search" if best.number == 0 else describe_settings(chosen)
     print(f"search: best of {len(states)} trials is number {best.number + 1}: {what}", file=sys.stderr)
 
 
@@ -230,9 +231,4 @@ def _describe(run: Run) -> dict[str, Any]:
 def _describe_trial(trial: Trial, metric: str) -> str:
     found = {"complete": f"{metric} {trial.value:.4f}" if trial.value is not None else "", "failed": trial.message}
     said = found.get(trial.state, f"given up at {metric} {trial.value:.4f}" if trial.value is not None else "given up")
-    return f"trial {trial.number + 1}: {_list(trial.settings)}: {said} ({trial.seconds:.0f} s)"
-
-
-def _list(settings: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}"
-                     for name, value in settings.items())  # fmt: skip
+    return f"trial {trial.number + 1}: {describe_settings(trial.settings)}: {said} ({trial.seconds:.0f} s)"
