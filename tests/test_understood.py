@@ -313,6 +313,12 @@ def test_letters_tell(text, encoding):
     assert choose_encoding(text.encode(encoding)) == encoding
 
 
+@pytest.mark.parametrize(("sign", "encoding"), [("©", "koi8_r"), ("©", "cp850"), ("°", "cp437")])
+def test_signs_that_stand_where_no_other_encoding_has_them_are_not_guessed(sign, encoding):
+    sample = "".join(f"ham,the film was good, they say {sign} {number}\n" for number in range(40)).encode(encoding)
+    assert choose_encoding(sample) is None
+
+
 def test_one_encoding_is_chosen_for_a_run_and_kept_for_prediction(classify, tmp_path):
     texts = [f"call now for £{row * 5}" if row % 2 else f"see you at {row}" for row in range(60)]
     labels = ["ham", "spam"] * 30

@@ -50,7 +50,7 @@ UNTOLD = re.compile(rf"(?![\x00-\x7f])(?:(?<=\d){LETTER}|{LETTER}(?=\d)|(?<!{LET
 # Signs of Western text that another code page has letters for: pounds, yen, fractions, ordinals, powers, questions.
 WESTERN_SIGNS = re.compile(
     r"[£¥¢]\s?(?=[\d.,]|[A-Za-z]\b)|(?<=[\d.,])\s?[£¥¢]|(?<!\w)[£¥¢](?!\w)|[¼½¾]|°\s?(?=[CFK]\b)|(?<=[\dnN])[ºª°]|(?<=\d)[¹²³]"
-    r"|(?<=m)[²³](?![a-zA-Z])|(?<!\w)[¿¡]|µ(?=[mglsAVF]\b)|[©®](?!\w)|§\s?(?=\d)|[÷×±·•]|(?<![a-zA-Z])[“„‘‚«»–—…]"
+    r"|(?<=m)[²³](?![a-zA-Z])|(?<!\w)[¿¡](?=\S)|µ(?=[mglsAVF]\b)|[©®](?!\w)|§\s?(?=\d)|[÷×±·•]|(?<![a-zA-Z])[“„‘‚«»–—…]"
     r"|[”“’»«–—…](?![a-zA-Z])|(?<=[a-zA-Z])[’–—…](?=[a-zA-Z])|€|™|†|‰"
 )
 

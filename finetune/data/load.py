@@ -6,11 +6,8 @@ here: looking for trouble in the data, which is `finetune.data_doctor`'s.
 """
 
 import contextlib
-import hashlib
 import itertools
 import json
-import os
-import uuid
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -26,21 +23,19 @@ from transformers import PreTrainedTokenizerBase
 
 from finetune.data.columns import Columns, choose_columns
 from finetune.data.embedded import load_embedded_reviews
+from finetune.data.examples import iterate_examples, name_group, name_of, name_values, write_examples
 from finetune.data.labels import Task, encode_labels, find_task, find_twins, is_hidden, is_number_name, name_classes
-from finetune.data.nested import get_value
-from finetune.data.read import MAX_CHARACTERS, Row, Table, detect_common_encoding, open_table
+from finetune.data.read import Row, Table, detect_common_encoding, open_table
 from finetune.data.split import carve_splits, check_classes, drop_duplicates, remove_leakage, sample_stratified
 from finetune.data.stream import Shards, TokenizingRows
 from finetune.data.tokenize import TextConfig
 from finetune.data.vectors import name_bits, parse_bit
 from finetune.errors import FinetuneError
-from finetune.files import flush
 from finetune.hub_client import find_commit
 from finetune.settings.parts import DataArguments
 from finetune.tasks import MULTI_LABEL, REGRESSION
 
 __all__ = [
-    "NO_GROUP",
     "SPLITS",
     "GivenSplits",
     "Reading",
@@ -55,27 +50,7 @@ SPLITS = ("train", "validation", "test")
 # Rows carved when a split is missing: those of the embedded reviews leave 20,000 of their 24,904 texts for training.
 EMBEDDED_SIZES = {"test": 2_500, "validation": 2_404}
 CARVED_SHARE = 0.1
-ROWS_AT_ONCE = 1_000
 SAMPLED_ROWS = 10_000  # of a stream
-MAX_LABEL_CHARACTERS = 10_000  # of a string, which may hold several; more is a text
-NO_GROUP = "without a group: "  # before the id of a row that names none
-NO_GROUPS = {
-    "",
-    "nan",
-    "none",
-    "null",
-    "<na>",
-    "na",
-    "n/a",
-    "-",
-    "--",
-    "?",
-    "unknown",
-    "anonymous",
-    "deleted",
-    "[deleted]",
-}
-CACHE_VERSION = 4  # of what `_write_rows` writes
 
 
 @dataclass
@@ -359,20 +334,20 @@ def _read_file(path: Path, arguments: DataArguments, fallback: str | None = None
         raise FinetuneError(f"Expected rows of examples in {where}, but found none below its header.")
     columns = choose_columns(table, sample, vars(arguments), where)
     table = replace(table, rows=itertools.chain(sample, table.rows))
-    cache = _write_rows(path, table, columns, where)
+    cache = write_examples(path, table, columns, where)
     try:
         dataset = Dataset.from_file(str(cache))
     except (pa.ArrowInvalid, OSError):  # broken since it was written
         cache.unlink()
-        dataset = Dataset.from_file(str(_write_rows(path, table, columns, where)))
+        dataset = Dataset.from_file(str(write_examples(path, table, columns, where)))
     labels, class_names = None, table.class_names.get(columns.label or "")
     if columns.label is not None or columns.labels:
         labels = [json.loads(value) for value in dataset["label"][:]]
         if class_names is not None:
             labels = [name_classes(value, class_names) for value in labels]
     where = _name_columns(columns, table.columns, where)
-    origin = f"file {_name_of(path)}, {columns}" + (f", read as {table.encoding}" if table.encoding else "")
-    reading = Reading(f"file {_name_of(path)}", str(columns), table.layout, table.encoding, table.ignored)
+    origin = f"file {name_of(path)}, {columns}" + (f", read as {table.encoding}" if table.encoding else "")
+    reading = Reading(f"file {name_of(path)}", str(columns), table.layout, table.encoding, table.ignored)
     examples = dataset.remove_columns("label")
     bits = _find_bits(sample, columns) if labels is None else []
     names = list(columns.labels or ()) or class_names
@@ -418,13 +393,13 @@ def _read_sample(folder: Path, arguments: DataArguments) -> _Source:
         for number, values in enumerate(shards.sample(SAMPLED_ROWS, shards.column_names), 1)
     ]
     table = Table(shards.column_names, iter(rows), None, shards.class_names)
-    examples = list(_examples(table, columns, _name_of(folder), where))
+    examples = list(iterate_examples(table, columns, name_of(folder), where))
     labels = [json.loads(example.pop("label")) for example in examples]
     origin = (
-        f"folder {_name_of(folder)}, {columns}, streamed: {shards.num_rows:,} rows in {len(shards.paths)} files; "
+        f"folder {name_of(folder)}, {columns}, streamed: {shards.num_rows:,} rows in {len(shards.paths)} files; "
         f"here a sample"
     )
-    reading = Reading(f"folder {_name_of(folder)}", str(columns), f"{len(shards.paths)} shards of Parquet")
+    reading = Reading(f"folder {name_of(folder)}", str(columns), f"{len(shards.paths)} shards of Parquet")
     names = list(columns.labels or ()) or shards.class_names.get(columns.label or "")
     others: tuple[Any, ...] = ()
     if columns.label is not None:
@@ -437,130 +412,6 @@ def _read_sample(folder: Path, arguments: DataArguments) -> _Source:
     return _Source(
         examples, labels, names, where, origin, reading, other_labels=others, is_one_hot=bool(columns.labels)
     )
-
-
-def _write_rows(path: Path, table: Table, columns: Columns, where: str) -> Path:
-    """Write the examples of a table as an Arrow file, labels as JSON; a bad row leaves nothing behind."""
-    digest = hashlib.sha256(f"{CACHE_VERSION} {_name_of(path)} {columns!r} {table.encoding}".encode())
-    for file in sorted(path.rglob("*.txt")) if path.is_dir() else [path]:
-        digest.update(os.fsencode(file.relative_to(path)))
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    target = Path(datasets.config.HF_DATASETS_CACHE) / "finetune" / f"read-{digest.hexdigest()}.arrow"
-    if target.exists():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    names = ["id", "text", "label", *(name for name in ("text_pair", "group") if getattr(columns, name) is not None)]
-    schema = pa.schema([(name, pa.string() if name in ("id", "group") else pa.large_string()) for name in names])
-    aside = target.with_suffix(f".{uuid.uuid4().hex}.partial")  # other processes may be writing it too
-    try:
-        with pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-            for rows in _chunks(_examples(table, columns, _name_of(path), where), ROWS_AT_ONCE):
-                writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=schema))
-        flush(aside)
-        aside.rename(target)
-    finally:
-        aside.unlink(missing_ok=True)
-    return target
-
-
-def _name_of(path: Path) -> str:
-    return path.name.encode(errors="replace").decode()  # a name need not be UTF-8
-
-
-def _examples(table: Table, columns: Columns, name: str, where: str) -> Iterator[dict[str, Any]]:
-    """Yield each row's example: strings, and the label as JSON."""
-    seen: set[str] = set()
-    for number, row in enumerate(table.rows):
-        values = row.values
-        example: dict[str, Any] = {
-            "id": f"{name}-{number}",
-            "text": _text(get_value(values, columns.text), row, columns.text, where),
-        }
-        if columns.id is not None:
-            example["id"] = str(get_value(values, columns.id))
-            if example["id"] in seen:
-                raise FinetuneError(
-                    f"Expected ids that differ in {where}, but {row.place} repeats {example['id']!r}. Pass another "
-                    "--id_column, or leave it out."
-                )
-            seen.add(example["id"])
-        if columns.text_pair is not None:
-            example["text_pair"] = _text(get_value(values, columns.text_pair), row, columns.text_pair, where)
-        if columns.group is not None:
-            group = str(get_value(values, columns.group)).strip()
-            example["group"] = f"{NO_GROUP}{example['id']}" if group.lower() in NO_GROUPS else group
-        label = columns.label
-        if columns.labels:
-            bits = name_bits(_name_values(values, table.class_names), columns.labels, row.place, where)
-            example["label"] = json.dumps(bits, ensure_ascii=False)
-        else:
-            example["label"] = "null" if label is None else _label(get_value(values, label), row, label, where)
-        try:
-            "".join(filter(None, example.values())).encode()
-        except UnicodeEncodeError as error:
-            raise FinetuneError(
-                f"Expected whole characters in {where}, but {row.place} has half of a surrogate pair, as a cut emoji "
-                "leaves. Remove it."
-            ) from error
-        yield example
-
-
-def _name_values(values: dict[str, Any], class_names: dict[str, list[str]]) -> dict[str, Any]:
-    return values | {name: name_classes(values.get(name), names) for name, names in class_names.items()}
-
-
-def _label(value: Any, row: Row, column: str, where: str) -> str:
-    """Return a label as JSON."""
-    wrong = [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, list | dict | bytes)]
-    if wrong:
-        raise FinetuneError(
-            f"Expected strings, numbers or booleans, or lists of them, as labels in column {column!r} of {where}, but "
-            f"{row.place} has a {type(wrong[0]).__name__}. {_advise_on_objects(column, wrong[0])}"
-        )
-    if isinstance(value, str) and len(value) > MAX_LABEL_CHARACTERS:
-        raise FinetuneError(
-            f"Expected labels of at most {MAX_LABEL_CHARACTERS:,} characters in column {column!r} of {where}, but the "
-            f"one at {row.place} has {len(value):,}. Pass --label_column if it is the text."
-        )
-    return json.dumps(value, ensure_ascii=False, default=str)
-
-
-def _advise_on_objects(column: str, value: Any) -> str:
-    if not isinstance(value, dict) or not value:
-        return "Pass --label_column if the label is in another."
-    first = f"{column}.{next(iter(value))}"
-    return (
-        f"What is within is named with dots: --label_column {first}, or --label_columns {first},… for zeros and ones."
-    )
-
-
-def _text(value: Any, row: Row, column: str, where: str) -> str | None:
-    if value is None or isinstance(value, str):
-        text = value
-    elif isinstance(value, int | float | bool):
-        text = None if value != value else str(value)
-    else:
-        within = isinstance(value, dict) and next((name for name, one in value.items() if isinstance(one, str)), None)
-        advice = (
-            f"What is within is named with dots: --text_column {column}.{within}."
-            if within
-            else ("Pass --text_column if the text is in another.")
-        )
-        raise FinetuneError(
-            f"Expected texts in column {column!r} of {where}, but {row.place} has a {type(value).__name__}. {advice}"
-        )
-    if text is not None and len(text) > MAX_CHARACTERS:
-        raise FinetuneError(
-            f"Expected texts of at most {MAX_CHARACTERS:,} characters in {where}, but the one at {row.place} has "
-            f"{len(text):,}. Is a quote missing? Split it, or remove it."
-        )
-    return text
-
-
-def _chunks(examples: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
-    while chunk := list(itertools.islice(examples, size)):
-        yield chunk
 
 
 def _load_from_hub(arguments: DataArguments) -> dict[str, _Source]:
@@ -641,7 +492,7 @@ def _hub_source(dataset: Dataset, name: str, split: str, arguments: DataArgument
         rows = dataset.select_columns(list(columns.labels)).to_list()
         named = {name: one.names for name in columns.labels if isinstance(one := dataset.features[name], ClassLabel)}
         labels = [
-            name_bits(_name_values(values, named), columns.labels, f"row {number}", where)
+            name_bits(name_values(values, named), columns.labels, f"row {number}", where)
             for number, values in enumerate(rows, 1)
         ]
         where = _name_columns(columns, dataset.column_names, where)
@@ -669,11 +520,8 @@ def _hub_source(dataset: Dataset, name: str, split: str, arguments: DataArgument
         ids = [f"{name}-{split}-{row}" for row in range(len(examples))]
         examples = examples.add_column("id", np.array(ids))  # type: ignore[arg-type]
     if "group" in examples.column_names:
-        groups = [str(group).strip() for group in examples["group"]]
-        filled = [
-            f"{NO_GROUP}{one}" if group.lower() in NO_GROUPS else group
-            for one, group in zip(examples["id"], groups, strict=True)
-        ]
+        groups = examples["group"][:]
+        filled = [name_group(group, id) for id, group in zip(examples["id"], groups, strict=True)]
         if filled != groups:
             examples = examples.remove_columns("group").add_column("group", filled)
     origin = f"{name}, split {split}, {columns}"

@@ -89,5 +89,7 @@ def _share_of_odd_letters(sample: bytes, encoding: str) -> float:
 
 
 def _share_of_frequent_letters(sample: bytes, encoding: str) -> float:
-    signs = re.findall(r"[^\x00-\x7f]", _decode(sample, encoding))
-    return sum(sign in FREQUENT_LETTERS for sign in signs) / max(1, len(signs))
+    """Compute the share of frequent letters, in words of at least two: one by itself is a sign of another encoding."""
+    signs = re.findall(r"[^\x00-\x7f]", text := _decode(sample, encoding))
+    words = re.findall(rf"(?:(?![\x00-\x7f]){LETTER}){{2,}}", text)
+    return sum(letter in FREQUENT_LETTERS for word in words for letter in word) / max(1, len(signs))

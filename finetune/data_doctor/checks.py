@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from finetune.data.examples import NO_GROUP
 from finetune.data.labels import Task, is_number_name
-from finetune.data.load import NO_GROUP, Reading
+from finetune.data.load import Reading
 from finetune.data.spelling import looks_like
 from finetune.data_doctor.facts import SHINGLE, Facts
 from finetune.data_doctor.findings import Finding
