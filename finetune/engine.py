@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from finetune.data.load import complete_splits, load_given_splits
+from finetune.data.unlabeled import load_unlabeled
+from finetune.distillation import ask_teacher
 from finetune.errors import FinetuneError
 from finetune.hub.push import push_run
 from finetune.inference.evaluate import evaluate_run
@@ -80,9 +82,11 @@ def run_training(arguments: Arguments) -> Path:
             given = load_given_splits(arguments.data)
             run.examine(given)
             splits = complete_splits(given, arguments.data)
-        task = run.record_data(splits)
-        choose_settings(run, splits, task)
-        model, tokenizer = family_of(arguments.method.method).fit(run, splits, task)
+            unlabeled = load_unlabeled(arguments.data, splits, given.task, given.encoding)
+        task = run.record_data(splits, unlabeled)
+        taught = ask_teacher(run, splits, task, unlabeled)
+        choose_settings(run, taught, task)
+        model, tokenizer = family_of(arguments.method.method).fit(run, taught, task)
         run.save_model(model, tokenizer)
         evaluate_run(run, model, tokenizer, splits)
     push_run(run)

@@ -74,6 +74,8 @@ class Family:
         trains_network: Whether it trains a network in steps, with the `Trainer` and its settings.
         trains_encoder: Whether it trains a pretrained encoder, or a part of one.
         is_deterministic: Whether another seed changes nothing.
+        learns_from_teacher: Whether its fit follows the answers of another model where training rows have a column
+            `teacher` (`finetune.data.soft_labels`).
         can_stream: Whether it can train on rows that don't fit into memory.
         precision: Number format that it computes in, whatever the settings; None if they say.
         library_name: By the Hub's name what loads it.
@@ -86,6 +88,7 @@ class Family:
     trains_network: ClassVar[bool] = False
     trains_encoder: ClassVar[bool] = False
     is_deterministic: ClassVar[bool] = False
+    learns_from_teacher: ClassVar[bool] = False
     can_stream: ClassVar[bool] = False
     precision: ClassVar[str | None] = None
     library_name: ClassVar[str] = "finetune"

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "finetune"
 ROOMS = ["errors", "files", "threads", "tasks", "progress_bar", "adapted", "accelerated", "hardware", "environment",
          "quiet", "hub_client", "metrics", "evaluate_metrics", "family", "catalogue", "lookup", "settings", "data",
          "models", "data_doctor", "methods", "training", "families", "run", "comparison", "inference", "export",
-         "serve", "hub", "search", "engine", "results", "api", "cli", "__main__"]  # fmt: skip
+         "serve", "hub", "distillation", "search", "engine", "results", "api", "cli", "__main__"]  # fmt: skip
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

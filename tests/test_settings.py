@@ -8,6 +8,7 @@ import re
 import warnings
 from pathlib import Path
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,6 +16,7 @@ from conftest import ROOT, make_reviews, write_csv, write_tiny_bert
 from safetensors.numpy import load_file
 from transformers import TrainingArguments
 
+import finetune
 from finetune.errors import FinetuneError
 from finetune.settings.declared import facts_of, own_settings
 from finetune.settings.document import describe_settings
@@ -39,6 +41,7 @@ CARVED = ["--validation_file", "", "--test_file", ""]
 STILL = ["--learning_rate", "0", "--num_train_epochs", "6"]
 
 # For each setting a value that is not the one of the run beside it, and that run's own flags.
+TAUGHT = ["--teacher", "teacher"]
 FLIPS: dict[str, tuple[str, list[str]]] = {
     "dataset_name": ("embedded", []),
     "dataset_config_name": ("plain_text", []),
@@ -80,6 +83,10 @@ FLIPS: dict[str, tuple[str, list[str]]] = {
     "reinit_layers": ("1", []),
     "class_weights": ("balanced", SKEWED),
     "focal_gamma": ("2", []),
+    "unlabeled_file": ("other.txt", TAUGHT),
+    "teacher": ("teacher", []),
+    "distillation_alpha": ("0.9", TAUGHT),
+    "distillation_temperature": ("8", TAUGHT),
     "oversample": ("true", SKEWED),
     "lora_r": ("2", LORA),
     "lora_alpha": ("2", LORA),
@@ -176,6 +183,9 @@ def folder(tmp_path_factory):
     columns = dict(zip(("text", "label"), zip(*rows, strict=True), strict=True))
     pq.write_table(pa.table({name: list(values) for name, values in columns.items()}), folder / "shards/0.parquet")
     (folder / "lora.yaml").write_text("r: 2\n")
+    (folder / "other.txt").write_text("\n".join(text for text, _ in make_reviews(30, offset=500)))
+    splits = [pd.read_csv(folder / f"{name}.csv") for name in ("train", "validation", "test")]
+    finetune.train(splits[0], validation=splits[1], test=splits[2], method="tfidf", output_dir=folder / "teacher")
     return folder
 
 

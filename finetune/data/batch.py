@@ -17,6 +17,7 @@ from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 from finetune.data.cutting import cut_by_padding, cut_by_tokens
 
 __all__ = [
+    "OF_EXAMPLES",
     "Drawn",
     "GlobalStepSampler",
     "MicroBatchCollator",
@@ -31,6 +32,10 @@ __all__ = [
     "take_rows",
     "trim_padding",
 ]
+
+
+# What a batch has besides what the model reads: a row for each example.
+OF_EXAMPLES = ("labels", "teacher", "num_windows")
 
 
 @dataclass(frozen=True)
@@ -254,7 +259,7 @@ class MicroBatchCollator:
         """Return `micro_batches`, a list of dictionaries of tensors, `num_examples` and `num_tokens`.
 
         `input_ids` and `attention_mask` of a micro-batch have the shape `(examples, longest example)`, `labels` has
-        `(examples,)` or `(examples, num_labels)`.
+        `(examples,)` or `(examples, num_labels)`, and `teacher`, if the examples have it, `(examples, 1 + num_labels)`.
         """
         examples = [self._spread(example) for example in examples]
         lengths = [_num_tokens(example["input_ids"]) for example in examples]
@@ -278,6 +283,8 @@ class MicroBatchCollator:
             inputs["num_windows"] = torch.tensor([len(example["input_ids"]) for example in examples])
         if "labels" in examples[0]:
             inputs["labels"] = torch.tensor(np.array([example["labels"] for example in examples]))
+        if "teacher" in examples[0]:
+            inputs["teacher"] = torch.tensor(np.array([example["teacher"] for example in examples], dtype=np.float32))
         return inputs
 
     def _spread(self, example: dict[str, Any]) -> dict[str, Any]:
@@ -354,10 +361,7 @@ def split_micro_batch(
     rows = half if counts is None else int(counts[:half].sum())
     parts = []
     for examples, texts in ((slice(half), slice(rows)), (slice(half, None), slice(rows, None))):
-        part = {
-            name: tensor[examples if name in ("labels", "num_windows") else texts]
-            for name, tensor in micro_batch.items()
-        }
+        part = {name: tensor[examples if name in OF_EXAMPLES else texts] for name, tensor in micro_batch.items()}
         parts += split_micro_batch(trim_padding(part) if trims else part, max_tokens, trims)
     return parts
 
@@ -376,7 +380,7 @@ def trim_padding(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     used = mask.any(dim=0).nonzero()
     tokens = slice(int(used.min()), int(used.max()) + 1)
     return {
-        name: tensor[:, tokens] if name != "labels" and tensor.shape == mask.shape else tensor
+        name: tensor[:, tokens] if name not in OF_EXAMPLES and tensor.shape == mask.shape else tensor
         for name, tensor in batch.items()
     }
 

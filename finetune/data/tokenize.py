@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import tokenizers
 from datasets import Dataset, DatasetDict
@@ -134,7 +135,7 @@ def tokenize_dataset(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, confi
 
     Returns:
         The columns of `encode_texts`, and `labels` if `dataset` has `label`: a class number, a number to predict, or
-        for several labels a list of 0 and 1. Rows keep their order.
+        for several labels a list of 0 and 1; `teacher` as it is. Rows keep their order.
     """
     task = task_of(dataset.features) if "label" in dataset.column_names else None
 
@@ -153,7 +154,8 @@ def encode_rows(
     """Tokenize rows as `datasets.map` hands them over: the columns of `encode_texts`, and `labels` if there are any.
 
     Args:
-        batch: The columns `text`, `text_pair` if they are pairs, and `label` unless it is withheld.
+        batch: The columns `text`, `text_pair` if they are pairs, `label` unless it is withheld, and `teacher` where
+            there is one.
         tokenizer: A fast tokenizer.
         config: How long texts are cut.
         task: What the labels are; None leaves them out.
@@ -161,6 +163,8 @@ def encode_rows(
     columns: dict[str, Any] = encode_texts(batch["text"], tokenizer, config, batch.get("text_pair"))
     if task is not None and "label" in batch:
         columns["labels"] = list(label_matrix(batch["label"], task))
+    if "teacher" in batch:
+        columns["teacher"] = batch["teacher"]
     return columns
 
 
@@ -192,4 +196,6 @@ def _cache_file(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, config: Te
     if "label" in dataset.column_names:
         for label in dataset["label"]:
             digest.update(f"{label} ".encode())
+    if "teacher" in dataset.column_names:
+        digest.update(np.asarray(dataset["teacher"][:], dtype=np.float32).tobytes())
     return Path(datasets.config.HF_DATASETS_CACHE) / "finetune" / f"tokenized-{digest.hexdigest()}.arrow"

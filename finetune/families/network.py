@@ -39,6 +39,7 @@ class NetworkFamily(Family):
     """
 
     trains_network: ClassVar[bool] = True
+    learns_from_teacher: ClassVar[bool] = True
     can_stream: ClassVar[bool] = True
     max_tokens: ClassVar[int] = 4_096
     # In three epochs of 16 rows nothing is learnt. More steps mend that (Mosbach et al. 2021, Zhang et al. 2021);

@@ -15,12 +15,10 @@ import io
 import itertools
 import json
 import os
-import re
 import shutil
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import IO, Any
@@ -31,22 +29,21 @@ import pyarrow.parquet as pq
 
 from finetune.data.columns import Columns, choose_columns
 from finetune.data.nested import get_value
-from finetune.data.read import Row, Table, open_lines, open_table
-from finetune.data.spelling import compare_spelling
+from finetune.data.read import Row, Table
+from finetune.data.unlabeled import COMPRESSIONS, find_ending, open_texts
 from finetune.errors import FinetuneError
 from finetune.files import write_json
 from finetune.inference.exported import is_exported
 from finetune.inference.predict import load_predictor
 from finetune.models.answers import TextClassifier
 from finetune.progress_bar import progress_bar
-from finetune.tasks import MULTI_LABEL, REGRESSION, Task
+from finetune.tasks import MULTI_LABEL, REGRESSION
 
 __all__ = ["predict_file"]
 
 # The ending of the output, by that of the input. Of any other ending, and of folders, rows come out as CSV.
 FORMATS = {".csv": ".csv", ".tsv": ".tsv", ".tab": ".tsv", ".jsonl": ".jsonl", ".ndjson": ".jsonl", ".json": ".jsonl",
            ".parquet": ".parquet", ".xlsx": ".csv", ".xlsm": ".csv"}  # fmt: skip
-COMPRESSIONS = (".gz", ".zst")
 ROWS_AT_ONCE = 4_096  # sorted by length among themselves, and what is lost when a run is cut off
 SILENCE = timedelta(minutes=2)  # after which another process counts as gone
 
@@ -96,7 +93,7 @@ def predict_file(
         model = _hash(*sorted(folder.glob("*")))
         plain = None if accelerated else True  # it computes the same but for rounding, which a file is not to mix
         asked = {"input": _hash_input(input_file), "model": model, "no_accelerated": plain, **columns}
-        table = _open_input(input_file, columns.get("encoding"), predictor)
+        table = open_texts(input_file, predictor.task, columns.get("encoding"), predictor.encoding)
         sample = list(itertools.islice(table.rows, 100))
         chosen = choose_columns(table, sample, columns, repr(str(input_file)))
         added = _added_columns(predictor)
@@ -126,7 +123,7 @@ def predict_file(
 
 def _check_files(input_file: Path, output_file: Path) -> str:
     """Find the format of the output; raise an error that says what is wrong with either file."""
-    found = _ending_of(input_file)
+    found = find_ending(input_file)
     if not input_file.exists():
         raise FinetuneError(f"Expected --input_file to be a file or folder, but {str(input_file)!r} does not exist.")
     if found == ".parquet" and input_file.suffix.lower() in COMPRESSIONS:
@@ -144,43 +141,6 @@ def _check_files(input_file: Path, output_file: Path) -> str:
     if not output_file.parent.is_dir():
         raise FinetuneError(f"Expected --output_file in a folder, but {str(output_file.parent)!r} is none. Make it.")
     return ending
-
-
-def _ending_of(path: Path) -> str:
-    """Return the ending that names a file's format, without that of a compression."""
-    return (path.with_suffix("") if path.suffix.lower() in COMPRESSIONS else path).suffix.lower()
-
-
-def _open_input(path: Path, encoding: str | None, predictor: TextClassifier) -> Table:
-    """Open what training reads; lines of an ending that names no format are texts, unless all hold the model's labels.
-
-    Raises:
-        FinetuneError: If it can't be read, or some of its lines hold labels of the model and others don't.
-    """
-    if path.is_dir() or _ending_of(path) in FORMATS:
-        return open_table(path, encoding, predictor.encoding)
-    plain = open_lines(path, encoding, predictor.encoding)
-    try:
-        table = open_table(path, encoding, predictor.encoding)
-        head = list(itertools.islice(table.rows, 100))
-    except FinetuneError:  # lines of texts alone need not look like any of labels and texts
-        return plain
-    known = [_is_label(row.values["label"], predictor.task) for row in head]
-    if any(known) and not all(known):
-        one, other = head[known.index(True)].place, head[known.index(False)].place
-        raise FinetuneError(
-            f"Expected labels of the model in all lines of {str(path)!r} or in none, but {one} has one and {other} has "
-            "none. Save it as .csv, with a column text."
-        )
-    return replace(table, rows=itertools.chain(head, table.rows)) if any(known) else plain
-
-
-def _is_label(value: Any, task: Task) -> bool:
-    """Return whether what a line was taken to be labelled with is an answer of the model's."""
-    if task.problem_type == REGRESSION:
-        return re.fullmatch(r"[-+]?\d+([.,]\d+)?", value) is not None
-    known = {compare_spelling(name) for name in task.label_names}
-    return {compare_spelling(name) for name in (value if isinstance(value, list) else [value])} <= known
 
 
 def _write(

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
 from finetune.accelerated.precision import autocast
+from finetune.data.batch import OF_EXAMPLES
 from finetune.models.logits import compute_rows
 
 __all__ = ["FeatureCollator", "compute_features", "encoder_replaced", "find_feature_reader", "has_frozen_encoder"]
@@ -123,7 +124,7 @@ def compute_features(
         on_batch: Called with the number of examples after each batch.
 
     Returns:
-        Columns `inputs_embeds` (float32, 2 · hidden), `labels`, and `length`, which is 1.
+        Columns `inputs_embeds` (float32, 2 · hidden), `length`, which is 1, `labels`, and `teacher` if there is one.
     """
     device = next(model.parameters()).device
 
@@ -133,7 +134,8 @@ def compute_features(
 
     width = 2 * model.config.hidden_size
     rows = compute_rows(encode, width, dataset, dataset["length"], collate, max_tokens, device, on_batch)
-    columns = {"inputs_embeds": rows, "labels": dataset["labels"][:], "length": np.ones(len(rows), dtype=np.int64)}
+    columns = {"inputs_embeds": rows, "length": np.ones(len(rows), dtype=np.int64)}
+    columns |= {name: dataset[name][:] for name in OF_EXAMPLES if name in dataset.column_names}
     return Dataset.from_dict(columns)
 
 
@@ -147,9 +149,9 @@ class FeatureCollator:
         return {"micro_batches": [self.collate(examples)], "num_examples": len(examples), "num_tokens": 0}
 
     def collate(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Stack examples to `inputs_embeds`, `(batch, 1, 2 · hidden)`, and `labels`."""
+        """Stack examples to `inputs_embeds`, `(batch, 1, 2 · hidden)`, `labels`, and `teacher`."""
         features = np.array([example["inputs_embeds"] for example in examples], dtype=np.float32)
-        return {
-            "inputs_embeds": torch.from_numpy(features).unsqueeze(1),
-            "labels": torch.tensor([example["labels"] for example in examples]),
+        inputs = {"inputs_embeds": torch.from_numpy(features).unsqueeze(1)}
+        return inputs | {
+            name: torch.tensor([example[name] for example in examples]) for name in OF_EXAMPLES if name in examples[0]
         }

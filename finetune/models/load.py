@@ -46,6 +46,7 @@ __all__ = [
     "check_loaded",
     "fingerprint_model",
     "fit_to_checkpoint",
+    "hash_folder",
     "hub_commit_of",
     "load_encoder",
     "load_model",
@@ -104,10 +105,13 @@ def fingerprint_model(name: str, revision: str | None = None) -> str:
         FinetuneError: If it can't be had.
     """
     path, commit = resolve_model(name, revision)
-    if commit is not None:
-        return commit
+    return hash_folder(Path(path)) if commit is None else commit
+
+
+def hash_folder(folder: Path) -> str:
+    """Compute a SHA-256 of the JSON and safetensors files of a model folder."""
     total = hashlib.sha256()
-    for file in sorted([*Path(path).glob("*.json"), *Path(path).glob("*.safetensors")]):
+    for file in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
         with file.open("rb") as opened:
             total.update(f"{file.name} {hashlib.file_digest(opened, 'sha256').hexdigest()}\n".encode())
     return total.hexdigest()

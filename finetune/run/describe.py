@@ -9,7 +9,7 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import DynamoBackend
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 
 from finetune.data.labels import Task
 from finetune.data.split import describe_split
@@ -73,7 +73,11 @@ def now() -> str:
 
 
 def describe_data(
-    task: Task, splits: DatasetDict, commit: str | None = None, understood: Sequence[str] = ()
+    task: Task,
+    splits: DatasetDict,
+    commit: str | None = None,
+    understood: Sequence[str] = (),
+    unlabeled: Dataset | None = None,
 ) -> DataRecord:
     """Return the task, the origin, size and content hash of each split, and the commit of a data set on the Hub."""
     return DataRecord.model_validate(
@@ -83,6 +87,7 @@ def describe_data(
             **({} if commit is None else {"commit": commit}),
             "label_names": task.label_names,
             "splits": {name: describe_split(split) for name, split in splits.items()},
+            **({} if unlabeled is None else {"unlabeled": describe_split(unlabeled)}),
         }
     )
 

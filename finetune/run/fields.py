@@ -28,6 +28,7 @@ __all__ = [
     "Settings",
     "SplitRecord",
     "Splits",
+    "Teacher",
     "Thresholds",
     "TrainingCosts",
 ]
@@ -96,6 +97,17 @@ class Search(Part):
     def judges(self) -> str:
         """The rows that judged, in words."""
         return f"{self.folds} folds of the training split" if self.folds else "the validation split"
+
+
+class Teacher(Part):
+    """Another model, whose answers the model was trained to give too."""
+
+    name: str = Field(description="what `--teacher` says")
+    method: str | None = Field(description="how it was fitted; null if it is not the folder of a run")
+    run_id: str | None = Field(description="the id of its run; null likewise")
+    sha256: str = Field(description="SHA-256 of the JSON and safetensors files of its model")
+    seconds: Amount = Field(description="wall time of its answers, which `costs` does not have")
+    cpu_seconds: Amount = Field(description="seconds that processors worked for them")
 
 
 class Compilation(Part):
@@ -180,6 +192,9 @@ class DataRecord(Part):
         description="lines: the task with its classes and counts, how each split was read; absent in the first runs",
     )
     splits: Splits = Field(description="size, origin and content of each split")
+    unlabeled: SplitRecord | None = Field(
+        default=None, description="texts without labels that were learnt from; absent without `--unlabeled_file`"
+    )
 
 
 class ModelRecord(Part):

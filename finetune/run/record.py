@@ -24,6 +24,7 @@ from finetune.run.fields import (
     Reload,
     Search,
     Settings,
+    Teacher,
     Thresholds,
     TrainingCosts,
 )
@@ -71,6 +72,9 @@ class RunRecord(Part):
     )
     search: Search | None = Field(
         default=None, description="the settings that were tried before; absent without `--trials` and `--budget`"
+    )
+    teacher: Teacher | None = Field(
+        default=None, description="the model whose answers were learnt from; absent without `--teacher`"
     )
     costs: TrainingCosts | None = Field(default=None, description="seconds, bytes and rates")
     best_checkpoint_metric: float | None = Field(

@@ -94,6 +94,12 @@ def _find_changes(before: RunRecord, now: RunRecord, arguments: Arguments) -> tu
         if then.sha256 != split.sha256:
             own_words = name == "train" and family_of(now.method).learns_tokens(Values(arguments.values()))
             (fixed if own_words else changed).append(f"the data: split {name!r} has changed since{moved}")
+    kept = [data.unlabeled and data.unlabeled.sha256 for data in (before.data, now.data)]
+    if kept[0] != kept[1]:
+        changed.append("the data: the texts without labels have changed since")
+    teachers = [record.teacher and record.teacher.sha256 for record in (before, now)]
+    if all(teachers) and teachers[0] != teachers[1]:
+        fixed.append(f"the teacher {arguments.method.teacher!r} (its files have changed)")
     return changed, fixed
 
 

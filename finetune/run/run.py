@@ -196,21 +196,25 @@ class Run:
         write_json(self.directory / FINDINGS_FILE, to_json(findings))
         print(describe_findings(findings, with_notes=False), file=sys.stderr)
 
-    def record_data(self, splits: DatasetDict) -> Task:
+    def record_data(self, splits: DatasetDict, unlabeled: Dataset | None = None) -> Task:
         """Note the origin, size and content hash of each split, and settle what depends on the task.
+
+        Args:
+            splits: `train`, `validation` and `test`.
+            unlabeled: Texts without labels that will be learnt from.
 
         Returns:
             The task that the labels of train define.
         """
         task = task_of(splits["train"].features)
         self.is_paired = "text_pair" in splits["train"].column_names
-        num_rows = None if self.arguments.data.streaming else len(splits["train"])
+        num_rows = None if self.arguments.data.streaming else len(splits["train"]) + len(unlabeled or ())
         notes = self.arguments.settle(task.problem_type, self.is_paired, num_rows, len(splits["validation"]))
         if notes and self.is_main:
             print("\n".join(notes), file=sys.stderr)
         self.record.arguments = Settings(**self.arguments.to_dict())
         commit = self.arguments.data.dataset_revision if self.arguments.data.is_on_hub else None
-        self.record.data = data = describe_data(task, splits, commit, self.understood)
+        self.record.data = data = describe_data(task, splits, commit, self.understood, unlabeled)
         self.processes.compare("data", {name: split.sha256 for name, split in data.splits})
         if self.is_main and "model_name_or_path" not in self.arguments.unused():
             model = self.arguments.model
@@ -227,9 +231,9 @@ class Run:
     def record_tokens(self, tokenized: DatasetDict) -> None:
         """Note the mean length in tokens and the share of texts that `max_length` cut, for each split."""
         for name, described in self._data.splits:
-            split = tokenized[name]
-            described.mean_tokens = sum(split["length"]) / len(split)
-            described.truncated_share = sum(split["is_truncated"]) / len(split)
+            lengths, cut = (tokenized[name][column][: described.rows] for column in ("length", "is_truncated"))
+            described.mean_tokens = sum(lengths) / len(lengths)
+            described.truncated_share = sum(cut) / len(cut)
         self._write()
 
     @property

@@ -22,6 +22,12 @@ def summarize(record: CompleteRecord, directory: Path) -> str:
         rows.append(("", f"{split.rows:,} rows, {split.distinct_texts:,} distinct texts{_cut(split)}"))
     rows.append(("method", f"{record.method}: {model.architecture}, seed {record.seed}"))
     rows.append(("parameters", f"{model.trainable_parameters:,} trained of {model.total_parameters:,}"))
+    if record.data.unlabeled is not None:
+        rows.insert(-2, ("data: unlabelled", record.data.unlabeled.origin))
+        rows.insert(-2, ("", f"{record.data.unlabeled.rows:,} rows"))
+    if record.teacher is not None:
+        teacher = f"{record.teacher.name} ({record.teacher.method})" if record.teacher.method else record.teacher.name
+        rows.append(("teacher", f"{teacher}, which answered in {record.teacher.seconds:.1f} s"))
     if record.search is not None:
         rows.append(("search", _describe_search(record.search)))
     speed = "" if costs.tokens_per_second is None else f", {costs.tokens_per_second:,.0f} tokens/s"

@@ -53,6 +53,7 @@ def build_loss(arguments: Arguments, described: DataRecord, train: Dataset) -> E
         method.focal_gamma,
         data.window_pooling if data.truncation == "window" else None,
         Standard.of(train["labels"][:]) if described.problem_type == REGRESSION else Standard(),
+        method.distillation_temperature,
     )
 
 

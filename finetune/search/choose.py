@@ -11,6 +11,7 @@ import numpy as np
 from datasets import DatasetDict
 
 from finetune.data.labels import Task
+from finetune.data.soft_labels import count_labelled_rows, without_teacher
 from finetune.errors import FinetuneError
 from finetune.hardware import cpu_seconds
 from finetune.metrics import METRICS, SINGLE_LABEL
@@ -180,15 +181,16 @@ def _try(run: Run, study: _Study, folds: list[DatasetDict], task: Task, metric: 
 def _divide(splits: DatasetDict, task: Task) -> Iterator[DatasetDict]:
     """Give the training rows and those that judge: of the validation split, or of folds where it is small."""
     train, validation = splits["train"], splits["validation"]
+    num_labelled = count_labelled_rows(train)  # a teacher's answers judge nothing
     if len(validation) >= FEWEST_TO_CHOOSE:
         yield DatasetDict(train=train, validation=validation)
         return
     from sklearn.model_selection import KFold, StratifiedKFold
 
-    rows, labels = np.arange(len(train)), None
+    rows, labels = np.arange(num_labelled), None
     kind: Any = KFold
     if task.problem_type == SINGLE_LABEL:
-        labels = np.asarray(train["label"][:])
+        labels = np.asarray(train["label"][:num_labelled])
         rows = rows[np.bincount(labels)[labels] > 1]  # a class's only row is trained on
         labels, kind = labels[rows], StratifiedKFold
         most = int(np.bincount(labels).max()) if len(labels) else 0
@@ -205,7 +207,7 @@ def _divide(splits: DatasetDict, task: Task) -> Iterator[DatasetDict]:
     for _, judging in divided:
         left_out = set(rows[judging].tolist())
         rest = [row for row in range(len(train)) if row not in left_out]
-        yield DatasetDict(train=train.select(rest), validation=train.select(sorted(left_out)))
+        yield DatasetDict(train=train.select(rest), validation=without_teacher(train.select(sorted(left_out))))
 
 
 def _is_over(trials: Trials, number: int | None, budget: str | None) -> bool:

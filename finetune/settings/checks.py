@@ -100,7 +100,9 @@ def check_arguments(arguments: Arguments) -> None:
         raise FinetuneError("Expected --dataset_name or --train_file, but got neither. Pass one of them.")
     if data.dataset_name is not None and data.train_file is not None:
         raise FinetuneError("Expected --dataset_name or --train_file, but got both. Drop one of them.")
-    for name in ("train_file", "validation_file", "test_file"):
+    if data.unlabeled_file is not None and method.teacher is None:
+        raise FinetuneError("Expected --teacher with --unlabeled_file, to label its texts. Pass a model's folder.")
+    for name in ("train_file", "validation_file", "test_file", "unlabeled_file"):
         path = getattr(data, name)
         if path is not None and not Path(path).exists():
             raise FinetuneError(f"Expected --{name} to be a file or folder, but {path!r} does not exist.")
@@ -143,6 +145,7 @@ def _check_streaming(arguments: Arguments) -> None:
         "--class_weights balanced": method.class_weights == "balanced",
         "--max_train_samples": data.max_train_samples is not None,
         "--remove_leakage": data.remove_leakage,
+        "--teacher": method.teacher is not None,
     }
     found = [name for name, is_set in wants_all.items() if is_set]
     if found:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from finetune.lookup import find_method
+from finetune.lookup import family_of, find_method
 from finetune.settings.declaration import (
     Condition,
     Setting,
@@ -52,6 +52,18 @@ def _has_cycles(settings: Values) -> bool:
     return trains_network(settings) and settings.lr_schedule not in (None, "slanted_triangular")
 
 
+def _can_learn(settings: Values) -> bool:
+    return family_of(settings.method).learns_from_teacher
+
+
+def _has_teacher(settings: Values) -> bool:
+    return _can_learn(settings) and settings.teacher is not None
+
+
+def _softens_answers(settings: Values) -> bool:
+    return _has_teacher(settings) and trains_network(settings)
+
+
 def _keeps_best(settings: Values) -> bool:
     return trains_network(settings) and settings.load_best_model_at_end
 
@@ -86,6 +98,10 @@ class DataArguments:
     )
     test_file: Annotated[str | None, ROWS] = setting(
         None, "Test examples; without it they are carved from the training split."
+    )
+    unlabeled_file: Annotated[str | None, Setting(used_when=_has_teacher, changes="rows")] = setting(
+        None,
+        "Texts without labels, in the formats of --train_file or one a line, which --teacher labels.",
     )
     text_column: Annotated[str | None, ROWS] = setting(None, "The column of the text. Default: by its name.")
     text_pair_column: Annotated[str | None, ROWS] = setting(
@@ -209,6 +225,17 @@ class MethodArguments:
     )
     lora_dropout: Annotated[float | None, Setting(at_least=0, below=1, used_when=takes_adapter)] = setting(
         None, "Dropout on the input of the adapter's matrices. Default: the method's."
+    )
+    teacher: Annotated[str | None, Setting(used_when=_can_learn)] = setting(
+        None,
+        "A finished run, model folder or model on the Hub, whose answers the model learns from beside the labels "
+        "(Hinton et al. 2015).",
+    )
+    distillation_alpha: Annotated[float, Setting(above=0, below=1, used_when=_has_teacher)] = setting(
+        0.5, "Share of the teacher's answers in the loss of labelled rows; texts without labels have these alone."
+    )
+    distillation_temperature: Annotated[float, Setting(above=0, used_when=_softens_answers)] = setting(
+        2.0, "What logits are divided by before the teacher's probabilities are compared with a network's."
     )
 
 

@@ -31,6 +31,8 @@ class ExampleLoss:
         window_pooling: How the logits of a text's windows are combined before the loss is taken; with "vote", which has
             no gradient, the loss is the mean over the windows.
         standard: Of numbers to predict: the loss is the squared error of standard ones.
+        temperature: What the logits of student and teacher are divided by before they are compared (Hinton et al. 2015,
+            section 2); that part of the loss is multiplied by its square, so that gradients keep their size.
 
     Raises:
         FinetuneError: If both a focal loss and label smoothing are asked for.
@@ -42,6 +44,7 @@ class ExampleLoss:
     focal_gamma: float = 0.0
     window_pooling: str | None = None
     standard: Standard = field(default_factory=Standard)
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         if self.focal_gamma and self.label_smoothing:
@@ -50,8 +53,42 @@ class ExampleLoss:
                 f"label_smoothing {self.label_smoothing:g}, which undo each other. Drop one of them."
             )
 
-    def __call__(self, logits: torch.Tensor, labels: torch.Tensor, num_windows: torch.Tensor | None) -> torch.Tensor:
-        """Compute `(examples,)` from logits `(examples or windows, num_labels)` in float32, and labels."""
+    def __call__(
+        self,
+        logits: torch.Tensor,
+        labels: torch.Tensor,
+        num_windows: torch.Tensor | None = None,
+        teacher: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Compute `(examples,)`.
+
+        Args:
+            logits: `(examples or windows, num_labels)`, float32.
+            labels: Class numbers or numbers to predict, `(examples,)`; for several labels `(examples, num_labels)`.
+            num_windows: Of each text, `(examples,)`; None where texts have no windows.
+            teacher: `(examples, 1 + num_labels)`: the share of the loss that follows the teacher, and its logits.
+        """
+        losses = self._of_labels(logits, labels, num_windows)
+        if teacher is None:
+            return losses
+        if num_windows is not None and self.window_pooling is not None:
+            pooling = "mean" if self.window_pooling == "vote" else self.window_pooling
+            logits = pool_windows(logits, num_windows, pooling, self.problem_type)
+        share = teacher[:, 0]
+        return (1 - share) * losses + share * self._of_answers(logits, teacher[:, 1:])
+
+    def _of_answers(self, logits: torch.Tensor, answers: torch.Tensor) -> torch.Tensor:
+        """Compute the cross-entropy against a teacher's probabilities, both softened; of numbers the squared error."""
+        if self.problem_type == REGRESSION:
+            return (logits - self.standard.apply(answers).to(logits)).square().squeeze(-1)
+        logits, answers = logits / self.temperature, answers / self.temperature
+        if self.problem_type == MULTI_LABEL:
+            losses = F.binary_cross_entropy_with_logits(logits, answers.sigmoid(), reduction="none").mean(dim=-1)
+        else:
+            losses = F.cross_entropy(logits, answers.softmax(dim=-1), reduction="none")
+        return losses * self.temperature**2
+
+    def _of_labels(self, logits: torch.Tensor, labels: torch.Tensor, num_windows: torch.Tensor | None) -> torch.Tensor:
         if num_windows is None or self.window_pooling is None:
             return self._of_rows(logits, labels)
         if self.window_pooling != "vote":

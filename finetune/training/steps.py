@@ -19,6 +19,7 @@ import torch
 from transformers import Trainer
 
 from finetune.data.batch import (
+    OF_EXAMPLES,
     count_labelled,
     count_padded_tokens,
     cut_batch,
@@ -272,8 +273,9 @@ class StepTrainer(Trainer):
         if self.example_loss is None or self.compute_loss_func is not None or "labels" not in inputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs["labels"]
-        outputs = model(**{name: tensor for name, tensor in inputs.items() if name not in ("labels", "num_windows")})
-        total = self.example_loss(outputs["logits"].float(), labels, inputs.get("num_windows")).sum()
+        outputs = model(**{name: tensor for name, tensor in inputs.items() if name not in OF_EXAMPLES})
+        beside = inputs.get("num_windows"), inputs.get("teacher")
+        total = self.example_loss(outputs["logits"].float(), labels, *beside).sum()
         trained: Any = self.model
         if has_adalora(trained):
             total = total + len(labels) * orthogonality_penalty(trained)

@@ -28,7 +28,7 @@ from transformers.trainer_callback import (
 )
 
 from finetune.adapted import without_adapter
-from finetune.data.batch import MicroBatchCollator, take_rows
+from finetune.data.batch import OF_EXAMPLES, MicroBatchCollator, take_rows
 from finetune.data.stream import TokenizingRows
 from finetune.errors import FinetuneError
 from finetune.hardware import release_memory, time_hashes
@@ -176,9 +176,8 @@ class Trainer(TunedTrainer):
         rows: Any = self.eval_dataset if self._is_stream else self.train_dataset
         collator: Any = self.data_collator
         probes = getattr(collator, "collate", collator)([rows[row] for row in range(min(NUM_TRIED, len(rows)))])
-        del probes["labels"]
-        probes.pop("num_windows", None)
-        return self._prepare_inputs(probes)
+        texts = {name: tensor for name, tensor in probes.items() if name not in OF_EXAMPLES}
+        return self._prepare_inputs(texts)
 
     def is_overridden(self, *names: str) -> bool:
         """Return whether a subclass has its own methods of these names."""

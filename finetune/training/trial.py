@@ -75,6 +75,7 @@ def try_model(
     parameter = next(model.parameters())
     inputs = {name: tensor.to(parameter.device) for name, tensor in batch.items()}
     labels = inputs.pop("labels", None)
+    inputs.pop("teacher", None)
     was_training = model.training
     model.eval()
     try:

@@ -34,6 +34,7 @@ class PooledEncoderFamily(NetworkFamily):
     """
 
     trains_network: ClassVar[bool] = False
+    learns_from_teacher: ClassVar[bool] = False
     can_stream: ClassVar[bool] = False
     library_name: ClassVar[str] = "transformers"
     files: ClassVar[tuple[str, ...]] = ("pooled_encoder.py",)
@@ -96,6 +97,7 @@ class PooledEncoderFamily(NetworkFamily):
 class Embeddings(PooledEncoderFamily):
     """The encoder stays as it is; of the linear layer the cross-validated regularisation is all that is chosen."""
 
+    learns_from_teacher: ClassVar[bool] = True
     is_deterministic: ClassVar[bool] = True
 
     def fit(self, run: Run, splits: DatasetDict, task: Task) -> tuple[Any, Any]:

@@ -12,6 +12,7 @@ from datasets import Dataset, DatasetDict
 from finetune.accelerated import enable
 from finetune.accelerated.precision import DTYPES
 from finetune.data.labels import label_matrix
+from finetune.data.soft_labels import count_labelled_rows, soften_labels
 from finetune.families.embeddings.linear import fit_linear
 from finetune.families.embeddings.pooled_encoder import PooledEncoderForSequenceClassification, combine_pair
 from finetune.families.embeddings.vectors import (
@@ -99,12 +100,13 @@ def fit_classifier(
     Args:
         model: Its encoder stays as it is.
         features: `(rows, width)`, what the layer reads of the training texts.
-        train: The training split, for its labels.
+        train: The training split, for its labels, and a teacher's answers if it has them.
         task: What is predicted.
         inverse_penalty: scikit-learn's C; chosen by cross-validation if None.
     """
-    labels = label_matrix(train["label"], task)
-    linear = fit_linear(features, labels, len(task.label_names), task.problem_type, inverse_penalty)
+    labels = label_matrix(train["label"], task)[: count_labelled_rows(train)]
+    soft_labels = soften_labels(train, task)
+    linear = fit_linear(features, labels, len(task.label_names), task.problem_type, inverse_penalty, soft_labels)
     with torch.no_grad():
         model.classifier.weight.copy_(torch.from_numpy(linear.weight))
         model.classifier.bias.copy_(torch.from_numpy(linear.bias))

@@ -9,6 +9,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.model_selection import StratifiedKFold, train_test_split
 
+from finetune.data.soft_labels import of_two_classes, weigh_classes
 from finetune.tasks import MULTI_LABEL, REGRESSION
 
 __all__ = ["OF_SINGLE_ROWS", "OF_TUNED_ENCODERS", "Linear", "choose_inverse_penalty", "fit_linear"]
@@ -44,7 +45,12 @@ class Linear:
 
 
 def fit_linear(
-    vectors: np.ndarray, labels: np.ndarray, num_labels: int, problem_type: str, inverse_penalty: float | None = None
+    vectors: np.ndarray,
+    labels: np.ndarray,
+    num_labels: int,
+    problem_type: str,
+    inverse_penalty: float | None = None,
+    soft_labels: np.ndarray | None = None,
 ) -> Linear:
     """Fit a logistic regression, one for each of several labels, or for numbers a ridge regression.
 
@@ -58,6 +64,8 @@ def fit_linear(
         num_labels: Outputs of the layer.
         problem_type: transformers' name of the task.
         inverse_penalty: scikit-learn's C; chosen by cross-validation if None. It is of no use for numbers.
+        soft_labels: What to fit in place of the labels: probabilities `(rows, num_labels)`, or numbers `(rows,)`. The
+            first rows have labels, by which the penalty is chosen; `labels` are these alone.
     """
     centre = vectors.mean(axis=0, dtype=np.float64)
     scale = float(np.sqrt(np.square(vectors - centre).sum(axis=1).mean())) or 1.0
@@ -65,7 +73,8 @@ def fit_linear(
     weight, bias = np.zeros((num_labels, vectors.shape[1])), np.zeros(num_labels)
     penalties: list[float | None] = []
     if problem_type == REGRESSION:
-        ridge = RidgeCV(PENALTIES).fit(standard.astype(np.float64), labels)  # exact leave-one-out
+        numbers = labels if soft_labels is None else soft_labels
+        ridge = RidgeCV(PENALTIES).fit(standard.astype(np.float64), numbers)  # exact leave-one-out
         weight[0], bias[0] = ridge.coef_, ridge.intercept_
         penalties.append(float(ridge.alpha_))
     elif problem_type == MULTI_LABEL:
@@ -74,11 +83,12 @@ def fit_linear(
                 bias[number] = CERTAIN if column[0] else -CERTAIN
                 penalties.append(None)
                 continue
-            inverse, regression = _fit_classes(standard, column, inverse_penalty)
+            soft = None if soft_labels is None else of_two_classes(soft_labels[:, number])
+            inverse, regression = _fit_classes(standard, column, inverse_penalty, soft)
             weight[number], bias[number] = regression.coef_[0], regression.intercept_[0]
             penalties.append(inverse)
     else:
-        inverse, regression = _fit_classes(standard, labels, inverse_penalty)
+        inverse, regression = _fit_classes(standard, labels, inverse_penalty, soft_labels)
         weight, bias = regression.coef_.astype(np.float64), regression.intercept_.astype(np.float64)
         if num_labels == 2:  # scikit-learn has the log-odds of the second class alone
             weight, bias = np.concatenate([-weight / 2, weight / 2]), np.concatenate([-bias / 2, bias / 2])
@@ -121,15 +131,23 @@ def choose_inverse_penalty(rows: np.ndarray, labels: np.ndarray) -> float:
     return best
 
 
-def _fit_classes(rows: np.ndarray, labels: np.ndarray, inverse: float | None) -> tuple[float, LogisticRegression]:
-    inverse = choose_inverse_penalty(rows, labels) if inverse is None else inverse
-    return inverse, _fit(LogisticRegression(C=inverse, max_iter=1_000), rows, labels)
+def _fit_classes(
+    rows: np.ndarray, labels: np.ndarray, inverse: float | None, soft_labels: np.ndarray | None
+) -> tuple[float, LogisticRegression]:
+    inverse = choose_inverse_penalty(rows[: len(labels)], labels) if inverse is None else inverse
+    regression = LogisticRegression(C=inverse, max_iter=1_000)
+    if soft_labels is None:
+        return inverse, _fit(regression, rows, labels)
+    repeated, classes, weights = weigh_classes(soft_labels)
+    return inverse, _fit(regression, rows[repeated], classes, weights)
 
 
-def _fit(regression: LogisticRegression, rows: np.ndarray, labels: np.ndarray) -> LogisticRegression:
+def _fit(
+    regression: LogisticRegression, rows: np.ndarray, labels: np.ndarray, weights: np.ndarray | None = None
+) -> LogisticRegression:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # at a thousand steps the answers no longer change
-        return regression.fit(rows, labels)
+        return regression.fit(rows, labels, weights)
 
 
 def _sum_losses(regression: LogisticRegression, rows: np.ndarray, labels: np.ndarray) -> float:

@@ -42,6 +42,7 @@ class Tfidf(Family):
 
     settings: ClassVar[type] = TfidfSettings
     is_deterministic: ClassVar[bool] = True
+    learns_from_teacher: ClassVar[bool] = True
     precision: ClassVar[str] = "fp64"
     files: ClassVar[tuple[str, ...]] = (TERMS_FILE, LABEL_NAMES_FILE)
 

@@ -19,6 +19,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from finetune.data.labels import label_matrix, task_of
+from finetune.data.soft_labels import of_two_classes, soften_labels, weigh_classes
 from finetune.data.split import iterate_texts
 from finetune.data.words import ANALYSIS, WORD
 from finetune.families.tfidf import LABEL_NAMES_FILE, TERMS_FILE, WEIGHTS_FILE
@@ -137,6 +138,7 @@ def fit_tfidf(
     problem_type: str = SINGLE_LABEL,
     c: float = 10.0,
     max_ngram: int = 2,
+    soft_labels: np.ndarray | None = None,
 ) -> TfidfClassifier:
     """Fit TF-IDF: terms of at least two texts, sublinear frequency, and a linear model.
 
@@ -151,6 +153,7 @@ def fit_tfidf(
         problem_type: transformers' name of the task.
         c: Inverse of the penalty of logistic regression; that of ridge regression is 10 / c.
         max_ngram: Most neighbouring words that are a term.
+        soft_labels: What to fit in place of the labels: probabilities `(len(texts), num_labels)`, or numbers.
     """
     labels, analysis = np.asarray(labels), _analysis(max_ngram)
     vectorizer = TfidfVectorizer(**analysis, min_df=2)
@@ -162,7 +165,8 @@ def fit_tfidf(
         vectorizer = TfidfVectorizer(**analysis, vocabulary=None if has_words else NO_TERMS)
         features = vectorizer.fit_transform(texts)
     if problem_type == REGRESSION:
-        ridge = Ridge(alpha=10.0 / c, random_state=seed).fit(features, labels)
+        numbers = labels if soft_labels is None else soft_labels
+        ridge = Ridge(alpha=10.0 / c, random_state=seed).fit(features, numbers)
         return TfidfClassifier(
             vectorizer, ridge.coef_[None, :], np.array([ridge.intercept_]), label_names, problem_type
         )
@@ -172,10 +176,11 @@ def fit_tfidf(
             if column.min() == column.max():
                 intercepts[number] = CERTAIN if column[0] else -CERTAIN
             else:
-                regression = _logistic_regression(seed, c).fit(features, column)
+                soft = None if soft_labels is None else of_two_classes(soft_labels[:, number])
+                regression = _fit_classes(features, column, soft, seed, c)
                 coefficients[number], intercepts[number] = regression.coef_[0], regression.intercept_[0]
         return TfidfClassifier(vectorizer, coefficients, intercepts, label_names, problem_type)
-    regression = _logistic_regression(seed, c).fit(features, labels)
+    regression = _fit_classes(features, labels, soft_labels, seed, c)
     return TfidfClassifier(vectorizer, regression.coef_, regression.intercept_, label_names)
 
 
@@ -190,11 +195,18 @@ def fit_floor(train: Dataset, seed: int, c: float = 10.0, max_ngram: int = 2) ->
             "emoji: of those it knows the most frequent answer alone",
             stacklevel=2,
         )
-    return fit_tfidf(texts, label_matrix(train["label"], task), task.label_names, seed, task.problem_type, c, max_ngram)
+    labels, soft_labels = label_matrix(train["label"], task), soften_labels(train, task)
+    return fit_tfidf(texts, labels, task.label_names, seed, task.problem_type, c, max_ngram, soft_labels)
 
 
-def _logistic_regression(seed: int, c: float) -> LogisticRegression:
-    return LogisticRegression(C=c, max_iter=1000, random_state=seed)
+def _fit_classes(
+    features: Any, labels: np.ndarray, soft_labels: np.ndarray | None, seed: int, c: float
+) -> LogisticRegression:
+    regression = LogisticRegression(C=c, max_iter=1000, random_state=seed)
+    if soft_labels is None:
+        return regression.fit(features, labels)
+    rows, classes, weights = weigh_classes(soft_labels)
+    return regression.fit(features[rows], classes, weights)
 
 
 def _analysis(max_ngram: int) -> dict[str, Any]:
