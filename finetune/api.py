@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.data.given import Data, Rows, name_data
+from finetune.data.given import Data, Rows, Texts, name_data
 from finetune.results import Comparison, Findings, TrainedRun
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ def train(
     output_dir: str | Path | None = None,
     validation: Rows | str | Path | None = None,
     test: Rows | str | Path | None = None,
+    unlabeled: Texts | None = None,
     **settings: Any,
 ) -> TrainedRun:
     """Fit a text classifier, save it, reload it and measure it once on the untouched test split.
@@ -38,6 +39,8 @@ def train(
             checkpoint when it is made again.
         validation: Rows to choose the best checkpoint by.
         test: Rows to measure the model on.
+        unlabeled: Texts without labels, which the model named by `teacher` labels: a list of strings, a DataFrame or
+            `Dataset` with a column of them, or a path.
         **settings: By the names in `docs/settings.md`, such as `max_length=128`, `learning_rate=2e-5`, `seed=1`.
 
     Returns:
@@ -50,7 +53,7 @@ def train(
     from finetune.quiet import quiet_restored
     from finetune.settings.parsing import to_flags
 
-    given = {**name_data(data, validation, test), "method": method, "model_name_or_path": model, **settings}
+    given = {**name_data(data, validation, test, unlabeled), "method": method, "model_name_or_path": model, **settings}
     if output_dir is not None:
         given["output_dir"] = str(output_dir)
     with quiet_restored():
@@ -65,6 +68,7 @@ def compare(
     output_dir: str | Path,
     validation: Rows | str | Path | None = None,
     test: Rows | str | Path | None = None,
+    unlabeled: Texts | None = None,
     metric: str | None = None,
     margin: float = 1.0,
     cost: str | None = None,
@@ -85,6 +89,7 @@ def compare(
         output_dir: Gets a run directory for each run.
         validation: See `train`.
         test: See `train`.
+        unlabeled: See `train`.
         metric: What the verdict goes by; that of the task if None.
         margin: Points of the metric that don't matter.
         cost: What is cheap: "train_cpu_seconds", "train_seconds", "latency_seconds", "bytes" or "peak_memory_bytes"; if
@@ -104,7 +109,7 @@ def compare(
     from finetune.engine import check_training
     from finetune.settings.parsing import to_flags
 
-    flags = to_flags({**name_data(data, validation, test), **settings})
+    flags = to_flags({**name_data(data, validation, test, unlabeled), **settings})
     numbers = range(seeds) if isinstance(seeds, int) else seeds
     search = {name: value for name, value in (("trials", trials), ("budget", budget)) if value is not None}
     plan = Plan(TRAIN, list(methods), list(numbers), Path(output_dir), flags, search=search, total_budget=total_budget)

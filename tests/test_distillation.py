@@ -1,10 +1,12 @@
 """What a teacher's answers do: to the loss, to linear models, to run, record and report; what of them is refused."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import load_recipe, make_frame, train_on_frames
@@ -13,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 from torch.nn import functional as F
 
 import finetune
+from finetune.comparison.report import build_report
 from finetune.data.labels import Task
 from finetune.data.soft_labels import count_labelled_rows, soften_labels, weigh_classes
 from finetune.data.unlabeled import load_unlabeled
@@ -20,7 +23,11 @@ from finetune.errors import FinetuneError
 from finetune.families.embeddings.linear import fit_linear
 from finetune.families.tfidf import LABEL_NAMES_FILE, WEIGHTS_FILE
 from finetune.families.tfidf.classifier import fit_tfidf
+from finetune.family import Shipped
+from finetune.hub.card import build_card
+from finetune.lookup import family_of
 from finetune.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from finetune.models.finetune_config import FinetuneConfig
 from finetune.models.output_layer import Standard
 from finetune.run.record import CompleteRecord
 from finetune.search.choose import _divide
@@ -149,6 +156,17 @@ def test_no_text_of_a_split_is_among_the_unlabelled(unlabeled):
     assert not set(found["text"]) & {text for split in splits.values() for text in split["text"]}
     assert len(set(found["text"])) == len(found) >= 30
     assert "or in a split" in found.info.description
+
+
+@pytest.mark.parametrize(
+    "make", [list, lambda texts: pd.DataFrame({"text": texts}), lambda texts: Dataset.from_dict({"text": texts})]
+)
+def test_texts_are_given_as_python_has_them(make, teacher, tiny_bert, tmp_path):
+    texts = make_frame(20, 700).text.tolist()
+    run = train(tmp_path / "run", tiny_bert, method="tfidf", teacher=teacher, unlabeled=make(texts))
+    assert run.record.data.unlabeled.rows == len(set(texts) - set(make_frame(60).text))
+    with pytest.raises(FinetuneError, match="Expected texts among the unlabelled ones, but found a int"):
+        train(tmp_path / "bad", tiny_bert, method="tfidf", teacher=teacher, unlabeled=[1])
 
 
 @pytest.mark.parametrize("ending", [".csv", ".txt"])
@@ -285,3 +303,19 @@ def test_a_teacher_judges_no_trial():
     assert judged == list(range(20))
     assert all("teacher" not in fold["validation"].column_names for fold in folds)
     assert all(len(fold["train"]) + len(fold["validation"]) == 50 for fold in folds)
+
+
+def test_a_report_sets_the_taught_beside_the_others_and_names_the_teacher(teacher, unlabeled, tiny_bert, tmp_path):
+    settings = {"teacher": teacher, "unlabeled_file": unlabeled}
+    other = str(shutil.copytree(teacher, tmp_path / "another place"))
+    for seed, one in enumerate((teacher, other)):
+        train(tmp_path / f"alone-{seed}", tiny_bert, method="textcnn", max_steps=4, seed=seed)
+        train(tmp_path / f"taught-{seed}", tiny_bert, method="textcnn", max_steps=4, seed=seed,
+              **{**settings, "teacher": one})  # fmt: skip
+    report = build_report([str(path) for path in sorted(tmp_path.glob("*-[01]"))])
+    assert {group.name: group.seeds for group in report.groups} == {"textcnn": [0, 1], "textcnn (taught)": [0, 1]}
+    line = next(line for line in report.conditions if line.startswith("Teacher"))
+    assert re.search(r"textcnn \(taught\) learnt from the answers of the method tfidf, also on \d+ texts without", line)
+    record = CompleteRecord.read(tmp_path / "taught-0")
+    shipped = Shipped("me/it", None, family_of("textcnn"), ["neg", "pos"], FinetuneConfig(problem_type=SINGLE_LABEL))
+    assert f"`{record.teacher.sha256}`" in build_card(shipped, record)

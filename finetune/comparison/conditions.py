@@ -21,7 +21,7 @@ __all__ = ["describe_conditions"]
 
 # Of the settings those that say how a method trains; the others where data lies and what is shown.
 PARTS = ("method", "family", "tuning", "training", "model")
-NOT_TUNED = {"method", "seed", "model_name_or_path", "model_revision", "trials", "budget"}
+NOT_TUNED = {"method", "seed", "model_name_or_path", "model_revision", "trials", "budget", "teacher"}
 IMBALANCED = 10  # times as many test examples in the most frequent class as in the rarest
 LARGEST_SHARE = 0.8  # of the most frequent class
 MOST_NAMES = 5
@@ -38,7 +38,8 @@ def describe_conditions(groups: Sequence[Group], metric: str, named: str) -> lis
         named: The group that the verdict is about: the one to take, or the best.
     """
     first = groups[0].runs[0]
-    lines = [_describe_settings(groups), *_describe_gains(groups, metric), _describe_reading(groups)]
+    lines = [_describe_settings(groups), *_describe_gains(groups, metric), *_describe_teachers(groups)]
+    lines.append(_describe_reading(groups))
     if first.problem_type != REGRESSION:
         lines += _describe_unequal_classes(groups, metric)
         lines += _describe_missed_classes(groups, named)
@@ -104,6 +105,23 @@ def _find_chosen(run: StoredRun) -> dict[str, Any]:
         for name in run.record.chosen or ()
         if name in known and facts_of(name).changes == "results" and is_used(name, values)
     }
+
+
+def _describe_teachers(groups: Sequence[Group]) -> list[str]:
+    """Name whose answers a method learnt from: what they cost is in no column."""
+    lines = []
+    for group in groups:
+        record = group.runs[0].record
+        if record.teacher is None:
+            continue
+        what = f"{'the method ' + record.teacher.method if record.teacher.method else 'a model'}"
+        unlabeled = record.data.unlabeled
+        texts = "" if unlabeled is None else f", also on {unlabeled.rows:,} texts without labels"
+        lines.append(
+            f"Teacher: {group.name} learnt from the answers of {what}{texts}; what the teacher's own training and its "
+            f"answers ({record.teacher.seconds:,.0f} s) cost is not counted."
+        )
+    return lines
 
 
 def _describe_reading(groups: Sequence[Group]) -> str:

@@ -106,9 +106,11 @@ def group_runs(runs: Sequence[StoredRun]) -> tuple[list[Group], list[str]]:
     """
     by_method = defaultdict(list)
     for run in runs:
-        by_method[run.method, run.record.search is not None].append(run)
+        record = run.record
+        kinds = [kind for kind, part in (("tuned", record.search), ("taught", record.teacher)) if part is not None]
+        by_method[run.method, tuple(kinds)].append(run)
     groups, left_out = [], []
-    for (method, is_tuned), same_method in by_method.items():
+    for (method, kinds), same_method in by_method.items():
         settings = {run: _settings(run) for run in same_method}
         varying = _varying(list(settings.values()))
         by_settings = defaultdict(list)
@@ -116,7 +118,7 @@ def group_runs(runs: Sequence[StoredRun]) -> tuple[list[Group], list[str]]:
             by_settings[tuple(repr(settings[run].get(name)) for name in varying)].append(run)
         own = [{name: settings[some[0]].get(name) for name in varying} for some in by_settings.values()]
         for name, chosen, same_settings in zip(
-            _name_groups(method, is_tuned, own), own, by_settings.values(), strict=True
+            _name_groups(method, kinds, own), own, by_settings.values(), strict=True
         ):
             kept: dict[int, StoredRun] = {}
             for run in same_settings:
@@ -131,14 +133,14 @@ def group_runs(runs: Sequence[StoredRun]) -> tuple[list[Group], list[str]]:
     return groups, left_out
 
 
-def _name_groups(method: str, is_tuned: bool, settings: Sequence[dict[str, Any]]) -> list[str]:
+def _name_groups(method: str, kinds: Sequence[str], settings: Sequence[dict[str, Any]]) -> list[str]:
     """Name the groups of a method by the settings that differ; by numbers where that gets too long."""
     described = [describe_settings(one) for one in settings]
     if len(described) == 1:
-        return [f"{method} (tuned)" if is_tuned else method]
+        return [f"{method} ({', '.join(kinds)})" if kinds else method]
     if max(map(len, described)) > LONGEST_SETTINGS:
-        return [f"{method} {'tuned ' if is_tuned else ''}{number}" for number in range(1, len(described) + 1)]
-    return [f"{method} ({'tuned, ' if is_tuned else ''}{one})" for one in described]
+        return [" ".join([method, *kinds, str(number)]) for number in range(1, len(described) + 1)]
+    return [f"{method} ({', '.join([*kinds, one])})" for one in described]
 
 
 def _settings(run: StoredRun) -> dict[str, Any]:
@@ -150,6 +152,8 @@ def _settings(run: StoredRun) -> dict[str, Any]:
         for name, value in flat.items()
         if (facts := facts_of(name)).changes == "results" and not facts.refused and is_used(name, values)
     }
+    if run.record.teacher is not None:  # each seed may have a teacher of its own
+        settings["teacher"] = run.record.teacher.method or run.record.teacher.name
     if run.record.search is None:
         return settings
     # How they were searched for is what the runs of a group have in common; each chose its own.

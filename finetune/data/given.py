@@ -18,16 +18,20 @@ if TYPE_CHECKING:
     import pandas
     from datasets import Dataset, DatasetDict
 
-__all__ = ["Data", "Rows", "name_data"]
+__all__ = ["Data", "Rows", "Texts", "name_data"]
 
 Rows: TypeAlias = "pandas.DataFrame | Dataset | Sequence[Mapping[str, Any]] | tuple[Sequence[Any], Sequence[Any]]"
 Data: TypeAlias = "Rows | DatasetDict | str | Path"
+Texts: TypeAlias = "Sequence[str] | pandas.DataFrame | Dataset | str | Path"
 
 SPLITS = ("train", "validation", "test")
 
 
 def name_data(
-    data: Data, validation: Rows | str | Path | None = None, test: Rows | str | Path | None = None
+    data: Data,
+    validation: Rows | str | Path | None = None,
+    test: Rows | str | Path | None = None,
+    unlabeled: Texts | None = None,
 ) -> dict[str, str]:
     """Name the files or the data set that hold what was given, as settings.
 
@@ -36,14 +40,24 @@ def name_data(
             `train` and perhaps `validation` and `test`; the path of a file or folder; "embedded", or a name on the Hub.
         validation: Rows to choose the best model by; carved from `data` if None.
         test: Rows to measure the model on, once; carved from `data` if None.
+        unlabeled: Texts without labels: a list of them, a DataFrame or `Dataset` with a column of them, a path.
 
     Returns:
-        `train_file`, `validation_file` and `test_file`, or `dataset_name`.
+        `train_file`, `validation_file` and `test_file`, or `dataset_name`; and `unlabeled_file`.
 
     Raises:
         FinetuneError: If it is none of these, or a split is given twice.
     """
-    beside = {name: rows for name, rows in (("validation", validation), ("test", test)) if rows is not None}
+    beside: dict[str, Any] = {
+        name: rows
+        for name, rows in (("validation", validation), ("test", test), ("unlabeled", unlabeled))
+        if rows is not None
+    }
+    if isinstance(unlabeled, Sequence) and not isinstance(unlabeled, str):
+        wrong = next((text for text in unlabeled if not isinstance(text, str)), None)
+        if wrong is not None:
+            raise FinetuneError(f"Expected texts among the unlabelled ones, but found a {type(wrong).__name__}.")
+        beside["unlabeled"] = [{"text": text} for text in unlabeled]
     if isinstance(data, Mapping):
         if "train" not in data:
             raise FinetuneError(f"There is no split 'train' in the data (found {', '.join(map(repr, data))}).")

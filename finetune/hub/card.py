@@ -208,6 +208,14 @@ def _training(shipped: Shipped, record: CompleteRecord | None) -> str:
     method = find_method(record.method)
     merged = " The adapter is merged into the weights." if shipped.merged else ""
     lines.append(f"Method `{record.method}`: {method.what} ({method.paper}).{merged}")
+    if record.teacher is not None:
+        who = f"a model of method `{record.teacher.method}`" if record.teacher.method else "another model"
+        unlabeled = record.data.unlabeled
+        more = "" if unlabeled is None else f", also on {unlabeled.rows:,} texts without labels"
+        lines.append(
+            f"It learnt from the answers of {who} beside the labels{more} (Hinton et al. 2015); SHA-256 of the "
+            f"teacher's files: `{record.teacher.sha256}`."
+        )
     parts = {**SETTINGS, "family": tuple(record.arguments.family)}
     settings = [
         f"`{name}` {value}"
