@@ -107,8 +107,8 @@ def group_runs(runs: Sequence[StoredRun]) -> tuple[list[Group], list[str]]:
     by_method = defaultdict(list)
     for run in runs:
         record = run.record
-        kinds = [kind for kind, part in (("tuned", record.search), ("taught", record.teacher)) if part is not None]
-        by_method[run.method, tuple(kinds)].append(run)
+        parts = {"tuned": record.search, "taught": record.teacher}
+        by_method[run.method, tuple(kind for kind, part in parts.items() if part is not None)].append(run)
     groups, left_out = [], []
     for (method, kinds), same_method in by_method.items():
         settings = {run: _settings(run) for run in same_method}
