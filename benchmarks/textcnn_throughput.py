@@ -31,7 +31,7 @@ from finetune.data.labels import task_of
 from finetune.data.load import load_splits
 from finetune.data.tokenize import TextConfig, tokenize_dataset
 from finetune.families.textcnn import TextCNNSettings, build_textcnn, load_textcnn_tokenizer
-from finetune.families.tfidf.classifier import fit_floor
+from finetune.families.tfidf.fit import fit_floor
 from finetune.hardware import fastest_precision, use_processor
 from finetune.metrics import compute_metrics
 from finetune.quiet import quiet_program

@@ -169,10 +169,10 @@ def load_classifier(path: str | Path, trust_remote_code: bool = False, accelerat
     Raises:
         finetune.errors.FinetuneError: If there is no model, or it can't be loaded.
     """
-    from finetune.inference.exported import is_exported
+    from finetune.inference.load import uses_torch
     from finetune.inference.predict import load_predictor
 
-    if is_exported(str(path)):  # which runs without the libraries that have to be quietened
+    if not uses_torch(path):  # nor the libraries that have to be quietened
         return load_predictor(path, accelerated=accelerated)
     from finetune.quiet import quietly
 

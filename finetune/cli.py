@@ -520,10 +520,10 @@ def _prepare(arguments: argparse.Namespace) -> None:
 
 
 def _prepare_prediction(arguments: argparse.Namespace) -> None:
-    """Likewise for a prediction; for an export nothing but onnxruntime and the tokenizer is imported."""
-    from finetune.inference.exported import is_exported
+    """Likewise for a prediction; for an export, or a model that needs no torch, none of these libraries is imported."""
+    from finetune.inference.load import uses_torch
 
-    if is_exported(arguments.path):
+    if not uses_torch(arguments.path):
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
         warnings.showwarning = show_warning
     else:

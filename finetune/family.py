@@ -77,6 +77,7 @@ class Family:
         learns_from_teacher: Whether its fit follows the answers of another model where training rows have a column
             `teacher` (`finetune.data.soft_labels`).
         can_stream: Whether it can train on rows that don't fit into memory.
+        uses_torch: Whether it computes with torch, or a library that is built on it.
         precision: Number format that it computes in, whatever the settings; None if they say.
         library_name: By the Hub's name what loads it.
         files: Names of files, other than weights and the tokenizer's, that it writes beside them.
@@ -90,6 +91,7 @@ class Family:
     is_deterministic: ClassVar[bool] = False
     learns_from_teacher: ClassVar[bool] = False
     can_stream: ClassVar[bool] = False
+    uses_torch: ClassVar[bool] = True
     precision: ClassVar[str | None] = None
     library_name: ClassVar[str] = "finetune"
     files: ClassVar[tuple[str, ...]] = ()

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, TypeVar
 
-import datasets
 from huggingface_hub import HfApi, constants, get_session
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -73,6 +72,8 @@ def reach_hub() -> bool:
     try:
         CLIENT.head(constants.ENDPOINT, timeout=TIMEOUT_SECONDS)
     except CLIENT.HTTPError:
+        import datasets
+
         constants.HF_HUB_OFFLINE = True
         datasets.config.HF_HUB_OFFLINE = True
         assert constants.is_offline_mode()

@@ -17,7 +17,7 @@ from conftest import make_reviews, write_csv
 
 from finetune.cli import main as finetune_command
 from finetune.data.labels import Task
-from finetune.families.tfidf.classifier import fit_tfidf
+from finetune.families.tfidf.fit import fit_tfidf
 from finetune.inference import bulk
 from finetune.inference.predict import load_predictor
 from finetune.metrics import MULTI_LABEL, tune_thresholds

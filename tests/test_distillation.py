@@ -22,7 +22,7 @@ from finetune.data.unlabeled import load_unlabeled
 from finetune.errors import FinetuneError
 from finetune.families.embeddings.linear import fit_linear
 from finetune.families.tfidf import LABEL_NAMES_FILE, WEIGHTS_FILE
-from finetune.families.tfidf.classifier import fit_tfidf
+from finetune.families.tfidf.fit import fit_tfidf
 from finetune.family import Shipped
 from finetune.hub.card import build_card
 from finetune.lookup import family_of

@@ -34,7 +34,7 @@ from finetune.data.understood import describe_understanding
 from finetune.data_doctor.examine import examine
 from finetune.errors import FinetuneError
 from finetune.families.textcnn.vocabulary import train_word_tokenizer
-from finetune.families.tfidf.classifier import fit_floor
+from finetune.families.tfidf.fit import fit_floor
 from finetune.settings.parts import DataArguments
 
 TEXTS = [text for text, _ in make_reviews(60)]

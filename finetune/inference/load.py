@@ -7,18 +7,17 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi
 from safetensors import SafetensorError
 
 from finetune.catalogue import FAMILIES
 from finetune.errors import FinetuneError
 from finetune.family import Family
-from finetune.hub_client import HUB_ERRORS, explain, parse_hub_id, reach_hub, retry
+from finetune.inference.exported import is_exported
 from finetune.lookup import find_family, import_family
 from finetune.models.finetune_config import FINETUNE_CONFIG_FILE, FinetuneConfig, read_finetune_config
 from finetune.run.record import has_record
 
-__all__ = ["download_model", "find_model_folder", "find_saved_family", "load"]
+__all__ = ["download_model", "find_model_folder", "find_saved_family", "load", "uses_torch"]
 
 FETCHED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 
@@ -37,6 +36,10 @@ def download_model(
     Raises:
         FinetuneError: If it can't be had, or has no weights in safetensors.
     """
+    from huggingface_hub import HfApi
+
+    from finetune.hub_client import HUB_ERRORS, explain, reach_hub, retry
+
     reach_hub()
     api = HfApi()
     patterns = [*FETCHED, "*.py"] if trust_remote_code else FETCHED
@@ -71,12 +74,15 @@ def find_model_folder(path: str | Path, trust_remote_code: bool = False) -> Path
         FinetuneError: If there is no model.
     """
     folder = Path(path)
-    on_hub = parse_hub_id(str(path))
-    if not folder.exists() and on_hub is not None:
-        try:
-            folder = download_model(*on_hub, trust_remote_code=trust_remote_code)
-        except FinetuneError as error:
-            raise FinetuneError(f"{str(path)!r} is no folder here, and as a model on the Hub: {error}") from None
+    if not folder.exists():
+        from finetune.hub_client import parse_hub_id
+
+        on_hub = parse_hub_id(str(path))
+        if on_hub is not None:
+            try:
+                folder = download_model(*on_hub, trust_remote_code=trust_remote_code)
+            except FinetuneError as error:
+                raise FinetuneError(f"{str(path)!r} is no folder here, and as a model on the Hub: {error}") from None
     if not folder.is_dir():
         raise FinetuneError(
             f"Expected a run directory, a model folder or user/name on the Hub, but {str(path)!r} does not exist."
@@ -119,6 +125,20 @@ def find_saved_family(folder: Path, config: FinetuneConfig) -> Family:
             f"would have to be run. If you trust it, `import {module}` first, or pass --family {config.family}."
         )
     return family
+
+
+def uses_torch(path: str | Path) -> bool:
+    """Return whether what lies at a path has to be computed with torch; True of what is not here yet.
+
+    Raises:
+        FinetuneError: If it is a folder without a model.
+    """
+    if is_exported(str(path)):
+        return False
+    if not Path(path).exists():
+        return True
+    folder = find_model_folder(path)
+    return find_saved_family(folder, read_finetune_config(folder)).uses_torch
 
 
 def load(path: str | Path, trust_remote_code: bool = False) -> tuple[Any, Any]:

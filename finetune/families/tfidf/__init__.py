@@ -43,12 +43,13 @@ class Tfidf(Family):
     settings: ClassVar[type] = TfidfSettings
     is_deterministic: ClassVar[bool] = True
     learns_from_teacher: ClassVar[bool] = True
+    uses_torch: ClassVar[bool] = False
     precision: ClassVar[str] = "fp64"
     files: ClassVar[tuple[str, ...]] = (TERMS_FILE, LABEL_NAMES_FILE)
 
     def fit_rows(self, train: Dataset, arguments: Arguments) -> Any:
         """Count the words, and fit the regression; beside another method with the defaults."""
-        from finetune.families.tfidf.classifier import fit_floor
+        from finetune.families.tfidf.fit import fit_floor
 
         own = arguments.family if isinstance(arguments.family, TfidfSettings) else TfidfSettings()
         return fit_floor(train, arguments.training.seed, own.tfidf_c, own.tfidf_max_ngram)

@@ -1,4 +1,4 @@
-"""The floor: TF-IDF of words and word pairs, and logistic regression. About 90 % on IMDb within a minute.
+"""The floor, fitted: TF-IDF of words and word pairs, and logistic regression. No torch is imported here.
 
 Saved as its arrays and its terms, without pickle, so that loading runs no code. (skops does that for any scikit-learn
 model, but describes each of 366,000 terms in 600 bytes: 229 MB, 6.5 s and 1.7 GB of memory to load, against 9 MB and
@@ -6,31 +6,20 @@ half a second here.)
 """
 
 import json
-import re
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
 from safetensors.numpy import load_file, save_file
 from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression, Ridge
 
-from finetune.data.labels import label_matrix, task_of
-from finetune.data.soft_labels import of_two_classes, soften_labels, weigh_classes
-from finetune.data.split import iterate_texts
-from finetune.data.words import ANALYSIS, WORD
+from finetune.data.words import ANALYSIS
 from finetune.families.tfidf import LABEL_NAMES_FILE, TERMS_FILE, WEIGHTS_FILE
 from finetune.models.answers import TextClassifier
-from finetune.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Task
+from finetune.tasks import SINGLE_LABEL, Task
 
-__all__ = ["TfidfClassifier", "TfidfPredictor", "fit_floor", "fit_tfidf"]
-
-UNREAD = 0.02  # share of the training texts without a word from which on that is worth a warning
-NO_TERMS = ["no word"]  # that no analysed text holds: a vectorizer must have a column
-CERTAIN = 10.0  # log-odds of a label that all or no training texts have
+__all__ = ["TfidfClassifier", "TfidfPredictor", "analysis_of"]
 
 
 class TfidfClassifier:
@@ -102,7 +91,7 @@ class TfidfClassifier:
         found = {name: array.shape for name, array in arrays.items()}
         if found != expected:
             raise ValueError(f"arrays {found} for {len(label_names)} labels and {len(terms)} terms")
-        analysis = _analysis(max(term.count(" ") for term in terms) + 1)
+        analysis = analysis_of(max(term.count(" ") for term in terms) + 1)
         vectorizer = TfidfVectorizer(**analysis, vocabulary={term: column for column, term in enumerate(terms)})
         vectorizer.idf_ = arrays["idf"]
         return cls(vectorizer, arrays["coefficients"], arrays["intercepts"], label_names, problem_type)
@@ -130,84 +119,6 @@ class TfidfPredictor(TextClassifier):
         return logits, np.array([len(text.split()) for text in whole], dtype=np.int64)
 
 
-def fit_tfidf(
-    texts: Sequence[str],
-    labels: np.ndarray,
-    label_names: Sequence[str],
-    seed: int,
-    problem_type: str = SINGLE_LABEL,
-    c: float = 10.0,
-    max_ngram: int = 2,
-    soft_labels: np.ndarray | None = None,
-) -> TfidfClassifier:
-    """Fit TF-IDF: terms of at least two texts, sublinear frequency, and a linear model.
-
-    One class: logistic regression. Several labels: one logistic regression for each. A number: ridge regression.
-
-    Args:
-        texts: Training texts.
-        labels: Class numbers in `[0, len(label_names))`, every class at least once, or numbers to predict,
-            `(len(texts),)`; for several labels 0 and 1, `(len(texts), num_labels)`.
-        label_names: Names of the labels.
-        seed: Seed of the solver.
-        problem_type: transformers' name of the task.
-        c: Inverse of the penalty of logistic regression; that of ridge regression is 10 / c.
-        max_ngram: Most neighbouring words that are a term.
-        soft_labels: What to fit in place of the labels: probabilities `(len(texts), num_labels)`, or numbers.
-    """
-    labels, analysis = np.asarray(labels), _analysis(max_ngram)
-    vectorizer = TfidfVectorizer(**analysis, min_df=2)
-    try:
-        features = vectorizer.fit_transform(texts)
-    except ValueError:  # no term stands in two texts
-        # Or none in any, as where texts are emoji alone: what is left is then how frequent each class is.
-        has_words = any(re.search(WORD, text) for text in texts)
-        vectorizer = TfidfVectorizer(**analysis, vocabulary=None if has_words else NO_TERMS)
-        features = vectorizer.fit_transform(texts)
-    if problem_type == REGRESSION:
-        numbers = labels if soft_labels is None else soft_labels
-        ridge = Ridge(alpha=10.0 / c, random_state=seed).fit(features, numbers)
-        return TfidfClassifier(
-            vectorizer, ridge.coef_[None, :], np.array([ridge.intercept_]), label_names, problem_type
-        )
-    if problem_type == MULTI_LABEL:
-        coefficients, intercepts = np.zeros((labels.shape[1], features.shape[1])), np.zeros(labels.shape[1])
-        for number, column in enumerate(labels.T):
-            if column.min() == column.max():
-                intercepts[number] = CERTAIN if column[0] else -CERTAIN
-            else:
-                soft = None if soft_labels is None else of_two_classes(soft_labels[:, number])
-                regression = _fit_classes(features, column, soft, seed, c)
-                coefficients[number], intercepts[number] = regression.coef_[0], regression.intercept_[0]
-        return TfidfClassifier(vectorizer, coefficients, intercepts, label_names, problem_type)
-    regression = _fit_classes(features, labels, soft_labels, seed, c)
-    return TfidfClassifier(vectorizer, regression.coef_, regression.intercept_, label_names)
-
-
-def fit_floor(train: Dataset, seed: int, c: float = 10.0, max_ngram: int = 2) -> TfidfClassifier:
-    """Fit TF-IDF on a training split, as `fit_tfidf` does; the texts of a pair count as one."""
-    task = task_of(train.features)
-    texts = [(text or "").replace("\0", " ") for text in iterate_texts(train)]
-    unread = sum(re.search(WORD, text) is None for text in texts)
-    if unread > UNREAD * len(texts):
-        warnings.warn(
-            f"TF-IDF reads nothing of {unread:,} of the {len(texts):,} training texts, which hold no letter, digit or "
-            "emoji: of those it knows the most frequent answer alone",
-            stacklevel=2,
-        )
-    labels, soft_labels = label_matrix(train["label"], task), soften_labels(train, task)
-    return fit_tfidf(texts, labels, task.label_names, seed, task.problem_type, c, max_ngram, soft_labels)
-
-
-def _fit_classes(
-    features: Any, labels: np.ndarray, soft_labels: np.ndarray | None, seed: int, c: float
-) -> LogisticRegression:
-    regression = LogisticRegression(C=c, max_iter=1000, random_state=seed)
-    if soft_labels is None:
-        return regression.fit(features, labels)
-    rows, classes, weights = weigh_classes(soft_labels)
-    return regression.fit(features[rows], classes, weights)
-
-
-def _analysis(max_ngram: int) -> dict[str, Any]:
+def analysis_of(max_ngram: int) -> dict[str, Any]:
+    """Return the settings of the vectorizer for terms of at most so many words."""
     return {**ANALYSIS, "ngram_range": (1, max_ngram)}
