@@ -6,6 +6,7 @@ import evaluate
 import numpy as np
 import pytest
 
+from finetune.comparison.statistics import metric_influence
 from finetune.evaluate_metrics import LogitMetric, list_metrics
 from finetune.metrics import (
     DECISION_METRICS,
@@ -36,6 +37,20 @@ def test_values_worked_by_hand():
     assert metrics["roc_auc"] == 1.0  # the one positive has the highest score
     margins = [2, -1, 3, 1.5]  # of the true class over the other
     assert metrics["loss"] == pytest.approx(sum(math.log(1 + math.exp(-margin)) for margin in margins) / 4)
+
+
+@pytest.mark.parametrize("absent", [0, 1, 2])
+def test_a_class_without_examples_is_in_no_average(absent):
+    first, second = (number for number in range(3) if number != absent)
+    labels = np.array([first, first, second, second])
+    right = compute_metrics(10 * np.eye(3)[labels], labels)
+    assert {name: right[name] for name in ("macro_f1", "precision", "recall", "balanced_accuracy")} == dict.fromkeys(
+        ("macro_f1", "precision", "recall", "balanced_accuracy"), 1.0
+    )
+    estimate, influence = metric_influence("macro_f1", labels, labels, 3)
+    assert (estimate, np.abs(influence).max()) == (1.0, 0.0)
+    several = compute_metrics(np.where(np.eye(3)[labels] > 0, 5.0, -5.0), np.eye(3, dtype=int)[labels], MULTI_LABEL)
+    assert several["macro_f1"] == 1.0
 
 
 def test_cross_entropy_of_the_textbook_example():
