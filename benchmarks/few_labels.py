@@ -39,12 +39,14 @@ def draw(train: pd.DataFrame, test: pd.DataFrame | None, per_class: int, seed: i
     return {"train": chosen, "validation": rest[:VALIDATION_SIZE], "test": others[:TEST_SIZE]}
 
 
-def measure(splits: dict[str, pd.DataFrame], method: str, seed: int, num_threads: int) -> dict[str, float]:
+def measure(
+    splits: dict[str, pd.DataFrame], method: str, seed: int, num_threads: int, max_length: int = 64
+) -> dict[str, float]:
     """Fit once; the seconds are those of the training."""
     with tempfile.TemporaryDirectory() as folder:
         run = finetune.train(
             splits["train"], validation=splits["validation"], test=splits["test"], method=method, seed=seed,
-            output_dir=Path(folder) / "run", max_length=64, floor=False, num_threads=num_threads,
+            output_dir=Path(folder) / "run", max_length=max_length, floor=False, num_threads=num_threads,
         )  # fmt: skip
         record = run.record
     assert record.metrics.test.accuracy is not None
