@@ -34,7 +34,7 @@ class Method:
         defaults: Settings by flag name that it needs where they differ from the recipe's.
         peft_type: PEFT's name of it; None for what is done without PEFT.
         peft_config: Fields of PEFT's config class. Of its `modules_to_save` those count that a model has.
-        merges: Whether the adapter can be merged into the weights; None without an adapter.
+        merges: Whether the adapter that is saved can be merged into the weights; None where none is.
         trainable_share: Of the embedded encoder's parameters with a head for two classes; None where it has no meaning.
         family: What is fitted: a name of `FAMILIES`, or where it is imported from, `package.module:Name`.
         trains_through_layers: Whether gradients pass through the layers of what it trains.
@@ -57,6 +57,11 @@ class Method:
     def takes_adapter(self) -> bool:
         """Whether it trains an adapter of PEFT."""
         return self.peft_type is not None or self is CATALOGUE["peft"]
+
+    @property
+    def saves_adapter(self) -> bool:
+        """Whether what is saved is the adapter, without the weights of its base."""
+        return self.takes_adapter and self.family == Method.family
 
 
 # Where the families are. A model folder says by these names which of them reads it.
@@ -246,6 +251,14 @@ CATALOGUE: dict[str, Method] = {
         "Tunstall et al. 2022",
         # The rate of full fine-tuning, and each row in as many steps as SetFit's 20 pairs of each kind give it.
         {"learning_rate": 5e-5, "num_train_epochs": 20, "per_device_train_batch_size": 16},
+        family="contrastive",
+    ),
+    "contrastive_lora": Method(
+        "contrastive, by low-rank updates of the encoder that are then merged into it",
+        "Tunstall et al. 2022, Hu et al. 2022",
+        {"learning_rate": 5e-4, "num_train_epochs": 20, "per_device_train_batch_size": 16},
+        "LORA",
+        LORA,
         family="contrastive",
     ),
     "zero-shot": Method(

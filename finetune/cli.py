@@ -286,14 +286,14 @@ def run_methods(arguments: argparse.Namespace) -> None:
     """Print what each method moves, its paper, its learning rate, the share that trains, and whether it merges."""
     from finetune.catalogue import CATALOGUE
 
-    print(f"{'method':<12} {'rate':>7} {'trains':>8}  {'merges':<6}  what moves (paper)")
+    print(f"{'method':<16} {'rate':>7} {'trains':>8}  {'merges':<6}  what moves (paper)")
     for name, method in CATALOGUE.items():
         rate = f"{method.defaults['learning_rate']:g}" if "learning_rate" in method.defaults else ""
         share = "" if method.trainable_share is None else f"{method.trainable_share:.2%}"
         if share == "0.00%":
             share = f"{method.trainable_share:.3%}"
         merges = {None: "", True: "yes", False: "no"}[method.merges]
-        print(f"{name:<12} {rate:>7} {share:>8}  {merges:<6}  {method.what} ({method.paper})")
+        print(f"{name:<16} {rate:>7} {share:>8}  {merges:<6}  {method.what} ({method.paper})")
 
 
 def run_predict(arguments: argparse.Namespace) -> None:

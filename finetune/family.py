@@ -102,9 +102,16 @@ class Family:
         """Return whether, by the settings, something of `--model_name_or_path` is read."""
         return False
 
+    def takes_word_vectors(self, settings: Values) -> bool:
+        """Return whether, by the settings, `--word_vectors` has a use."""
+        return False
+
     def learns_tokens(self, settings: Values) -> bool:
         """Return whether, by the settings, the tokens are learnt of the training rows, which then can't change."""
         return False
+
+    def fill_in(self, arguments: Arguments) -> None:
+        """Set what depends on other settings, unless it was chosen (`arguments.given`)."""
 
     def settle(self, arguments: Arguments, num_rows: int) -> None:
         """Set what depends on the number of training rows, unless it was chosen (`arguments.given`)."""

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from conftest import make_reviews, needs_exporters, train_on_frames
 from safetensors.torch import load_file
 
 from finetune.comparison.compare import TRAIN, Plan
+from finetune.comparison.runs import load_run
 from finetune.errors import FinetuneError
 from finetune.export.onnx import export
 from finetune.families.contrastive.tuning import MOST_STEPS, compute_pair_loss, count_steps, draw_batches
@@ -57,6 +59,63 @@ def test_it_reloads_and_answers_alone_as_in_company(trained, tmp_path):
     assert "Method `contrastive`: the encoder, by which texts are alike" in card
     assert "`learning_rate` 0.005" in card
     assert json.loads((tmp_path / "model/finetune_config.json").read_text())["family"] == "contrastive"
+
+
+@pytest.fixture(scope="module")
+def with_lora(tiny_bert, tmp_path_factory):
+    """A run, to be read only."""
+    settings = {"method": "contrastive_lora", "max_steps": 60, "learning_rate": 5e-3, "lora_r": 4}
+    return train(tmp_path_factory.mktemp("lora") / "run", tiny_bert, **settings)
+
+
+def test_lora_moves_the_linear_layers_alone_and_is_merged_into_them(with_lora, tiny_bert):
+    saved = load_file(with_lora.directory / "model/model.safetensors")
+    before = {f"encoder.{name}": weight for name, weight in load_file(f"{tiny_bert}/model.safetensors").items()}
+    assert saved.keys() == {*(name for name in before if "pooler" not in name), "classifier.bias", "classifier.weight"}
+    moved = {name for name, weight in before.items() if name in saved and not torch.equal(saved[name], weight)}
+    linear = {name for name in saved if re.search(r"(query|key|value|dense)\.weight$", name)}
+    assert moved == linear
+    for name in linear:
+        assert torch.linalg.matrix_rank(saved[name] - before[name], atol=1e-4) <= 4
+    assert with_lora.record.metrics.test.accuracy > 0.6
+
+
+def test_lora_counts_what_it_trains_and_is_stored_whole(with_lora, trained):
+    record = with_lora.record
+    layers = 2 * (4 * 4 * (16 + 16) + 2 * 4 * (16 + 32))  # A and B of rank 4, in two layers
+    assert record.model.trainable_parameters == layers + 2 * 16 + 2
+    assert record.model.total_parameters == trained.record.model.total_parameters
+    assert load_run(with_lora.directory).cost("bytes") == record.model.bytes
+    assert record.model.base_bytes == 0
+
+
+def test_lora_reloads_and_goes_to_the_hub_as_an_encoder(with_lora, tmp_path):
+    together = load_predictor(with_lora.directory, torch.float32).compute_logits(TEXTS)[0]
+    stage(with_lora.directory, tmp_path / "model", "me/contrastive", None)
+    np.testing.assert_allclose(compute_logits_elsewhere(tmp_path / "model", TEXTS, None), together, atol=1e-4)
+    assert not (tmp_path / "model/adapter_config.json").exists()
+
+
+@needs_exporters
+def test_lora_is_exported(with_lora, tmp_path):
+    export(with_lora.directory, tmp_path / "onnx")
+    expected = load_predictor(with_lora.directory, torch.float32).compute_logits(TEXTS)[0]
+    np.testing.assert_allclose(load_exported(tmp_path / "onnx", 1).compute_logits(TEXTS)[0], expected, atol=1e-4)
+
+
+def test_settings_of_lora_act_or_are_said_to_have_no_use(tmp_path, tiny_bert, capsys):
+    file = tmp_path / "lora.yaml"
+    file.write_text("target_modules: [query]\n")
+    settings = {"method": "contrastive_lora", "max_steps": 2}
+    run = train(tmp_path / "a", tiny_bert, **settings, lora_r=2, peft_config=str(file), lora_plus_ratio=4)
+    assert run.record.model.trainable_parameters == 2 * 2 * (16 + 16) + 2 * 16 + 2
+    assert "--method contrastive_lora has no use for: lora_plus_ratio\n" in capsys.readouterr().err
+    train(tmp_path / "b", tiny_bert, max_steps=2, lora_r=2)
+    assert "--method contrastive has no use for: lora_r\n" in capsys.readouterr().err
+    file.write_text("target_modules: [nothing]\n")
+    with pytest.raises(FinetuneError, match="Expected a LORA adapter that fits BertModel") as caught:
+        train(tmp_path / "c", tiny_bert, **settings, peft_config=str(file))
+    assert "\n" not in str(caught.value)
 
 
 @needs_exporters

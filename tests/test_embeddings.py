@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import CAN_EXPORT, make_frame, make_reviews, needs_exporters, train_on_frames, write_tiny_bert
+from conftest import make_frame, make_reviews, needs_exporters, train_on_frames, write_tiny_bert
 from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 from transformers import AutoModel, AutoTokenizer, BartConfig, BartModel
@@ -33,6 +33,7 @@ from finetune.settings.parts import ModelArguments
 from finetune.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Task
 
 TEXTS = [text for text, _ in make_reviews(20, offset=700)] + ["", "good", "never seen words", "film bad " * 30]
+PAIRS = [("good film", "a film that was very dull"), ("the plot was bad and boring", "bad"), ("", "good")]
 QUICK = {"method": "embeddings", "max_length": 24, "num_threads": 1, "floor": "false", "bf16": "false"}
 
 
@@ -236,17 +237,52 @@ def test_pairs_numbers_and_several_labels(tmp_path, tiny_bert, change, settings)
     )
 
 
-def test_a_model_of_pairs_takes_pairs_and_is_not_exported(tmp_path, tiny_bert):
-    run = train(tmp_path / "run", tiny_bert, as_pairs, text_pair_column="other")
+@pytest.fixture(scope="module")
+def of_pairs(tiny_bert, tmp_path_factory):
+    """A run on pairs, to be read only."""
+    return train(tmp_path_factory.mktemp("pairs") / "run", tiny_bert, as_pairs, text_pair_column="other")
+
+
+def test_a_model_of_pairs_takes_pairs(of_pairs, tmp_path):
     with pytest.raises(FinetuneError, match="Expected pairs of texts"):
-        run.predict(["a good film"])
-    refusal = "Expected a model of single texts to export" if CAN_EXPORT else r"Expected transformers 5\.23 or newer"
-    with pytest.raises(FinetuneError, match=refusal) as caught:
-        export(run.directory, tmp_path / "onnx")
-    assert "\n" not in str(caught.value)
-    assert not (tmp_path / "onnx").exists()
-    stage(run.directory, tmp_path / "model", "me/pairs", None)
+        of_pairs.predict(["a good film"])
+    stage(of_pairs.directory, tmp_path / "model", "me/pairs", None)
     assert "finetune.load_classifier" in (tmp_path / "model/README.md").read_text()
+
+
+def test_a_model_of_pairs_is_called_with_both_texts(of_pairs, trained):
+    predictor = load_predictor(of_pairs.directory, torch.float32, accelerated=False)
+    texts = [list(column) for column in zip(*PAIRS, strict=True)]
+    first, second = (predictor.tokenizer(column, padding=True, return_tensors="pt") for column in texts)
+    given = {name: tensor for name, tensor in first.items() if name != "token_type_ids"}
+    pair = {f"pair_{name}": tensor for name, tensor in second.items() if name != "token_type_ids"}
+    expected = predictor.compute_logits(*texts)[0]
+    with torch.inference_mode():
+        np.testing.assert_allclose(predictor.model(**given, **pair).logits, expected, atol=1e-5)
+        with pytest.raises(ValueError, match="Expected pairs: pass pair_input_ids"):
+            predictor.model(**given)
+        with pytest.raises(ValueError, match="Expected single texts: leave out pair_input_ids"):
+            load_predictor(trained.directory, torch.float32).model(**given, **pair)
+
+
+@needs_exporters
+def test_a_model_of_pairs_is_exported(of_pairs, tmp_path):
+    export(of_pairs.directory, tmp_path / "fp32")
+    export(of_pairs.directory, tmp_path / "int8", int8=True, tolerance=100)
+    expected, num_tokens = load_predictor(of_pairs.directory, torch.float32).compute_logits(TEXTS, TEXTS[::-1])
+    assert np.ptp(expected, axis=0).max() > 1e-2
+    for num_threads in (1, 3):
+        exported, counts = load_exported(tmp_path / "fp32", num_threads), []
+        found, found_tokens = exported.compute_logits(TEXTS, TEXTS[::-1], counts.append)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+        np.testing.assert_array_equal(found_tokens, num_tokens)
+        assert sum(counts) == len(TEXTS)
+    alone = load_exported(tmp_path / "fp32", 1).compute_logits(TEXTS[:1], TEXTS[-1:])[0]
+    np.testing.assert_allclose(alone, expected[:1], atol=1e-5)
+    small = load_exported(tmp_path / "int8", 1).compute_logits(TEXTS, TEXTS[::-1])[0]
+    assert 0 < np.abs(small - expected).max() < 0.2
+    with pytest.raises(FinetuneError, match="Expected pairs of texts"):
+        load_exported(tmp_path / "fp32", 1).compute_logits(TEXTS)
 
 
 @needs_exporters

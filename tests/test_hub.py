@@ -189,7 +189,7 @@ def test_every_method_trains_from_the_hub_and_then_from_its_cache_to_the_same_we
         "train": 54, "validation": 6, "test": 30
     }  # fmt: skip
     file = tmp_path / "online/model/adapter_config.json"
-    assert file.exists() == (method == "peft" or CATALOGUE[method].peft_type is not None)
+    assert file.exists() == (method == "peft" or CATALOGUE[method].saves_adapter)
     if file.exists():
         adapter = json.loads(file.read_text())
         assert (adapter["base_model_name_or_path"], adapter["revision"]) == (BERT, commits[0])

@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT, make_reviews, write_csv, write_tiny_bert
+from conftest import GOOD, OTHER, ROOT, make_reviews, write_csv, write_tiny_bert
 from safetensors.numpy import load_file
 from transformers import TrainingArguments
 
@@ -70,6 +70,7 @@ FLIPS: dict[str, tuple[str, list[str]]] = {
     "split_seed": ("1", CARVED),
     "model_name_or_path": ("other-model", []),
     "model_revision": ("main", []),
+    "word_vectors": ("vectors.txt", ["--method", "embeddings"]),
     "attention_dropout": ("0.3", []),
     "label_descriptions": ("pos=a good film;neg=a bad film", ["--method", "zero-shot"]),
     "textcnn_variant": ("static", TEXTCNN),
@@ -183,6 +184,7 @@ def folder(tmp_path_factory):
     columns = dict(zip(("text", "label"), zip(*rows, strict=True), strict=True))
     pq.write_table(pa.table({name: list(values) for name, values in columns.items()}), folder / "shards/0.parquet")
     (folder / "lora.yaml").write_text("r: 2\n")
+    (folder / "vectors.txt").write_text("".join(f"{word} {number % 5} 1\n" for number, word in enumerate(OTHER + GOOD)))
     (folder / "other.txt").write_text("\n".join(text for text, _ in make_reviews(30, offset=500)))
     splits = [pd.read_csv(folder / f"{name}.csv") for name in ("train", "validation", "test")]
     finetune.train(splits[0], validation=splits[1], test=splits[2], method="tfidf", output_dir=folder / "teacher")

@@ -113,7 +113,7 @@ class StoredRun:
             return value + (costs.tokenize_seconds or 0) + (0 if search is None else search.seconds)
         if name == "train_cpu_seconds":
             return value + (costs.tokenize_cpu_seconds or 0) + (0 if search is None else search.cpu_seconds)
-        if name == "bytes" and find_method(self.method).takes_adapter:
+        if name == "bytes" and find_method(self.method).saves_adapter:
             return value + (model.base_bytes or 4 * (model.total_parameters - model.trainable_parameters))
         return value
 

@@ -170,17 +170,25 @@ def cut_by_padding(lengths: Sequence[int], max_tokens: int, overhead: int) -> li
     return groups[::-1]
 
 
-def group_equal(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+def group_equal(lengths: Sequence[int], max_tokens: int, pair_lengths: Sequence[int] | None = None) -> list[list[int]]:
     """Group rows of exactly one length, so that none is padded, by at most `max_tokens` tokens or single rows.
+
+    Args:
+        lengths: Tokens of each row.
+        max_tokens: Of a group.
+        pair_lengths: Tokens of each row's second text, if that is read apart; a group has one length of these too.
 
     Example:
         >>> group_equal([3, 2, 3, 3], max_tokens=6)
         [[1], [0, 2], [3]]
+        >>> group_equal([3, 2, 3, 3], max_tokens=100, pair_lengths=[5, 5, 4, 5])
+        [[1], [2], [0, 3]]
     """
+    sizes = list(zip(lengths, [0] * len(lengths) if pair_lengths is None else pair_lengths, strict=True))
     groups: list[list[int]] = []
-    for position in np.argsort(lengths, kind="stable").tolist():
-        length = lengths[position]
-        if groups and lengths[groups[-1][0]] == length and (len(groups[-1]) + 1) * length <= max_tokens:
+    for position in sorted(range(len(sizes)), key=sizes.__getitem__):
+        size = sizes[position]
+        if groups and sizes[groups[-1][0]] == size and (len(groups[-1]) + 1) * sum(size) <= max_tokens:
             groups[-1].append(position)
         else:
             groups.append([position])

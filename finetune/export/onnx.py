@@ -206,6 +206,8 @@ def write_onnx(folder: Path, model: PreTrainedModel, tokenizer: Any, config: Fin
     taken = inspect.signature(model.forward).parameters
     encoded = tokenizer(SAMPLE, truncation=True, max_length=16, return_attention_mask=False)
     inputs: dict[str, Any] = {name: torch.tensor([tokens] * 3) for name, tokens in encoded.items() if name in taken}
+    if config.is_paired and "pair_input_ids" in taken:  # each text of a pair has tokens of its own
+        inputs |= {f"pair_{name}": tokens[:, :-2] for name, tokens in inputs.items()}
     use_unpadded_attention(model)
     quantizer = OnnxRuntimeQuantizer(OnnxRuntimeDynamicConfig(**QUANTIZATION)) if int8 else None
     try:

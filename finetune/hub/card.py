@@ -208,6 +208,11 @@ def _training(shipped: Shipped, record: CompleteRecord | None) -> str:
     method = find_method(record.method)
     merged = " The adapter is merged into the weights." if shipped.merged else ""
     lines.append(f"Method `{record.method}`: {method.what} ({method.paper}).{merged}")
+    if record.word_vectors is not None:
+        vectors = record.word_vectors
+        name = Path(str(record.arguments.model["word_vectors"])).name
+        found = "" if vectors.found is None else f"; {vectors.found:,} of {vectors.words:,} training words have one"
+        lines.append(f"Word vectors: `{name}`, SHA-256 `{vectors.sha256}`{found}.")
     if record.teacher is not None:
         who = f"a model of method `{record.teacher.method}`" if record.teacher.method else "another model"
         unlabeled = record.data.unlabeled

@@ -99,18 +99,23 @@ class ExportedPredictor(TextClassifier):
     ) -> tuple[np.ndarray, np.ndarray]:
         """Score texts; see `TextClassifier`."""
         self.check_pairs(pairs)
-        rows, types, counts = self.tokenizer.encode(texts, pairs, self.text_config)
-        lengths = [len(row) for row in rows]
+        apart = pairs is not None and "pair_input_ids" in self.input_names  # each text of a pair has tokens of its own
+        rows, types, counts = self.tokenizer.encode(texts, None if apart else pairs, self.text_config)
+        columns = {"input_ids": rows, "token_type_ids": types}
+        lengths, pair_lengths = [len(row) for row in rows], None
+        if apart:
+            assert pairs is not None
+            others, other_types, _ = self.tokenizer.encode(pairs, None, self.text_config)
+            columns |= {"pair_input_ids": others, "pair_token_type_ids": other_types}
+            pair_lengths = [len(row) for row in others]
         logits = np.zeros((len(rows), len(self.task.label_names)), dtype=np.float32)
-        groups = group_equal(lengths, self.max_tokens)[::-1]  # longest first, so that no thread is late
+        groups = group_equal(lengths, self.max_tokens, pair_lengths)[::-1]  # longest first, so that no thread is late
         # A thread for each group beats all threads on one: products of a few hundred rows don't divide well.
         side_by_side = len(groups) >= self.num_threads
         session = self.single_threaded_session if side_by_side else self.session
 
         def compute(group: list[int]) -> None:
-            feed = {"input_ids": np.array([rows[at] for at in group], dtype=np.int64)}
-            if "token_type_ids" in self.input_names:
-                feed["token_type_ids"] = np.array([types[at] for at in group], dtype=np.int64)
+            feed = {name: np.array([columns[name][at] for at in group], np.int64) for name in self.input_names}
             logits[group] = session.run(["logits"], feed)[0]
 
         results = compute_side_by_side(compute, groups, self.num_threads if side_by_side else 1)
@@ -118,6 +123,8 @@ class ExportedPredictor(TextClassifier):
             on_batch(len(group))
         if self.text_config.truncation == "window" and pairs is None:
             logits = pool_windows(logits, counts, self.text_config.window_pooling, self.task.problem_type)
+        if pair_lengths is not None:
+            lengths = [sum(both) for both in zip(lengths, pair_lengths, strict=True)]
         owners = np.repeat(np.arange(len(counts)), counts)
         return logits, np.bincount(owners, weights=lengths, minlength=len(counts)).astype(np.int64)
 

@@ -1,5 +1,7 @@
 """Which parameters of a model move, and how fast."""
 
+from typing import Any
+
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
@@ -12,6 +14,7 @@ from finetune.settings.parts import MethodArguments
 from finetune.settings.peft_config import read_peft_config
 
 __all__ = [
+    "adapt_encoder",
     "apply_method",
     "count_bytes",
     "count_parameters",
@@ -47,10 +50,27 @@ def apply_method(model: PreTrainedModel, arguments: MethodArguments) -> PreTrain
             return freeze_all_but_last_layers(model, new_modules, arguments.num_layers)
         case "bitfit":
             return freeze_all_but_biases(model, new_modules)
+    return add_adapter(model, arguments.method, _read_settings(arguments), new_modules)
+
+
+def adapt_encoder(encoder: PreTrainedModel, arguments: MethodArguments) -> PeftModel:
+    """Wrap an encoder without a head so that the method's adapter trains, and nothing else.
+
+    Args:
+        encoder: Its vectors are unchanged until the first step.
+        arguments: The method and its settings.
+
+    Raises:
+        FinetuneError: If the adapter does not fit the encoder.
+    """
+    return add_adapter(encoder, arguments.method, _read_settings(arguments), [], task_type=None)
+
+
+def _read_settings(arguments: MethodArguments) -> dict[str, Any]:
+    """Read the fields of PEFT's config class that flags and `--peft_config` set; the file wins."""
     settings = {} if arguments.peft_config is None else read_peft_config(arguments.peft_config)
     given = {"r": arguments.lora_r, "lora_alpha": arguments.lora_alpha, "lora_dropout": arguments.lora_dropout}
-    flags = {name: value for name, value in given.items() if value is not None}
-    return add_adapter(model, arguments.method, {**flags, **settings}, new_modules)
+    return {**{name: value for name, value in given.items() if value is not None}, **settings}
 
 
 def new_modules_of(model: nn.Module) -> list[str]:

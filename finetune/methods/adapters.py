@@ -24,7 +24,13 @@ OWN_FIELDS = {"task_type", "inference_mode"}
 UNPLANNED = 10**9  # AdaLoRA wants to know the steps of the training, which are set when it begins
 
 
-def add_adapter(model: PreTrainedModel, method: str, settings: dict[str, Any], new_modules: list[str]) -> PeftModel:
+def add_adapter(
+    model: PreTrainedModel,
+    method: str,
+    settings: dict[str, Any],
+    new_modules: list[str],
+    task_type: TaskType | None = TaskType.SEQ_CLS,
+) -> PeftModel:
     """Wrap a model so that an adapter trains, and every newly initialised module.
 
     A module that the checkpoint lacked is trained in full and saved with the adapter: left frozen, it would be drawn
@@ -35,6 +41,7 @@ def add_adapter(model: PreTrainedModel, method: str, settings: dict[str, Any], n
         method: Its name; with "peft" `settings` holds the `peft_type`.
         settings: Fields of PEFT's config class on top of the preset's.
         new_modules: Names of the modules that the checkpoint lacked.
+        task_type: PEFT's name of what the model is; None for an encoder without a head.
 
     Raises:
         FinetuneError: If there is no such PEFT method or field, or it does not fit the model.
@@ -70,7 +77,7 @@ def add_adapter(model: PreTrainedModel, method: str, settings: dict[str, Any], n
     if "total_step" in known:
         fields.setdefault("total_step", UNPLANNED)
     with fitting_adapter(model, peft_type):
-        config = config_class(task_type=TaskType.SEQ_CLS, **fields)
+        config = config_class(task_type=task_type, **fields)
         wrapped = get_peft_model(model, config, revision=hub_commit_of(model))
         _try(wrapped)
     return wrapped

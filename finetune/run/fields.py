@@ -31,6 +31,7 @@ __all__ = [
     "Teacher",
     "Thresholds",
     "TrainingCosts",
+    "WordVectorsRecord",
 ]
 
 
@@ -195,6 +196,20 @@ class DataRecord(Part):
     unlabeled: SplitRecord | None = Field(
         default=None, description="texts without labels that were learnt from; absent without `--unlabeled_file`"
     )
+
+
+class WordVectorsRecord(Part):
+    """The static vectors of `--word_vectors`."""
+
+    sha256: str = Field(description="SHA-256 of the file; of a model2vec folder one of its three files")
+    found: Count | None = Field(
+        default=None,
+        description="distinct words of the training texts that have a vector; absent where tokens are parts of words",
+    )
+    words: Count | None = Field(
+        default=None, description="distinct words of the training texts, as far as the vocabulary goes; absent likewise"
+    )
+    kept: Count | None = Field(default=None, description="words whose vectors the model has; absent likewise")
 
 
 class ModelRecord(Part):

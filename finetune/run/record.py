@@ -27,6 +27,7 @@ from finetune.run.fields import (
     Teacher,
     Thresholds,
     TrainingCosts,
+    WordVectorsRecord,
 )
 
 __all__ = ["RECORD_FILE", "SCHEMA_VERSION", "CompleteRecord", "RunRecord", "has_record", "read_status"]
@@ -66,6 +67,9 @@ class RunRecord(Part):
         description="of the model that training started from the commit on the Hub that was loaded, whatever "
         "`--model_revision` says, or a SHA-256 of the JSON and safetensors files of its folder; absent if the method "
         "starts from none",
+    )
+    word_vectors: WordVectorsRecord | None = Field(
+        default=None, description="the static vectors that training started from; absent without `--word_vectors`"
     )
     changes: list[Change] | None = Field(
         default=None, description="what differed at each resume with `--resume_with_changes`; absent without"

@@ -85,6 +85,9 @@ def _find_changes(before: RunRecord, now: RunRecord, arguments: Arguments) -> tu
         name, was = arguments.model.model_name_or_path, before.pretrained
         how = f"pass --model_revision {was}" if is_commit(was) else "its files have changed"
         fixed.append(f"the model {name!r} ({how})")
+    vectors = [None if record.word_vectors is None else record.word_vectors.sha256 for record in (before, now)]
+    if None not in vectors and vectors[0] != vectors[1]:
+        fixed.append(f"the word vectors {arguments.model.word_vectors!r} (they have changed)")
     if before.data is None or now.data is None:
         return changed, fixed
     if before.data.label_names != now.data.label_names:

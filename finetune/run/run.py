@@ -34,10 +34,20 @@ from finetune.hub_client import check_login, find_commit
 from finetune.lookup import family_of
 from finetune.models.load import fingerprint_model, resolve_model
 from finetune.models.support import refuse_unsupported
+from finetune.models.word_vectors import WordCoverage, fingerprint_word_vectors
 from finetune.quiet import quiet_program
 from finetune.run.describe import describe_computation, describe_data, describe_model, now, start_record
 from finetune.run.directory import FINDINGS_FILE, HISTORY_FILE, RunDirectory
-from finetune.run.fields import DataRecord, Floor, MeasuredSplits, Reload, Settings, Thresholds, TrainingCosts
+from finetune.run.fields import (
+    DataRecord,
+    Floor,
+    MeasuredSplits,
+    Reload,
+    Settings,
+    Thresholds,
+    TrainingCosts,
+    WordVectorsRecord,
+)
 from finetune.run.processes import Processes
 from finetune.run.record import CompleteRecord, RunRecord
 from finetune.run.resume import flatten, go_on_from
@@ -219,6 +229,9 @@ class Run:
         if self.is_main and "model_name_or_path" not in self.arguments.unused():
             model = self.arguments.model
             self.record.pretrained = fingerprint_model(model.model_name_or_path, model.model_revision)
+        vectors = self.arguments.model.word_vectors
+        if self.is_main and vectors is not None and "word_vectors" not in self.arguments.unused():
+            self.record.word_vectors = WordVectorsRecord(sha256=fingerprint_word_vectors(vectors))
         if self.earlier is not None and self.checkpoint is not None:
             self.is_changed = go_on_from(self.earlier, self.record, self.checkpoint, self.arguments, self.directory)
         self.processes.wait()
@@ -234,6 +247,21 @@ class Run:
             lengths, cut = (tokenized[name][column][: described.rows] for column in ("length", "is_truncated"))
             described.mean_tokens = sum(lengths) / len(lengths)
             described.truncated_share = sum(cut) / len(cut)
+        self._write()
+
+    def record_words(self, tokenizer: Any) -> None:
+        """Note and say how many words of the training texts have a vector of `--word_vectors`, where it is of words."""
+        coverage: WordCoverage | None = getattr(tokenizer, "word_coverage", None)
+        if coverage is None or not self.is_main:
+            return
+        assert self.record.word_vectors is not None, "record_data comes first"
+        self.record.word_vectors = WordVectorsRecord(sha256=self.record.word_vectors.sha256, **coverage._asdict())
+        more = f"; with others the model knows {coverage.kept:,}" if coverage.kept > coverage.found else ""
+        print(
+            f"{coverage.found:,} of {coverage.words:,} words of the training texts have a vector in "
+            f"{Path(str(self.arguments.model.word_vectors)).name}{more}",
+            file=sys.stderr,
+        )
         self._write()
 
     @property
@@ -288,6 +316,7 @@ class Run:
         """
         if self.checkpoint is not None and self.is_main:
             print(f"resuming from {self.checkpoint}", file=sys.stderr)
+        self.record_words(trainer.processing_class)
         environment = self.record.environment
         environment.precision, compilation = describe_computation(trainer.accelerator)
         if compilation is not None:

@@ -227,7 +227,8 @@ def _describe(run: Run) -> dict[str, Any]:
     for name in ("trials", "budget"):
         settings.pop(name, None)
     rows = {f"the split '{name}'": split.sha256 for name, split in run.record.data.splits if name != "test"}
-    return {**settings, **rows, "the model": run.record.pretrained}
+    vectors = {} if run.record.word_vectors is None else {"the word vectors": run.record.word_vectors.sha256}
+    return {**settings, **rows, "the model": run.record.pretrained, **vectors}
 
 
 def _describe_trial(trial: Trial, metric: str) -> str:

@@ -84,6 +84,9 @@ class _TrialRun(Run):
     def record_tokens(self, tokenized: DatasetDict) -> None:
         pass
 
+    def record_words(self, tokenizer: Any) -> None:
+        pass
+
     def callbacks(self) -> list[TrainerCallback]:
         return [*build_stopping(self.arguments), *([_Pruning(self)] if self.watch else [])]
 

@@ -107,6 +107,12 @@ def check_arguments(arguments: Arguments) -> None:
         if path is not None and not Path(path).exists():
             raise FinetuneError(f"Expected --{name} to be a file or folder, but {path!r} does not exist.")
 
+    vectors = arguments.model.word_vectors
+    if vectors is not None and not Path(vectors).exists():
+        raise FinetuneError(
+            f"Expected --word_vectors to be a file or folder, but {vectors!r} does not exist. Check the path; what is "
+            "on the Hub has to be downloaded first."
+        )
     if data.streaming:
         _check_streaming(arguments)
     if family_of(method.method).trains_network:

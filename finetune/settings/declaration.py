@@ -24,6 +24,7 @@ __all__ = [
     "read_declarations",
     "starts_from_pretrained",
     "takes_adapter",
+    "takes_word_vectors",
     "trains_encoder",
     "trains_network",
 ]
@@ -63,6 +64,11 @@ def trains_encoder(settings: Values) -> bool:
 def starts_from_pretrained(settings: Values) -> bool:
     """Return whether the method reads anything of `--model_name_or_path`."""
     return family_of(settings.method).starts_from_pretrained(settings)
+
+
+def takes_word_vectors(settings: Values) -> bool:
+    """Return whether the method reads the vectors of `--word_vectors`."""
+    return family_of(settings.method).takes_word_vectors(settings)
 
 
 def belongs_to(part: type) -> Condition:

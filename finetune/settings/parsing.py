@@ -388,5 +388,6 @@ def _fill_in(arguments: Arguments) -> None:
     metric = (training.metric_for_best_model or "loss").removeprefix("eval_")
     if metric in GREATER_IS_BETTER and "greater_is_better" not in arguments.given:
         training.greater_is_better = GREATER_IS_BETTER[metric]
+    family_of(arguments.method.method).fill_in(arguments)
     for name, value in (("method", file_name_of(arguments.method.method)), ("seed", training.seed)):
         training.output_dir = str(training.output_dir).replace(f"{{{name}}}", str(value))

@@ -13,6 +13,7 @@ from finetune.settings.declaration import (
     always,
     starts_from_pretrained,
     takes_adapter,
+    takes_word_vectors,
     trains_encoder,
     trains_network,
 )
@@ -45,7 +46,8 @@ def _cuts_windows(settings: Values) -> bool:
 
 
 def _has_lora_matrices(settings: Values) -> bool:
-    return takes_adapter(settings) and find_method(settings.method).peft_type in ("LORA", "ADALORA", None)
+    method = find_method(settings.method)
+    return trains_network(settings) and method.takes_adapter and method.peft_type in ("LORA", "ADALORA", None)
 
 
 def _has_cycles(settings: Values) -> bool:
@@ -183,6 +185,11 @@ class ModelArguments:
     )
     model_revision: Annotated[str | None, Setting(used_when=starts_from_pretrained)] = setting(
         None, "The model's version: a branch, tag or commit on the Hub."
+    )
+    word_vectors: Annotated[str | None, Setting(used_when=takes_word_vectors)] = setting(
+        None,
+        "Static vectors in place of --model_name_or_path: a text file of word2vec or GloVe, also .gz, or a folder of "
+        "model2vec.",
     )
     attention_dropout: Annotated[float, Setting(at_least=0, below=1, used_when=trains_encoder)] = setting(
         0.0, "Dropout on the attention weights. 0 keeps the fused kernel; checkpoints often say 0.1."

@@ -57,13 +57,14 @@ class Contrastive(PooledEncoderFamily):
         record_tokens(run, splits, tokenizer)
         model = load_pooled_encoder(run.arguments.model, tokenizer, task, False)
         with run.measure_costs():
-            tune_encoder(run, train, model, tokenizer, task)
+            trained = tune_encoder(run, train, model, tokenizer, task)
+            model.tuned_parameters = trained  # type: ignore[assignment]
             features = compute_features(run, train, model, tokenizer)
             fit_classifier(model, features, train, task, OF_TUNED_ENCODERS)
         return model, tokenizer
 
     def describe(self, model: Any) -> ModelFacts:
-        """Return the encoder's class and the regression; everything was trained."""
-        facts = super().describe(model)
+        """Return the encoder's class and the regression, and how many parameters of both were trained."""
         architecture = f"{type(model.encoder).__name__} + LogisticRegression"
-        return facts._replace(architecture=architecture, trainable_parameters=facts.total_parameters)
+        trained = model.tuned_parameters + sum(parameter.numel() for parameter in model.classifier.parameters())
+        return super().describe(model)._replace(architecture=architecture, trainable_parameters=trained)

@@ -17,10 +17,14 @@ from transformers import get_linear_schedule_with_warmup, set_seed
 
 from finetune.accelerated import enable
 from finetune.accelerated.precision import DTYPES, autocast
+from finetune.adapted import has_adapter
 from finetune.data.batch import MicroBatchCollator
 from finetune.data.labels import label_matrix
 from finetune.families.embeddings.fit import precision_of
 from finetune.families.embeddings.vectors import MAX_TOKENS, tokenize_texts
+from finetune.lookup import find_method
+from finetune.methods import adapt_encoder
+from finetune.methods.merging import merge_adapter
 from finetune.models.inputs import shortest_input
 from finetune.progress_bar import progress_bar
 from finetune.tasks import MULTI_LABEL
@@ -44,8 +48,8 @@ def tune_encoder(
     model: PooledEncoderForSequenceClassification,
     tokenizer: PreTrainedTokenizerBase,
     task: Task,
-) -> None:
-    """Tune the encoder of a model, in place.
+) -> int:
+    """Tune the encoder of a model, in place; a method with an adapter trains that, which is then merged.
 
     Args:
         run: Its settings say how fast, how long, and in which number format.
@@ -53,6 +57,12 @@ def tune_encoder(
         model: With its pretrained encoder.
         tokenizer: Its tokenizer.
         task: One class of several, or several labels.
+
+    Returns:
+        How many parameters were trained.
+
+    Raises:
+        FinetuneError: If the adapter does not fit the encoder, or does not merge.
     """
     training = run.arguments.training
     set_seed(training.seed)
@@ -65,11 +75,14 @@ def tune_encoder(
     dtype = torch.float32 if dtype is torch.float16 else dtype  # whose gradients would have to be scaled
     size = training.per_device_train_batch_size
     num_steps = count_steps(run.arguments, len(train))
+    if find_method(run.arguments.method.method).takes_adapter:
+        model.encoder = adapt_encoder(model.encoder, run.arguments.method)
     if run.arguments.run.accelerated:
         enable(model)
     model.to(device=training.device).train()  # type: ignore[call-arg]
-    decayed = [parameter for parameter in model.encoder.parameters() if parameter.ndim > 1]
-    others = [parameter for parameter in model.encoder.parameters() if parameter.ndim <= 1]
+    trained = [parameter for parameter in model.encoder.parameters() if parameter.requires_grad]
+    decayed = [parameter for parameter in trained if parameter.ndim > 1]
+    others = [parameter for parameter in trained if parameter.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": training.weight_decay}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=training.learning_rate)
     schedule = get_linear_schedule_with_warmup(optimizer, training.get_warmup_steps(num_steps), num_steps)
@@ -82,11 +95,14 @@ def tune_encoder(
             optimizer.zero_grad()
             loss.backward()
             if training.max_grad_norm > 0:
-                torch.nn.utils.clip_grad_norm_(model.encoder.parameters(), training.max_grad_norm)
+                torch.nn.utils.clip_grad_norm_(trained, training.max_grad_norm)
             optimizer.step()
             schedule.step()
             advance(len(rows))
+    if has_adapter(model.encoder):
+        model.encoder = merge_adapter(model.encoder)
     model.eval()
+    return sum(parameter.numel() for parameter in trained)
 
 
 def count_steps(arguments: Arguments, num_rows: int) -> int:

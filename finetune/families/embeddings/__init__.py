@@ -79,14 +79,6 @@ class PooledEncoderFamily(NetworkFamily):
 
         return PooledEncoderPredictor(model, tokenizer, text_config, dtype, accelerated=accelerated)
 
-    def check_exportable(self, model: Any) -> None:
-        """Refuse pairs, of which each text has tokens of its own."""
-        if model.config.is_paired:
-            raise FinetuneError(
-                "Expected a model of single texts to export, but this one reads the two texts of a pair apart. Use it "
-                "as it is, or train an encoder on the pairs with --method full."
-            )
-
     def write_snippet(self, shipped: Shipped) -> str:
         """Write lines for transformers alone, which runs the code beside the weights; for pairs, lines for finetune."""
         if shipped.config.is_paired:
@@ -100,15 +92,30 @@ class Embeddings(PooledEncoderFamily):
     learns_from_teacher: ClassVar[bool] = True
     is_deterministic: ClassVar[bool] = True
 
+    def starts_from_pretrained(self, settings: Values) -> bool:
+        """Return whether the encoder is a model, not a table of word vectors."""
+        return settings.word_vectors is None
+
+    def takes_word_vectors(self, settings: Values) -> bool:
+        """Return True."""
+        return True
+
     def fit(self, run: Run, splits: DatasetDict, task: Task) -> tuple[Any, Any]:
         """Compute the vectors of the training texts, or read those that were kept, and fit the linear layer."""
         from finetune.families.embeddings.fit import fit_classifier, load_features, record_tokens
+        from finetune.families.embeddings.static import load_static_encoder
         from finetune.families.embeddings.vectors import load_pooled_encoder
 
-        train = splits["train"]
-        tokenizer = self.load_tokenizer(run.arguments, train)
+        train, arguments, is_paired = splits["train"], run.arguments, bool(run.is_paired)
+        if arguments.model.word_vectors is None:
+            tokenizer = self.load_tokenizer(arguments, train)
+            model = load_pooled_encoder(arguments.model, tokenizer, task, is_paired)
+        else:
+            model, tokenizer = load_static_encoder(
+                arguments.model.word_vectors, train, arguments.data.max_length, task, is_paired
+            )
+            run.record_words(tokenizer)
         record_tokens(run, splits, tokenizer)
-        model = load_pooled_encoder(run.arguments.model, tokenizer, task, bool(run.is_paired))
         with run.measure_costs():
             features, seconds = load_features(run, train, model, tokenizer)
             fit_classifier(model, features, train, task)

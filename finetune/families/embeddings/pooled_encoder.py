@@ -1,5 +1,7 @@
 """An encoder whose token vectors are pooled to one vector a text, and a linear layer over it, as a `PreTrainedModel`.
 
+The encoder can be one of transformers, or a table of static vectors.
+
 This file is copied beside the weights and must stand alone: it imports nothing of finetune.
 """
 
@@ -17,12 +19,68 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput
 
-__all__ = ["PooledEncoderConfig", "PooledEncoderForSequenceClassification", "combine_pair", "leave_out_pooler", "pool"]
+__all__ = [
+    "PooledEncoderConfig",
+    "PooledEncoderForSequenceClassification",
+    "StaticEncoder",
+    "StaticEncoderConfig",
+    "combine_pair",
+    "leave_out_pooler",
+    "pool",
+]
 
 POOLINGS = ("mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 PARTS_OF_A_PAIR = 4
+
+
+class StaticEncoderConfig(PreTrainedConfig):
+    """Settings of a table of vectors.
+
+    Args:
+        vocab_size: Number of tokens.
+        hidden_size: Size of a vector.
+        unknown_token_id: The token of what has no vector, which has no part in a text's; None if there is none.
+        pad_token_id: The token that is padding.
+    """
+
+    model_type = "static_encoder"
+
+    def __init__(
+        self,
+        vocab_size: int = 30_000,
+        hidden_size: int = 256,
+        unknown_token_id: int | None = None,
+        pad_token_id: int = 0,
+        **kwargs: Any,
+    ):
+        self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
+        self.unknown_token_id = unknown_token_id
+        self.pad_token_id = pad_token_id
+        super().__init__(**kwargs)
+
+
+class StaticEncoder(PreTrainedModel):
+    """A table with a vector for each token, whatever stands beside it: word2vec, GloVe, model2vec."""
+
+    config_class = StaticEncoderConfig
+    base_model_prefix = "static_encoder"
+    main_input_name = "input_ids"
+
+    def __init__(self, config: StaticEncoderConfig):
+        super().__init__(config)
+        self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the table."""
+        return self.embeddings
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> BaseModelOutput:
+        """Look tokens up, `(batch, length)`; the mask is for whoever pools them."""
+        return BaseModelOutput(last_hidden_state=self.embeddings(input_ids))
 
 
 class PooledEncoderConfig(PreTrainedConfig):
@@ -34,6 +92,7 @@ class PooledEncoderConfig(PreTrainedConfig):
             "mean_sqrt_len_tokens" (their sum by the square root of their number), "weightedmean" (by position) or
             "lasttoken".
         is_paired: Whether the linear layer reads two texts, as `combine_pair` combines them.
+        normalize: Whether a text's vector is scaled to length one.
 
     Raises:
         ValueError: If `pooling` is unknown.
@@ -42,7 +101,14 @@ class PooledEncoderConfig(PreTrainedConfig):
     model_type = "pooled_encoder"
     sub_configs: ClassVar[dict[str, Any]] = {"text_config": AutoConfig}
 
-    def __init__(self, text_config: Any = None, pooling: str = "mean", is_paired: bool = False, **kwargs: Any):
+    def __init__(
+        self,
+        text_config: Any = None,
+        pooling: str = "mean",
+        is_paired: bool = False,
+        normalize: bool = True,
+        **kwargs: Any,
+    ):
         if pooling not in POOLINGS:
             raise ValueError(f"Expected a pooling of {POOLINGS}, but got {pooling!r}.")
         if text_config is None:
@@ -50,6 +116,7 @@ class PooledEncoderConfig(PreTrainedConfig):
         self.text_config = AutoConfig.for_model(**text_config) if isinstance(text_config, dict) else text_config
         self.pooling = pooling
         self.is_paired = is_paired
+        self.normalize = normalize
         kwargs.setdefault("pad_token_id", self.text_config.pad_token_id)
         super().__init__(**kwargs)
 
@@ -114,7 +181,7 @@ class _Float32Linear(nn.Linear):
 
 
 class PooledEncoderForSequenceClassification(PreTrainedModel):
-    """An encoder, pooling to a vector of length one, and a linear layer."""
+    """An encoder, pooling to one vector, of length one unless the config says otherwise, and a linear layer."""
 
     config_class = PooledEncoderConfig
     base_model_prefix = "encoder"
@@ -150,10 +217,15 @@ class PooledEncoderForSequenceClassification(PreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Compute the vectors of texts, `(batch, width)` in float32, of length one."""
+        """Compute the vectors of texts, `(batch, width)` in float32."""
         types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **types).last_hidden_state
-        return F.normalize(pool(hidden.float(), attention_mask, self.config.pooling), dim=1)
+        unknown = getattr(self.config.text_config, "unknown_token_id", None)
+        if unknown is not None:
+            known = (input_ids != unknown).long()
+            attention_mask = known if attention_mask is None else known * attention_mask
+        pooled = pool(hidden.float(), attention_mask, self.config.pooling)
+        return F.normalize(pooled, dim=1) if self.config.normalize else pooled
 
     def forward(
         self,
@@ -162,8 +234,11 @@ class PooledEncoderForSequenceClassification(PreTrainedModel):
         token_type_ids: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         return_dict: bool | None = None,
+        pair_input_ids: torch.Tensor | None = None,
+        pair_attention_mask: torch.Tensor | None = None,
+        pair_token_type_ids: torch.Tensor | None = None,
     ) -> SequenceClassifierOutput:
-        """Classify single texts; those of pairs go through `embed`, `combine_pair` and `classifier`.
+        """Classify texts, or pairs of them, each of which is read by itself.
 
         Args:
             input_ids: `(batch, length)`.
@@ -171,15 +246,29 @@ class PooledEncoderForSequenceClassification(PreTrainedModel):
             token_type_ids: `(batch, length)`, for encoders that take them.
             labels: Class numbers, `(batch,)`.
             return_dict: Taken for the sake of pipelines; the output is always a dictionary.
+            pair_input_ids: The second text of each pair, `(batch, length of these)`, and so on.
+            pair_attention_mask: Likewise.
+            pair_token_type_ids: Likewise.
 
         Returns:
             `logits` of shape `(batch, num_labels)`, and with `labels` the mean cross-entropy `loss`.
+
+        Raises:
+            ValueError: If a model of pairs gets single texts, or the reverse.
         """
-        logits = self.classifier(self.embed(input_ids, attention_mask, token_type_ids))
+        if self.config.is_paired != (pair_input_ids is not None):
+            wanted = "pairs: pass" if self.config.is_paired else "single texts: leave out"
+            raise ValueError(f"Expected {wanted} pair_input_ids.")
+        vectors = self.embed(input_ids, attention_mask, token_type_ids)
+        if pair_input_ids is not None:
+            vectors = combine_pair(vectors, self.embed(pair_input_ids, pair_attention_mask, pair_token_type_ids))
+        logits = self.classifier(vectors)
         loss = None if labels is None else F.cross_entropy(logits, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
 
+AutoConfig.register("static_encoder", StaticEncoderConfig, exist_ok=True)
+AutoModel.register(StaticEncoderConfig, StaticEncoder, exist_ok=True)
 AutoConfig.register("pooled_encoder", PooledEncoderConfig, exist_ok=True)
 AutoModelForSequenceClassification.register(PooledEncoderConfig, PooledEncoderForSequenceClassification, exist_ok=True)
 PooledEncoderConfig.register_for_auto_class()

@@ -17,7 +17,7 @@ import transformers
 from datasets import Dataset
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
-from transformers import AutoConfig, AutoModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from finetune.accelerated.precision import autocast
@@ -54,6 +54,7 @@ __all__ = [
     "read_poolings",
     "read_vectors",
     "tokenize_texts",
+    "wrap_encoder",
     "write_vectors",
 ]
 
@@ -154,15 +155,27 @@ def load_pooled_encoder(
         )
     refuse_spoilt_weights(encoder, name)
     add_embeddings(encoder, tokenizer, name)
-    whole = PooledEncoderConfig(config, pooling, is_paired, **task.to_config())
+    model = wrap_encoder(encoder, task, pooling=pooling, is_paired=is_paired)
+    fit_model(model, tokenizer, name)
+    return model.eval()
+
+
+def wrap_encoder(encoder: PreTrainedModel, task: Task, **settings: Any) -> PooledEncoderForSequenceClassification:
+    """Wrap an encoder for the vectors of texts, with a linear layer of zeros.
+
+    Args:
+        encoder: With its weights.
+        task: The kind of task and the names of its labels.
+        **settings: Of `PooledEncoderConfig`.
+    """
+    whole = PooledEncoderConfig(encoder.config, **settings, **task.to_config())
     with torch.device("meta"):
         model = PooledEncoderForSequenceClassification(whole)
     model.encoder = encoder
     model.classifier.to_empty(device="cpu")
     for parameter in model.classifier.parameters():
         torch.nn.init.zeros_(parameter)
-    fit_model(model, tokenizer, name)
-    return model.eval()
+    return model
 
 
 def tokenize_texts(dataset: Dataset, column: str, tokenizer: PreTrainedTokenizerBase, config: TextConfig) -> Dataset:
@@ -189,7 +202,7 @@ def compute_vectors(
         on_batch: Called with the number of examples after each batch.
 
     Returns:
-        float32, `(len(examples), width)`, each of length one.
+        float32, `(len(examples), width)`.
     """
     device = next(model.parameters()).device
     collate = MicroBatchCollator(tokenizer, MAX_TOKENS, min_length=shortest_input(model)).collate

@@ -1,4 +1,4 @@
-"""TextCNN (Kim 2014): filters over word vectors that are learnt from scratch, or taken from an encoder."""
+"""TextCNN (Kim 2014): filters over word vectors that are learnt from scratch, or taken from a file or an encoder."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ def _learns_vectors(settings: Values) -> bool:
 
 
 def _has_own_tokens(settings: Values) -> bool:
-    return _learns_vectors(settings) and settings.textcnn_tokenizer == "own"
+    """Return whether tokens are words of the training texts, not those of an encoder."""
+    return settings.textcnn_tokenizer == "own" if _learns_vectors(settings) else settings.word_vectors is not None
 
 
 @dataclass
@@ -41,13 +42,14 @@ class TextCNNSettings:
 
     textcnn_variant: str = setting(
         "rand",
-        "Kim 2014: word vectors from scratch, or those of --model_name_or_path kept, tuned, or both.",
+        "Kim 2014: word vectors from scratch, or those of --word_vectors or else of --model_name_or_path, kept, tuned, "
+        "or both. With --word_vectors the default is non-static.",
         choices=["rand", "static", "non-static", "multichannel"],
     )
     textcnn_tokenizer: Annotated[str, Setting(used_when=_learns_vectors)] = setting(
         "own",
         "TextCNN's tokens: words of the training texts, or the tokenizer of --model_name_or_path. "
-        "Variants with pretrained vectors always use the model's.",
+        "With vectors of a model it is always the model's, with --word_vectors always its own.",
         choices=["own", "model"],
     )
     textcnn_embedding_dim: Annotated[int, Setting(at_least=1, used_when=_learns_vectors)] = setting(
@@ -77,6 +79,15 @@ class TextCNN(NetworkFamily):
         """Return whether vectors or tokens are those of an encoder."""
         return not _has_own_tokens(settings)
 
+    def takes_word_vectors(self, settings: Values) -> bool:
+        """Return whether vectors are not learnt from scratch."""
+        return not _learns_vectors(settings)
+
+    def fill_in(self, arguments: Arguments) -> None:
+        """Tune the vectors that were given, unless a variant was chosen."""
+        if arguments.model.word_vectors is not None and "textcnn_variant" not in arguments.given:
+            arguments.family.textcnn_variant = "non-static"
+
     def learns_tokens(self, settings: Values) -> bool:
         """Return whether the vocabulary is of the training texts."""
         return _has_own_tokens(settings)
@@ -86,7 +97,7 @@ class TextCNN(NetworkFamily):
         return load_textcnn_tokenizer(arguments.model, arguments.family, train, arguments.data.max_length)
 
     def build_model(self, arguments: Arguments, tokenizer: PreTrainedTokenizerBase, task: Task) -> Any:
-        """Draw the weights, or take the word vectors of an encoder."""
+        """Draw the weights, or take word vectors."""
         return build_textcnn(arguments.model, arguments.family, tokenizer, task, arguments.training.seed)
 
     def load_model(self, folder: Path, config: FinetuneConfig, trust_remote_code: bool) -> Any:
@@ -108,7 +119,7 @@ class TextCNN(NetworkFamily):
 def load_textcnn_tokenizer(
     model: ModelArguments, settings: TextCNNSettings, train: Dataset, max_length: int
 ) -> PreTrainedTokenizerBase:
-    """Learn a tokenizer of the training texts, or load that of an encoder, which a TextCNN reads to any length.
+    """Learn a tokenizer of the training texts, or load an encoder's, which a TextCNN reads to any length.
 
     Raises:
         FinetuneError: If it can't be had, or has no padding token.
@@ -116,7 +127,7 @@ def load_textcnn_tokenizer(
     from finetune.families.textcnn.vocabulary import load_word_tokenizer
     from finetune.models.load import load_padding_tokenizer
 
-    if settings.textcnn_variant == "rand" and settings.textcnn_tokenizer == "own":
+    if _has_own_tokens(Values({**vars(model), **vars(settings)})):
         return load_word_tokenizer(train, settings.textcnn_vocabulary_size, max_length)
     tokenizer = load_padding_tokenizer(model)
     tokenizer.model_max_length = max_length
@@ -126,10 +137,10 @@ def load_textcnn_tokenizer(
 def build_textcnn(
     model: ModelArguments, settings: TextCNNSettings, tokenizer: PreTrainedTokenizerBase, task: Task, seed: int
 ) -> Any:
-    """Build a TextCNN, with the word vectors of a pretrained encoder in the variants that want them.
+    """Build a TextCNN, with the word vectors of a file or of an encoder in the variants that want them.
 
     Args:
-        model: Which encoder.
+        model: Which vectors, or which encoder.
         settings: Its sizes and its variant.
         tokenizer: Its size is the vocabulary.
         task: The kind of task and the names of its labels.
@@ -160,27 +171,31 @@ def build_textcnn(
 def load_word_vectors(
     model: ModelArguments, settings: TextCNNSettings, tokenizer: PreTrainedTokenizerBase, task: Task
 ) -> torch.Tensor | None:
-    """Load the word vectors of a pretrained encoder, for the variants that start from them.
+    """Load the word vectors that the variants other than "rand" start from: of `--word_vectors`, else of an encoder.
 
     Args:
-        model: Which encoder.
+        model: Which vectors, or which encoder.
         settings: Which variant.
-        tokenizer: The encoder's; tokens that were added to it get vectors.
+        tokenizer: After `load_textcnn_tokenizer`. An encoder's tokens that were added get vectors, and so do words that
+            `--word_vectors` has none for; `word_coverage` then says how many those are not.
         task: The kind of task and the names of its labels.
 
     Returns:
         `(vocab_size, embedding_dim)`; None for "rand".
 
     Raises:
-        FinetuneError: If the encoder can't be had.
+        FinetuneError: If they can't be had.
     """
     from torch import nn
 
+    from finetune.families.textcnn.vectors import draw_missing_vectors
     from finetune.models.inputs import add_embeddings
     from finetune.models.load import load_encoder
 
     if settings.textcnn_variant == "rand":
         return None
+    if model.word_vectors is not None:
+        return draw_missing_vectors(model.word_vectors, tokenizer)
     encoder = load_encoder(model, task.to_config())
     add_embeddings(encoder, tokenizer, model.model_name_or_path)
     embeddings = encoder.get_input_embeddings()

@@ -1,9 +1,9 @@
-"""TextCNN's own tokenizer: the words of the training texts, most frequent first."""
+"""Tokenizers of whole words: TextCNN's own, of the training texts' words, and those of word vectors."""
 
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import datasets
@@ -18,7 +18,9 @@ from finetune.data.split import iterate_texts
 from finetune.data.words import UNSPACED
 from finetune.files import flush
 
-__all__ = ["load_word_tokenizer", "train_word_tokenizer"]
+__all__ = ["SPECIAL_TOKENS", "build_splitter", "build_word_tokenizer", "load_word_tokenizer", "train_word_tokenizer"]
+
+SPECIAL_TOKENS = ["[PAD]", "[UNK]"]
 
 
 def load_word_tokenizer(train: Dataset, vocabulary_size: int, max_length: int) -> PreTrainedTokenizerFast:
@@ -56,17 +58,40 @@ def train_word_tokenizer(texts: Iterable[str], vocabulary_size: int, max_length:
     Returns:
         A tokenizer that `AutoTokenizer` reloads; it adds no special tokens.
     """
-    tokenizer = Tokenizer(WordLevel(unk_token="[UNK]"))
+    tokenizer = _build(WordLevel(unk_token="[UNK]"))
+    trainer = WordLevelTrainer(
+        vocab_size=vocabulary_size, min_frequency=1, special_tokens=SPECIAL_TOKENS, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return _wrap(tokenizer, max_length)
+
+
+def build_word_tokenizer(words: Sequence[str], max_length: int) -> PreTrainedTokenizerFast:
+    """Build a tokenizer of the same kind for words that are known; their numbers follow those of `SPECIAL_TOKENS`.
+
+    Args:
+        words: As `build_splitter` gives them, each once.
+        max_length: Tokens that a text is cut to, saved with the tokenizer.
+    """
+    vocabulary = {word: number for number, word in enumerate([*SPECIAL_TOKENS, *words])}
+    return _wrap(_build(WordLevel(vocabulary, unk_token="[UNK]")), max_length)
+
+
+def build_splitter() -> Callable[[str], list[str]]:
+    """Return what splits a text into the words that these tokenizers see."""
+    tokenizer = _build(WordLevel(unk_token="[UNK]"))
+    normalize, split = tokenizer.normalizer.normalize_str, tokenizer.pre_tokenizer.pre_tokenize_str
+    return lambda text: [word for word, _ in split(normalize(text))]
+
+
+def _build(model: WordLevel) -> Tokenizer:
+    tokenizer = Tokenizer(model)
     # Composed first: an accent is one sign however it was typed.
     bert = normalizers.BertNormalizer(clean_text=True, handle_chinese_chars=True, strip_accents=False, lowercase=True)
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), bert])
     signs = pre_tokenizers.Split(Regex(f"[{UNSPACED}]"), behavior="isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), signs])
-    trainer = WordLevelTrainer(
-        vocab_size=vocabulary_size, min_frequency=1, special_tokens=["[PAD]", "[UNK]"], show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return _wrap(tokenizer, max_length)
+    return tokenizer
 
 
 def _wrap(tokenizer: Tokenizer, max_length: int) -> PreTrainedTokenizerFast:
