@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 if TYPE_CHECKING:
     from peft import PeftModel
 
-__all__ = ["has_adapter", "without_adapter"]
+__all__ = ["ENCODER_FOLDER", "has_adapter", "without_adapter"]
+
+# Of a run directory: the encoder that was pretrained on its texts, on which its adapter may stand.
+ENCODER_FOLDER = "encoder"
 
 
 def has_adapter(model: Any) -> "TypeGuard[PeftModel]":

@@ -57,6 +57,7 @@ method
 
 model
   --model_name_or_path     a model on the Hub, a folder, or "embedded", the default
+  --pretrain_epochs 0      passes over the training texts, without their labels, before the method begins
 
 output
   --output_dir             the run directory; runs/{method}-seed{seed} by default

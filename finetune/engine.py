@@ -16,6 +16,7 @@ from finetune.errors import FinetuneError
 from finetune.hub.push import push_run
 from finetune.inference.evaluate import evaluate_run
 from finetune.lookup import family_of
+from finetune.pretraining.pretrain import pretrain_encoder
 from finetune.run.run import Run
 from finetune.search.choose import choose_settings
 from finetune.settings.arguments import Arguments
@@ -84,6 +85,7 @@ def run_training(arguments: Arguments) -> Path:
             splits = complete_splits(given, arguments.data)
             unlabeled = load_unlabeled(arguments.data, splits, given.task, given.encoding)
         task = run.record_data(splits, unlabeled)
+        pretrain_encoder(run, splits["train"], unlabeled)
         taught = ask_teacher(run, splits, task, unlabeled)
         choose_settings(run, taught, task)
         model, tokenizer = family_of(arguments.method.method).fit(run, taught, task)

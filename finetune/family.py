@@ -106,6 +106,10 @@ class Family:
         """Return whether, by the settings, `--word_vectors` has a use."""
         return False
 
+    def can_pretrain(self, settings: Values) -> bool:
+        """Return whether, by the settings, a pretrained model computes in it that texts alone can train before."""
+        return False
+
     def learns_tokens(self, settings: Values) -> bool:
         """Return whether, by the settings, the tokens are learnt of the training rows, which then can't change."""
         return False

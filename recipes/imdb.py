@@ -16,6 +16,7 @@ from finetune.hub.push import push_run
 from finetune.inference.evaluate import evaluate_run
 from finetune.methods import fitting_adapter, lora_over, reinitialise_layers
 from finetune.models.load import check_loaded, fit_to_checkpoint, loading, locate_checkpoint, note_origin
+from finetune.pretraining.pretrain import pretrain_encoder
 from finetune.run.run import Run
 from finetune.settings.parsing import parse_flags
 from finetune.training.trainer import FineTuningTrainer
@@ -50,6 +51,7 @@ def main(argv=None):
             run.examine(given)
             splits = complete_splits(given, flags.data)
         task = run.record_data(splits)
+        pretrain_encoder(run, splits["train"])  # with --pretrain_epochs: the encoder, on the texts alone
 
         # 3. Tokens, not padded yet: batches pad to their own longest text
         checkpoint, commit = locate_checkpoint(flags.model, BertForSequenceClassification)

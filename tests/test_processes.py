@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT, make_reviews, write_csv
 from safetensors.numpy import load_file
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertForMaskedLM, BertModel
 
 from finetune.cli import main as finetune_command
 from finetune.errors import FinetuneError
@@ -27,6 +27,7 @@ METHODS = {
     "lora": ["--method", "lora", "--lora_dropout", "0"],
     "head": ["--method", "head"],
     "textcnn": ["--method", "textcnn", "--textcnn_dropout", "0"],
+    "pretrained": ["--method", "full", "--pretrain_epochs", "1"],
     "streamed": ["--method", "textcnn", "--textcnn_dropout", "0", "--streaming"],
 }
 EXAMPLES = 8  # in a step, over all processes and two accumulation steps
@@ -45,6 +46,8 @@ def folder(tmp_path_factory, tiny_bert):
     BertModel.from_pretrained(tiny_bert, config=still).save_pretrained(folder / "model")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / "model" / name).write_bytes((ROOT / tiny_bert / name).read_bytes())
+    shutil.copytree(folder / "model", folder / "masked")
+    BertForMaskedLM(still).save_pretrained(folder / "masked")
     rows = make_reviews(53)
     write_csv(folder / "train.csv", rows)
     write_csv(folder / "validation.csv", make_reviews(MOST["validation"], offset=100))
@@ -58,9 +61,10 @@ def folder(tmp_path_factory, tiny_bert):
 
 def flags_of(folder, name, num_processes, directory, *extra):
     train = folder / ("shards" if name == "streamed" else "train.csv")
+    model = folder / ("masked" if name == "pretrained" else "model")
     return [
         "--train_file", str(train), "--validation_file", str(folder / "validation.csv"),
-        "--test_file", str(folder / "test.csv"), "--model_name_or_path", str(folder / "model"),
+        "--test_file", str(folder / "test.csv"), "--model_name_or_path", str(model),
         "--max_length", "24", "--num_threads", "1", "--bf16", "false", "--num_train_epochs", "2",
         "--gradient_accumulation_steps", "2", "--per_device_train_batch_size", str(EXAMPLES // 2 // num_processes),
         "--logging_steps", "1", "--eval_strategy", "epoch", "--save_strategy", "epoch", "--learning_rate", "1e-3",

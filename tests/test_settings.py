@@ -71,6 +71,7 @@ FLIPS: dict[str, tuple[str, list[str]]] = {
     "model_name_or_path": ("other-model", []),
     "model_revision": ("main", []),
     "word_vectors": ("vectors.txt", ["--method", "embeddings"]),
+    "pretrain_epochs": ("1", []),
     "attention_dropout": ("0.3", []),
     "label_descriptions": ("pos=a good film;neg=a bad film", ["--method", "zero-shot"]),
     "textcnn_variant": ("static", TEXTCNN),

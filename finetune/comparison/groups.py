@@ -145,7 +145,8 @@ def _name_groups(method: str, kinds: Sequence[str], settings: Sequence[dict[str,
 
 def _settings(run: StoredRun) -> dict[str, Any]:
     """Return the settings that may change what a run's method does, whatever the seed."""
-    flat = {name: value for part in dict(run.record.arguments).values() for name, value in part.items()}
+    recorded = {name: value for part in dict(run.record.arguments).values() for name, value in part.items()}
+    flat = {"pretrain_epochs": 0.0, **recorded}  # runs from before this setting began without
     values = Values({**flat, "method": run.method}, default_values())
     settings = {
         name: value
@@ -154,6 +155,8 @@ def _settings(run: StoredRun) -> dict[str, Any]:
     }
     if run.record.teacher is not None:  # each seed may have a teacher of its own
         settings["teacher"] = run.record.teacher.method or run.record.teacher.name
+    if run.record.pretraining is not None:  # with --unlabeled_file there are more
+        settings["pretraining_texts"] = run.record.pretraining.texts
     if run.record.search is None:
         return settings
     # How they were searched for is what the runs of a group have in common; each chose its own.
@@ -161,8 +164,9 @@ def _settings(run: StoredRun) -> dict[str, Any]:
 
 
 def _varying(settings: Sequence[dict[str, Any]]) -> list[str]:
+    """Name the settings that differ where they are used; that they are in some runs alone is another one's doing."""
     names = list(dict.fromkeys(name for one in settings for name in one))
-    return [name for name in names if len({repr(one.get(name)) for one in settings}) > 1]
+    return [name for name in names if len({repr(one[name]) for one in settings if name in one}) > 1]
 
 
 def describe_machines(runs: Sequence[StoredRun]) -> list[str]:

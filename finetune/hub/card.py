@@ -213,6 +213,10 @@ def _training(shipped: Shipped, record: CompleteRecord | None) -> str:
         name = Path(str(record.arguments.model["word_vectors"])).name
         found = "" if vectors.found is None else f"; {vectors.found:,} of {vectors.words:,} training words have one"
         lines.append(f"Word vectors: `{name}`, SHA-256 `{vectors.sha256}`{found}.")
+    if (made := record.pretraining) is not None:
+        lines.append(
+            f"Before, the base was trained on texts alone: {made.task}, {made.losses}. Its seconds count below."
+        )
     if record.teacher is not None:
         who = f"a model of method `{record.teacher.method}`" if record.teacher.method else "another model"
         unlabeled = record.data.unlabeled

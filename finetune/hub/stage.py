@@ -91,7 +91,7 @@ def stage(
         raise FinetuneError(f"Expected an adapter in {str(source)!r} to push with --adapter, but it is a whole model.")
     base = _find_base(model, record)
     if adapter:
-        _name_base(model, base)
+        _name_base(model, None if record is not None and record.pretraining is not None else base)
     shipping = merge_adapter(model) if is_adapter and not adapter else model
     told = {name: getattr(config, name) for name in ("is_paired", "encoding", "is_numbered")}
     write_model(folder, family, shipping, tokenizer, config.text, config.thresholds, **told)
@@ -152,8 +152,11 @@ def _choose_probes(path: Path, is_paired: bool) -> Probes:
 
 
 def _find_base(model: Any, record: CompleteRecord | None) -> tuple[str, str | None] | None:
-    """Name the pretrained model on the Hub that training began with, and its commit; None if it has no name there."""
-    if has_adapter(model):
+    """Name the pretrained model on the Hub that training began with, and its commit; None if it has no name there.
+
+    What was trained on texts before is still of the model that it was made from.
+    """
+    if has_adapter(model) and (record is None or record.pretraining is None):
         config: Any = next(iter(model.peft_config.values()))
         name, revision = str(config.base_model_name_or_path), config.revision
         revision = revision or hub_commit_of(model.get_base_model())  # type: ignore[arg-type]
@@ -189,7 +192,8 @@ def _name_base(model: PeftModel, base: tuple[str, str | None] | None) -> None:
     if base is None:
         raise FinetuneError(
             "Expected an adapter whose base model is on the Hub, but it was trained on a local folder, which nobody "
-            "else has. Push it merged: leave --adapter out."
+            "else has. Push it merged: leave --adapter out; if it does not merge, push that folder too, and train on "
+            "that."
         )
     for config in model.peft_config.values():
         config.base_model_name_or_path, config.revision = base

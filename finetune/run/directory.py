@@ -4,6 +4,7 @@ run.json        settings, versions, hardware, data, costs, metrics; `status` say
 findings.json   what the data doctor found
 history.jsonl   what was logged, one JSON object a line
 trials.jsonl    with --trials or --budget: what was tried before
+encoder/        with --pretrain_epochs: what training starts from
 model/          what `finetune.load` and `from_pretrained` reload
 predictions/    validation.parquet and test.parquet
 checkpoints/    to resume from
@@ -15,6 +16,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from finetune.adapted import ENCODER_FOLDER
 from finetune.errors import FinetuneError
 from finetune.run.lock import LOCK_FILE, DirectoryLock
 from finetune.run.record import RECORD_FILE, RunRecord, has_record
@@ -32,6 +34,9 @@ ENTRIES = (
     *(f"{name}.partial" for name in FILES),
     TRIALS_FILE,
     TRIAL_FOLDER,
+    ENCODER_FOLDER,
+    f"{ENCODER_FOLDER}.partial",
+    f"{ENCODER_FOLDER}.replaced",
     "model",
     "model.partial",
     "model.replaced",
@@ -51,6 +56,7 @@ class RunDirectory:
     def __init__(self, path: Path):
         self.path = path
         self.model = path / "model"
+        self.encoder = path / ENCODER_FOLDER
         self.checkpoints = path / "checkpoints"
         self.set_aside = path / "before-restart"
         self.lock: DirectoryLock | None = None

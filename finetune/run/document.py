@@ -37,6 +37,8 @@ variance), `grad_norm`, `learning_rate`; per evaluation `eval_accuracy`, `eval_l
 | `trials.jsonl` | with `--trials` or `--budget`: a line with what the trials depend on, then one JSON object per \
 trial: `number`, `settings`, `state` (`complete`, `pruned`, `failed`), `value`, `values` on the way, `seconds`, \
 `cpu_seconds`, and of a failed one `message` |
+| `encoder/` | with `--pretrain_epochs`: what training started from, once it was trained on texts alone; a folder that \
+`--model_name_or_path` takes, and of a PEFT method the base on which the adapter in `model/` stands |
 | `model/` | what `finetune.load` reloads: a `transformers` model with its tokenizer; of a PEFT method the adapter, \
 its tokenizer and `label_names.json`; for TF-IDF its arrays, terms and `label_names.json`; with each \
 `finetune_config.json`: `problem_type`, and `text`, how long texts are cut, \

@@ -23,6 +23,7 @@ __all__ = [
     "Metrics",
     "ModelRecord",
     "Part",
+    "Pretraining",
     "Reload",
     "Search",
     "Settings",
@@ -76,6 +77,35 @@ class Settings(Part):
     tuning: dict[str, Any] = Field(description="learning rates by layer, unfreezing, schedules")
     run: dict[str, Any] = Field(description="threads, restarts, early stopping, what is stored")
     training: dict[str, Any] = Field(description="transformers' `TrainingArguments`")
+
+
+class Pretraining(Part):
+    """What the model that training started from had learnt of texts without labels before (`--pretrain_epochs`)."""
+
+    objective: str = Field(description="what was learnt: `masked words`, `the next word` or `sentences`")
+    paper: str = Field(description="where that is from")
+    texts: Count = Field(description="number of different texts")
+    epochs: Amount = Field(description="passes over them")
+    steps: Count = Field(description="number of optimizer steps")
+    first_loss: Figure = Field(description="mean loss of the first tenth of the steps")
+    last_loss: Figure = Field(description="mean loss of the last tenth")
+    encoder: str = Field(description="SHA-256 of the JSON and safetensors files of `encoder/`")
+    seconds: Amount = Field(
+        description="wall seconds that it took whoever made it: this run, or an earlier one on the same texts, whose "
+        "encoder was kept; `train_seconds` has them"
+    )
+    cpu_seconds: Amount = Field(description="seconds that processors worked in that time; `train_cpu_seconds` has them")
+    peak_memory_bytes: Count = Field(description="most memory held until then, bytes")
+
+    @property
+    def task(self) -> str:
+        """What was learnt of how many texts, in words."""
+        return f"{self.objective} ({self.paper}) on {self.texts:,} texts without labels, {self.epochs:g} epochs"
+
+    @property
+    def losses(self) -> str:
+        """How the loss changed, in words."""
+        return f"loss {self.first_loss:.3f} at first, {self.last_loss:.3f} at last"
 
 
 class Search(Part):
@@ -233,9 +263,9 @@ class TrainingCosts(Part):
     """What training costs; known before the model is saved."""
 
     train_seconds: Amount = Field(
-        description="wall seconds of the training steps, checkpoints included, and of a frozen encoder's features of "
-        "the training rows; not of evaluations or the features of validation rows; summed over the starts of a run "
-        "that was cut off"
+        description="wall seconds of the training steps, checkpoints included, of a frozen encoder's features of "
+        "the training rows, and of `pretraining`; not of evaluations or the features of validation rows; summed over "
+        "the starts of a run that was cut off"
     )
     train_cpu_seconds: Amount | None = Field(
         default=None,
@@ -252,7 +282,8 @@ class TrainingCosts(Part):
         "TF-IDF",
     )
     tokens_per_second: Amount | None = Field(
-        default=None, description="`train_tokens` a second of `train_seconds`; absent for TF-IDF"
+        default=None,
+        description="`train_tokens` a second of `train_seconds` without those of `pretraining`; absent for TF-IDF",
     )
     compile_seconds: Amount | None = Field(
         default=None, description="wall seconds of the first step, which compiles; absent where nothing was compiled"

@@ -21,6 +21,7 @@ from finetune.run.fields import (
     MeasuredSplits,
     ModelRecord,
     Part,
+    Pretraining,
     Reload,
     Search,
     Settings,
@@ -73,6 +74,10 @@ class RunRecord(Part):
     )
     changes: list[Change] | None = Field(
         default=None, description="what differed at each resume with `--resume_with_changes`; absent without"
+    )
+    pretraining: Pretraining | None = Field(
+        default=None,
+        description="what that model was trained on before anything else; absent without `--pretrain_epochs`",
     )
     search: Search | None = Field(
         default=None, description="the settings that were tried before; absent without `--trials` and `--budget`"

@@ -42,6 +42,7 @@ from finetune.run.fields import (
     DataRecord,
     Floor,
     MeasuredSplits,
+    Pretraining,
     Reload,
     Settings,
     Thresholds,
@@ -218,8 +219,14 @@ class Run:
         """
         task = task_of(splits["train"].features)
         self.is_paired = "text_pair" in splits["train"].column_names
-        num_rows = None if self.arguments.data.streaming else len(splits["train"]) + len(unlabeled or ())
-        notes = self.arguments.settle(task.problem_type, self.is_paired, num_rows, len(splits["validation"]))
+        is_taught = self.arguments.method.teacher is not None and "teacher" not in self.arguments.unused()
+        num_rows = len(splits["train"]) + (len(unlabeled) if unlabeled is not None and is_taught else 0)
+        notes = self.arguments.settle(
+            task.problem_type,
+            self.is_paired,
+            None if self.arguments.data.streaming else num_rows,
+            len(splits["validation"]),
+        )
         if notes and self.is_main:
             print("\n".join(notes), file=sys.stderr)
         self.record.arguments = Settings(**self.arguments.to_dict())
@@ -240,6 +247,13 @@ class Run:
         self.name_rows = lambda rows: [str(name) for name in train.select(rows)["id"]]
         self._write()
         return task
+
+    def record_pretraining(self, made: Pretraining | None) -> None:
+        """Note what the main process has pretrained on texts; from now on the model is loaded from there."""
+        self.wait()
+        self.record.pretraining = self.processes.gather(made)[0]
+        self.arguments.start_from(self.run_directory.encoder)
+        self._write()
 
     def record_tokens(self, tokenized: DatasetDict) -> None:
         """Note the mean length in tokens and the share of texts that `max_length` cut, for each split."""
@@ -299,6 +313,17 @@ class Run:
         return build_callbacks(self.arguments, self.directory / HISTORY_FILE, self._begin)
 
     @property
+    def starts_from(self) -> str | None:
+        """What stands for the weights that training starts from: the pretrained ones, or what texts alone made of them.
+
+        Or word vectors in their place. Known in the main process; None if the method starts from none.
+        """
+        record = self.record
+        if record.word_vectors is not None:
+            return record.word_vectors.sha256
+        return record.pretrained if record.pretraining is None else record.pretraining.encoder
+
+    @property
     def resume_from(self) -> str | None:
         """The newest whole checkpoint of an earlier start, for `trainer.train`; None if there is none."""
         return None if self.checkpoint is None else str(self.checkpoint)
@@ -347,7 +372,7 @@ class Run:
         self.weights = gather_weights(trainer)
         of_all = self.processes.gather((peak_memory_bytes(), trainer.costs.train_cpu_seconds))
         self.record.costs = describe_costs(trainer, *map(sum, zip(*of_all, strict=True)))
-        self._describe_machine(trainer.hash_seconds)
+        self._complete_costs(trainer.hash_seconds)
         self.record.best_checkpoint_metric = trainer.state.best_metric
         self._write()
 
@@ -363,13 +388,19 @@ class Run:
             train_cpu_seconds=cpu_seconds() - cpu,
             peak_memory_bytes=peak_memory_bytes(),
         )
-        self._describe_machine(hash_seconds + time_hashes(num_threads))
+        self._complete_costs(hash_seconds + time_hashes(num_threads))
 
-    def _describe_machine(self, hash_seconds: Sequence[float]) -> None:
-        """Note what memory was held from the beginning, and how busy the machine was."""
-        assert self.record.costs is not None
-        self.record.costs.start_memory_bytes = self.start_memory_bytes
-        self.record.costs.slowdown = sum(hash_seconds) / len(hash_seconds) / min(hash_seconds)
+    def _complete_costs(self, hash_seconds: Sequence[float]) -> None:
+        """Add what memory was held from the beginning, how busy the machine was, and what came before the method."""
+        costs, pretraining = self.record.costs, self.record.pretraining
+        assert costs is not None
+        costs.start_memory_bytes = self.start_memory_bytes
+        costs.slowdown = sum(hash_seconds) / len(hash_seconds) / min(hash_seconds)
+        if pretraining is not None:  # whoever made the encoder
+            assert costs.train_cpu_seconds is not None
+            costs.train_seconds += pretraining.seconds
+            costs.train_cpu_seconds += pretraining.cpu_seconds
+            costs.peak_memory_bytes = max(costs.peak_memory_bytes, pretraining.peak_memory_bytes)
 
     def save_model(self, model: Any, tokenizer: PreTrainedTokenizerBase | None) -> None:
         """Write `model/` with how texts are cut, and note its size."""
@@ -388,7 +419,7 @@ class Run:
                 is_numbered=self.is_numbered,
             )
             starts_from = "model_name_or_path" not in self.arguments.unused()
-            name = self.arguments.model.model_name_or_path if starts_from else None
+            name = self.record.arguments.model["model_name_or_path"] if starts_from else None
             self.record.model = describe_model(model, family, name, self.model_directory)
         self._write()
         self.processes.wait()

@@ -28,6 +28,8 @@ def summarize(record: CompleteRecord, directory: Path) -> str:
     if record.teacher is not None:
         teacher = f"{record.teacher.name} ({record.teacher.method})" if record.teacher.method else record.teacher.name
         rows.append(("teacher", f"{teacher}, which answered in {record.teacher.seconds:.1f} s"))
+    if record.pretraining is not None:
+        rows.append(("pretraining", f"{record.pretraining.task}: {record.pretraining.losses}"))
     if record.search is not None:
         rows.append(("search", _describe_search(record.search)))
     speed = "" if costs.tokens_per_second is None else f", {costs.tokens_per_second:,.0f} tokens/s"

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainingArguments
@@ -45,7 +46,7 @@ class Arguments:
         training: transformers' own.
         given: Names of the settings that the user chose.
         hub: Where the finished run goes.
-        unpinned: Revisions as they were asked for, by part.
+        unpinned: Settings as they were asked for, by part, where something more exact has taken their place.
     """
 
     data: DataArguments
@@ -71,6 +72,12 @@ class Arguments:
         if "dataset" in commits:
             self.unpinned["data"] = {"dataset_revision": self.data.dataset_revision}
             self.data.dataset_revision = commits["dataset"]
+
+    def start_from(self, folder: Path) -> None:
+        """Load the model from a folder from now on; `to_dict` still gives the one that was asked for."""
+        asked = {"model_name_or_path": self.model.model_name_or_path, "model_revision": self.model.model_revision}
+        self.unpinned["model"] = {**asked, **self.unpinned.get("model", {})}
+        self.model.model_name_or_path, self.model.model_revision = str(folder), None
 
     def values(self) -> dict[str, Any]:
         """Return every setting by its name."""

@@ -100,8 +100,11 @@ def check_arguments(arguments: Arguments) -> None:
         raise FinetuneError("Expected --dataset_name or --train_file, but got neither. Pass one of them.")
     if data.dataset_name is not None and data.train_file is not None:
         raise FinetuneError("Expected --dataset_name or --train_file, but got both. Drop one of them.")
-    if data.unlabeled_file is not None and method.teacher is None:
-        raise FinetuneError("Expected --teacher with --unlabeled_file, to label its texts. Pass a model's folder.")
+    if data.unlabeled_file is not None and method.teacher is None and not arguments.model.pretrain_epochs:
+        raise FinetuneError(
+            "Expected --teacher with --unlabeled_file, to label its texts, or --pretrain_epochs, to train on them so. "
+            "Pass a model's folder, or a number of epochs."
+        )
     for name in ("train_file", "validation_file", "test_file", "unlabeled_file"):
         path = getattr(data, name)
         if path is not None and not Path(path).exists():
@@ -151,6 +154,7 @@ def _check_streaming(arguments: Arguments) -> None:
         "--class_weights balanced": method.class_weights == "balanced",
         "--max_train_samples": data.max_train_samples is not None,
         "--remove_leakage": data.remove_leakage,
+        "--pretrain_epochs": arguments.model.pretrain_epochs > 0 and "pretrain_epochs" not in arguments.unused(),
         "--teacher": method.teacher is not None,
     }
     found = [name for name, is_set in wants_all.items() if is_set]

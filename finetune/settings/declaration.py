@@ -21,6 +21,7 @@ __all__ = [
     "Values",
     "always",
     "belongs_to",
+    "can_pretrain",
     "read_declarations",
     "starts_from_pretrained",
     "takes_adapter",
@@ -69,6 +70,11 @@ def starts_from_pretrained(settings: Values) -> bool:
 def takes_word_vectors(settings: Values) -> bool:
     """Return whether the method reads the vectors of `--word_vectors`."""
     return family_of(settings.method).takes_word_vectors(settings)
+
+
+def can_pretrain(settings: Values) -> bool:
+    """Return whether a pretrained model computes in what the method fits, which texts alone can train before."""
+    return family_of(settings.method).can_pretrain(settings)
 
 
 def belongs_to(part: type) -> Condition:

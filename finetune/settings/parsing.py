@@ -190,12 +190,12 @@ def _parse(
     config = _take_for_method(config, method, known, _value_of("config", argv))
 
     given = frozenset(config) | frozenset(_flags_to_names(argv, known))
-    beyond = {"trials", "budget", "teacher"} & given
+    beyond = {"trials", "budget", "teacher", "unlabeled_file"} & given
     if methods is not None and beyond:
-        what = "learns from a teacher" if beyond == {"teacher"} else "tries several"
+        what = "tries several" if beyond & {"trials", "budget"} else "learns from more"
         raise FinetuneError(
             f"Expected no --{min(beyond)}, since this recipe trains once, on labels, with the settings that it shows. "
-            f"`finetune {'train' if beyond == {'teacher'} else 'tune'}` {what}, and takes the same flags."
+            f"`finetune {'tune' if beyond & {'trials', 'budget'} else 'train'}` {what}, and takes the same flags."
         )
     defaults = {**before_method, **find_method(method).defaults, **after_method}
     parser.set_defaults(**{**_machine_defaults(given), "method": method, **defaults})

@@ -1,5 +1,6 @@
 """The settings of our own, by part. Each is declared once, here; its name is its flag and its key in a YAML file."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from finetune.settings.declaration import (
     Setting,
     Values,
     always,
+    can_pretrain,
     starts_from_pretrained,
     takes_adapter,
     takes_word_vectors,
@@ -41,6 +43,18 @@ def setting(default: Any, help: str, choices: Sequence[str] | None = None) -> An
     return field(default=default, metadata={"help": help} | ({} if choices is None else {"choices": choices}))
 
 
+def _pretrains(settings: Values) -> bool:
+    return can_pretrain(settings) and settings.pretrain_epochs > 0
+
+
+def _passes_dropout(settings: Values) -> bool:
+    return trains_encoder(settings) or _pretrains(settings)
+
+
+def _computes_in_pieces(settings: Values) -> bool:
+    return trains_network(settings) or _pretrains(settings)
+
+
 def _cuts_windows(settings: Values) -> bool:
     return trains_network(settings) and settings.truncation == "window"
 
@@ -60,6 +74,10 @@ def _can_learn(settings: Values) -> bool:
 
 def _has_teacher(settings: Values) -> bool:
     return _can_learn(settings) and settings.teacher is not None
+
+
+def _takes_unlabeled(settings: Values) -> bool:
+    return _has_teacher(settings) or _pretrains(settings)
 
 
 def _softens_answers(settings: Values) -> bool:
@@ -101,9 +119,10 @@ class DataArguments:
     test_file: Annotated[str | None, ROWS] = setting(
         None, "Test examples; without it they are carved from the training split."
     )
-    unlabeled_file: Annotated[str | None, Setting(used_when=_has_teacher, changes="rows")] = setting(
+    unlabeled_file: Annotated[str | None, Setting(used_when=_takes_unlabeled, changes="rows")] = setting(
         None,
-        "Texts without labels, in the formats of --train_file or one a line, which --teacher labels.",
+        "Texts without labels, in the formats of --train_file or one a line, which --teacher labels, or on which "
+        "--pretrain_epochs trains too.",
     )
     text_column: Annotated[str | None, ROWS] = setting(None, "The column of the text. Default: by its name.")
     text_pair_column: Annotated[str | None, ROWS] = setting(
@@ -191,7 +210,12 @@ class ModelArguments:
         "Static vectors in place of --model_name_or_path: a text file of word2vec or GloVe, also .gz, or a folder of "
         "model2vec.",
     )
-    attention_dropout: Annotated[float, Setting(at_least=0, below=1, used_when=trains_encoder)] = setting(
+    pretrain_epochs: Annotated[float, Setting(at_least=0, below=math.inf, used_when=can_pretrain)] = setting(
+        0.0,
+        "First train the model for so many epochs on the texts of the training split and of --unlabeled_file, without "
+        "labels: on masked words or the next word, if the checkpoint has its head for them, else on sentences (TSDAE).",
+    )
+    attention_dropout: Annotated[float, Setting(at_least=0, below=1, used_when=_passes_dropout)] = setting(
         0.0, "Dropout on the attention weights. 0 keeps the fused kernel; checkpoints often say 0.1."
     )
 
@@ -289,7 +313,7 @@ class RunArguments:
     num_threads: Annotated[int | None, Setting(at_least=1, used_when=always, changes="nothing")] = setting(
         None, "Threads for torch in each process. Default: physical cores / processes on this host."
     )
-    max_tokens_per_micro_batch: Annotated[int | None, Setting(at_least=1)] = setting(
+    max_tokens_per_micro_batch: Annotated[int | None, Setting(at_least=1, used_when=_computes_in_pieces)] = setting(
         None,
         "A step's examples are worked off in pieces of at most this many tokens, padding included, which "
         "bounds memory. Default: 3,072 on a CPU, whose cache then holds the activations; 16,384 on a GPU.",

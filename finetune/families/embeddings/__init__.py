@@ -46,6 +46,10 @@ class PooledEncoderFamily(NetworkFamily):
         """Return True."""
         return True
 
+    def can_pretrain(self, settings: Values) -> bool:
+        """Return whether it is an encoder that computes, not a table of word vectors."""
+        return self.starts_from_pretrained(settings)
+
     def settle(self, arguments: Arguments, num_rows: int) -> None:
         """Refuse windows: a text has one vector."""
         if arguments.data.truncation == "window":

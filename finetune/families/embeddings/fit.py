@@ -56,16 +56,14 @@ def load_features(
     Args:
         run: Its settings say the number format.
         train: The training split.
-        model: Not tuned: its weights are those that `pretrained` or `word_vectors` of the run's record stands for.
+        model: Not tuned: its weights are those that `run.starts_from` stands for.
         tokenizer: Its tokenizer.
 
     Returns:
         float32 features `(rows, width)`, and how many wall and CPU seconds those that were read had taken to compute.
     """
     precision = precision_of(run)
-    record = run.record
-    weights = record.pretrained if record.word_vectors is None else record.word_vectors.sha256
-    facts = [str(run.processes.gather(weights)[0]), model.config.pooling, precision]
+    facts = [str(run.processes.gather(run.starts_from)[0]), model.config.pooling, precision]
     parts, seconds = [], np.zeros(2)
     for column in _text_columns(train):
         file = find_vectors_file(train, column, tokenizer, run.text_config, facts)

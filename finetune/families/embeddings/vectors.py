@@ -51,6 +51,7 @@ __all__ = [
     "find_pooling",
     "find_vectors_file",
     "load_pooled_encoder",
+    "read_beside",
     "read_poolings",
     "read_vectors",
     "tokenize_texts",
@@ -90,7 +91,7 @@ def find_pooling(arguments: ModelArguments) -> str | None:
             f"Expected 1_Pooling/config.json of {arguments.model_name_or_path} to name one of {', '.join(POOLINGS)}, "
             f"but it has {' and '.join(chosen) or 'none'}. Take an encoder that pools in one of these ways."
         )
-    modules = _read_json(arguments, "modules.json") or []
+    modules = read_beside(arguments, "modules.json") or []
     more = [str(one.get("type", "")).rpartition(".")[2] for one in modules if isinstance(one, dict)]
     left_out = [name for name in more if name not in ("Transformer", "Pooling", "Normalize")]
     if left_out:
@@ -104,7 +105,7 @@ def find_pooling(arguments: ModelArguments) -> str | None:
 
 def read_poolings(arguments: ModelArguments) -> list[str] | None:
     """Read how an encoder was made to be pooled, whether or not that is known here; None if it doesn't say."""
-    content = _read_json(arguments, "1_Pooling/config.json")
+    content = read_beside(arguments, "1_Pooling/config.json")
     if not isinstance(content, dict):
         return None
     if "pooling_mode" in content:
@@ -260,7 +261,7 @@ def _select(dataset: Dataset, column: str) -> Dataset:
     return texts if column == "text" else texts.rename_column(column, "text")
 
 
-def _read_json(arguments: ModelArguments, name: str) -> Any:
+def read_beside(arguments: ModelArguments, name: str) -> Any:
     """Read a JSON file beside an encoder's weights, or on the Hub; None if there is none."""
     path, commit = resolve_model(arguments.model_name_or_path, arguments.model_revision)
     file = cached_file(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from finetune.data.cutting import TextConfig
     from finetune.models.answers import TextClassifier
     from finetune.run.run import Run
+    from finetune.settings.arguments import Arguments
 
 __all__ = ["ZeroShot", "ZeroShotSettings"]
 
@@ -44,6 +45,19 @@ class ZeroShot(PooledEncoderFamily):
     library_name: ClassVar[str] = "finetune"
     settings: ClassVar[type] = ZeroShotSettings
     is_deterministic: ClassVar[bool] = True
+
+    def settle(self, arguments: Arguments, num_rows: int) -> None:
+        """Refuse windows, and to train the encoder of a model of inference under its head."""
+        super().settle(arguments, num_rows)
+        if arguments.model.pretrain_epochs:
+            from finetune.families.zero_shot.entailment import is_inference_model
+
+            if is_inference_model(arguments.model):
+                raise FinetuneError(
+                    f"Expected an encoder for --pretrain_epochs with --method {arguments.method.method}, but "
+                    f"{arguments.model.model_name_or_path} is a model of inference, whose head reads its encoder as it "
+                    "is. Leave it out."
+                )
 
     def fit(self, run: Run, splits: DatasetDict, task: Task) -> tuple[Any, Any]:
         """Compute the vectors of the descriptions; of the training rows the names of their labels are all that counts.

@@ -17,7 +17,7 @@ from finetune.models.predictor import Predictor
 from finetune.settings.parts import ModelArguments
 from finetune.tasks import MULTI_LABEL, Task
 
-__all__ = ["EntailmentPredictor", "find_entailment", "load_inference_model"]
+__all__ = ["EntailmentPredictor", "find_entailment", "is_inference_model", "load_inference_model"]
 
 HYPOTHESIS = "This example is {}."  # of a label without a description, as transformers' own pipeline has it
 
@@ -28,6 +28,13 @@ def find_entailment(config: Any) -> tuple[int, int] | None:
     entailment = [number for name, number in names.items() if name.startswith("entail")]
     others = [number for name, number in names.items() if name.startswith(("contradict", "not_entail"))]
     return (entailment[0], others[0]) if len(entailment) == len(others) == 1 else None
+
+
+def is_inference_model(arguments: ModelArguments) -> bool:
+    """Return whether the model that is named is one of inference, by its config."""
+    path, commit = resolve_model(arguments.model_name_or_path, arguments.model_revision)
+    with loading(arguments):
+        return find_entailment(AutoConfig.from_pretrained(path, revision=commit, trust_remote_code=False)) is not None
 
 
 def load_inference_model(
