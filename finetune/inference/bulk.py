@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 from finetune.data.columns import Columns, choose_columns
 from finetune.data.nested import get_value
 from finetune.data.read import Row, Table
-from finetune.data.unlabeled import COMPRESSIONS, find_ending, open_texts
+from finetune.data.texts import COMPRESSIONS, find_ending, open_texts
 from finetune.errors import FinetuneError
 from finetune.files import write_json
 from finetune.inference.exported import is_exported
