@@ -457,8 +457,8 @@ def test_nothing_outside_asks_for_a_family_by_name():
     asking = {
         str(path.relative_to(ROOT)): found
         for path in files
-        # To whoever makes modules fast or counts layers, "encoder" and "embeddings" are parts of transformers' models, in
-        # a run directory it is a folder; and pretraining pools as a checkpoint says, whatever the method.
+        # To whoever makes modules fast or counts layers, "encoder" and "embeddings" are parts of transformers' models;
+        # in a run directory "encoder" is a folder; and pretraining pools as a checkpoint says, whatever the method.
         if not ({"catalogue.py", "accelerated", "depth.py", "adapted.py", "pretraining"} & set(path.parts))
         and (found := list(find_questions(path.read_text())))
     }
