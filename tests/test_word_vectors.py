@@ -147,8 +147,10 @@ GOOD_LINES = ["the 1 2 3", "of 4 5 6"]
         (b"2 3\nthe " + np.ones(3, "f").tobytes() + b"\nof " + np.ones(3, "f").tobytes(), "is binary. Unpack"),
         (b"PK\x03\x04" + bytes(range(200)), "is binary. Unpack"),
         ("\n".join(GOOD_LINES).encode("utf-16"), "is binary. Unpack"),
-        (gzip.compress(b"the 1 2 3\n" * 500)[:-20], "reading it gave: Compressed file ended"),
-        (gzip.compress(b"the 1 2 3\n")[:-4] + b"1234", "reading it gave: "),
+        pytest.param(
+            gzip.compress(b"the 1 2 3\n" * 500)[:-20], "reading it gave: Compressed file ended", id="cut short"
+        ),
+        pytest.param(gzip.compress(b"the 1 2 3\n")[:-4] + b"1234", "reading it gave: ", id="wrong length"),
     ],
 )
 def test_what_is_no_file_of_vectors_is_refused_in_a_line(tmp_path, content, message):
