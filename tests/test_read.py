@@ -491,7 +491,6 @@ ITALIAN = combine(
 )  # fmt: skip
 @pytest.mark.parametrize("count", [8, 15, 150])
 def test_latin_alphabets_are_told_by_their_letters(lines, encoding, count):
-    """charset_normalizer takes the first five for Western European text."""
     sample = "\r\n".join(f"{line},{number}" for number, line in enumerate((lines * 10)[:count])).encode(encoding)
     assert sample.decode(choose_encoding(sample)) == sample.decode(encoding)
 
@@ -501,8 +500,13 @@ def test_few_accents_in_english_are_western():
     assert sample.decode(choose_encoding(sample)) == sample.decode("cp1252")
 
 
-def test_an_alphabet_that_is_not_known_is_refused(tmp_path):
+def test_thai_is_read(tmp_path):
     path = write(tmp_path / "a.txt", "a โทรศัพท์ดีมาก หน้าจอคมชัด\nb คุณภาพแย่มาก เสียภายในสองวัน\n" * 10, "cp874")
+    assert rows_of(read_examples(path))[0] == ("โทรศัพท์ดีมาก หน้าจอคมชัด", "a")
+
+
+def test_an_encoding_that_is_not_known_is_refused(tmp_path):
+    path = write(tmp_path / "a.txt", "a очень плохой фильм\nb скучный сюжет и игра\n" * 10, "gb18030")
     assert "in no encoding that is known here. Pass its --encoding" in refusal(path)
 
 

@@ -306,11 +306,22 @@ def test_signs_without_letters_are_western(text):
 
 @pytest.mark.parametrize(
     ("text", "encoding"),
-    [("mąż jest tu", "cp1250"), ("příliš žluťoučký kůň", "cp1250"), ("çok güzel, ığdır", "cp1254"),
-     ("¿por qué? ¡hola!", "cp1252"), ("è così perché non va", "cp1252"), ("die Größe ist gut", "cp1252")],
+    [("książka jest świetna, będę polecał", "cp1250"),
+     ("příliš žluťoučký kůň", "cp1250"), ("çok güzel, ığdır", "cp1254"),
+     ("¿por qué? ¡hola!", "cp1252"), ("è così perché non c'è più qualità", "cp1252"), ("die Größe ist gut", "cp1252")],
 )  # fmt: skip
 def test_letters_tell(text, encoding):
-    assert choose_encoding(text.encode(encoding)) == encoding
+    sample = text.encode(encoding)
+    assert sample.decode(choose_encoding(sample)) == text
+
+
+@pytest.mark.parametrize("count", [1, 40])
+@pytest.mark.parametrize("sign", ["", " 5 €", " – “so”", " ¿?"])
+def test_two_letters_alone_are_turkish_by_their_words(sign, count):
+    """İ and ı are Ý and ý of Icelandic."""
+    sample = "".join(f"İki gün sonra bozuldu, yazık oldu{sign} {row}\n" for row in range(count)).encode("cp1254")
+    chosen = choose_encoding(sample)
+    assert chosen is None or sample.decode(chosen) == sample.decode("cp1254")
 
 
 @pytest.mark.parametrize(("sign", "encoding"), [("©", "koi8_r"), ("©", "cp850"), ("°", "cp437")])

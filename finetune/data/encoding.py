@@ -1,138 +1,138 @@
 """What encoding bytes that are not UTF-8 are most likely in.
 
-charset_normalizer tells scripts apart, but takes Hungarian, Czech or Croatian for Western European text as often as
-not, and French with few accents for Central European. Between Latin alphabets the letters themselves decide here.
+chardet ranks the encodings by how often pairs of letters follow each other in each language; what it can't know of few
+words, what stands where it never does in writing, is looked at here. Where two readings remain equally likely, none is
+chosen: a refusal is read, a wrong letter is not.
 """
 
 import re
-from collections import Counter
+import unicodedata
+from functools import lru_cache
 
-from charset_normalizer import from_bytes
-
-from finetune.data.scripts import choose_script, looks_right
+import chardet
 
 __all__ = ["choose_encoding"]
 
-# Of those that fit equally well the first is taken: English with few accents could be cp1252 or cp1250.
-ENCODINGS = [
-    "gb18030", "big5", "cp932", "euc_jp", "cp949", "cp1251", "koi8_r", "cp1252", "cp1250", "iso8859_2", "cp1253",
-    "cp1254", "cp1255", "cp1256", "latin_1",
-]  # fmt: skip
-# The letters beyond ASCII of languages: French, German, Spanish, Portuguese, Italian, Catalan, Dutch, English with loan
-# words, Swedish and Finnish, Danish and Norwegian, Icelandic, Estonian; Polish, Czech, Slovak, Hungarian, Romanian,
-# Croatian and Slovene; Turkish; Latvian, Lithuanian and, in their code page too, Polish.
-WESTERN = ("àâæçéèêëîïôœùûüÿ", "äöüß", "áéíñóúü", "áâãàçéêíóôõúü", "àèéìíîòóùú", "àçéèíïóòúü", "éèëïöüáíóú",
-           "éèêëñçïôöüáí", "äåéöšž", "æøåéèòóô", "áéíóúýþæöð", "äöõüšž")  # fmt: skip
-CENTRAL = ("ąćęłńóśźż", "áčďéěíňóřšťúůýž", "áäčďéíĺľňóôŕšťúýž", "áéíóöőúüű", "ăâîşţșț", "čćđšž")
-ALPHABETS = {"cp1252": WESTERN, "cp1250": CENTRAL, "iso8859_2": CENTRAL, "cp1254": ("çğıöşüâîû",), "latin_1": WESTERN,
-             "cp1257": ("āčēģīķļņšūž", "ąčęėįšųūž", "ąćęłńóśźż")}  # fmt: skip
-
-# Frequent words of the languages whose letters those are, as far as they are ASCII: they tell where few letters do.
-WORDS = {
-    "cp1252": "the and is was of to it for in this that with you not but have le la les et est des une que pas pour "
-    "dans der die das und ist nicht ein eine mit auf den von zu el los las y es un por con para no muy pero il di che "
-    "non per de het een van voor niet zijn maar met som och att det en ett inte med og ikke er til av jeg ja ei se on",
-    "cp1250": "nie jest na do to z w i po co ale jak od za tak a je ne se v s ze si pro jako byl by jsem az egy nem "
-    "volt hogy meg ez is mint csak van de nu este cu la pe din mai sau dar su u da sam bio",
-    "cp1254": "bir ve bu da de ne ile gibi ama daha en var o kadar iki sonra ben sen biz mi mu",
-    "cp1257": "un ir uz ar no par ka kas bet man vai es tas tikai ja labi buvo tai su kad nuo iki bei yra labai kaip",
-}
-
-SURE = 0.9  # share of an alphabet
-LIKELY = 0.5  # the same, where texts hold names and words of many languages
-LEAST_BYTES = 16  # beyond ASCII, to tell scripts other than Latin: of fewer, a guess would be as often wrong
-MIXED = 0.5  # share of the letters beyond ASCII that stand beside one of ASCII: in Latin alphabets most do
-LETTER = r"[^\W\d_]"
-# Letters, control characters, and signs next to a letter, none of them ASCII.
-FOREIGN = re.compile(rf"(?![\x00-\x7f])(?:{LETTER}|[\x80-\x9f]|(?<={LETTER}).|.(?={LETTER}))")
-# What is in no word, and so tells nothing: a letter next to a digit or by itself, or a capital behind a small letter.
-UNTOLD = re.compile(rf"(?![\x00-\x7f])(?:(?<=\d){LETTER}|{LETTER}(?=\d)|(?<!{LETTER}){LETTER}(?!{LETTER}))")
-# Signs of Western text that another code page has letters for: pounds, yen, fractions, ordinals, powers, questions.
-WESTERN_SIGNS = re.compile(
-    r"[£¥¢]\s?(?=[\d.,]|[A-Za-z]\b)|(?<=[\d.,])\s?[£¥¢]|(?<!\w)[£¥¢](?!\w)|[¼½¾]|°\s?(?=[CFK]\b)|(?<=[\dnN])[ºª°]|(?<=\d)[¹²³]"
-    r"|(?<=m)[²³](?![a-zA-Z])|(?<!\w)[¿¡](?=\S)|µ(?=[mglsAVF]\b)|[©®](?!\w)|§\s?(?=\d)|[÷×±·•]|(?<![a-zA-Z])[“„‘‚«»–—…]"
-    r"|[”“’»«–—…](?![a-zA-Z])|(?<=[a-zA-Z])[’–—…](?=[a-zA-Z])|€|™|†|‰"
-)
+WESTERN = ("cp1252", "iso8859-15")
+ENCODINGS = (
+    *WESTERN, "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257", "cp1258", "iso8859-2",
+    "iso8859-4", "iso8859-5", "iso8859-7", "iso8859-13", "koi8-r", "koi8-u", "cp437", "cp720", "cp737", "cp775",
+    "cp850", "cp852", "cp855", "cp857", "cp862", "cp866", "cp869", "cp874", "mac-roman", "mac-latin2", "mac-cyrillic",
+    "mac-greek", "mac-turkish", "gb18030", "big5", "cp932", "euc-jp", "cp949", "johab",
+)  # fmt: skip
+COMMONNESS = 0.5  # how much more likely Western encodings are, per word beyond ASCII: a few such words tell less
+MARGIN = 1.04  # how many times likelier than the next that reads otherwise
+LEAST_SIGNS = 3  # different ones beyond ASCII; of fewer, an encoding that is not the commonest would be a guess
+ROWS_OF_SIGNS = 0.6  # share of the bytes beyond ASCII; Chinese in Big5 has 0.3
+MOST_PLACES = 2_000  # that are looked at
+MOST_ODD = 0.2  # share of characters that may stand where they hardly do in writing
+STRICTNESS = 4  # power of the share of characters that stand where they may
+LETTER = r"[^\W\d_ªº¹²³¼½¾]"
+IN_WORDS = re.compile(rf"(?![\x00-\x7f]){LETTER}(?={LETTER})|(?<={LETTER})(?![\x00-\x7f]){LETTER}")
+BEYOND_ASCII = re.compile(r"[^\x00-\x7f]")
+ALPHABETS = {"LATIN", "GREEK", "CYRILLIC", "HEBREW", "ARABIC", "THAI"}
+EAST_ASIAN = "EAST ASIAN"
+# Signs of everyday writing, by where they stand; other ones are odd anywhere, as are controls.
+ONE_LETTER_WORDS = "àáåèéêìíòóôöùúýавикоусяіїє"
+APOSTROPHES = "’´"
+OPENING = "“„‘‚«‹¿¡"
+SIGNS = "£€¥¢©®™°½¼¾¹²³ºª§±×÷µ†‰"
 
 
 def choose_encoding(sample: bytes) -> str | None:
-    """Choose the encoding of a sample of text, none of it UTF-8; None if it looks like text in none that is known.
+    """Choose the encoding of a sample of lines, each of them with bytes beyond ASCII and none UTF-8.
 
-    Without letters that tell, it is Windows-1252: signs of currency and typography are in no alphabet.
+    Returns:
+        The name of a codec of Python; None if there is none in which it looks like text, or two that read differently
+        and are about equally likely.
     """
-    found = _choose(sample)
-    return "iso8859_15" if found in ("cp1252", "latin_1") and _has_latin_9(sample) else found
-
-
-def _has_latin_9(sample: bytes) -> bool:
-    """Return whether the euro or the letter œ stand where ISO 8859-15 has them, and nothing that it lacks is there."""
-    return re.search(rb"[\x80-\x9f]", sample) is None and re.search(rb"\xa4|[A-Za-z]\xbd|\xbd[a-z]", sample) is not None
-
-
-def _choose(sample: bytes) -> str | None:
-    if _is_western(sample):
-        return "cp1252"
-    shares = {name: _share_of_an_alphabet(sample, name) for name in ALPHABETS}
-    latin = _prefer_by_words(shares, sample)
-    if shares[latin] > SURE and _is_mixed(sample, latin):
-        return latin
-    if sum(byte > 0x7F for byte in sample) < LEAST_BYTES:
+    found = chardet.detect_all(sample, ignore_threshold=True, include_encodings=ENCODINGS, compat_names=False)
+    words = len(set(re.findall(rb"[a-z]*[\x80-\xff]+[a-z\x80-\xff]*", sample.lower())))
+    readings: dict[str, tuple[float, str]] = {}
+    for encoding, confidence in ((one["encoding"], one["confidence"]) for one in found):
+        try:
+            text = sample.decode(encoding or "ascii")
+        except UnicodeDecodeError:
+            continue
+        odd = _share_of_odd_characters(text)
+        likelihood = (1 + COMMONNESS / words if encoding in WESTERN else 1) * confidence * (1 - odd) ** STRICTNESS
+        if encoding is not None and odd < MOST_ODD and likelihood > readings.get(text, (0.0, ""))[0]:
+            readings[text] = likelihood, encoding
+    ranked = sorted(readings.values(), reverse=True)
+    if not ranked or (len(ranked) > 1 and ranked[0][0] < MARGIN * ranked[1][0]):
         return None
-    matches = from_bytes(sample, cp_isolation=ENCODINGS, enable_fallback=False)
-    best = matches.best()
-    if best is None:  # as of the same few words with accents in every line
-        return latin if shares[latin] > SURE else choose_script(sample)
-    equal = [match for match in matches if (match.chaos, match.coherence) == (best.chaos, best.coherence)]
-    names = {name for match in equal for name in match.could_be_from_charset}
-    if names & ALPHABETS.keys():
-        return latin if shares[latin] > LIKELY else choose_script(sample)
-    chosen = min(names, key=ENCODINGS.index)
-    return chosen if looks_right(sample, chosen) else choose_script(sample)
+    chosen = ranked[0][1]
+    if not chosen.startswith(("gb", "euc")) and _is_of_rows_of_signs(sample):
+        return None
+    text = sample.decode(chosen)
+    if IN_WORDS.search(text):
+        return chosen if chosen in WESTERN or len(set(BEYOND_ASCII.findall(text))) >= LEAST_SIGNS else None
+    # Signs alone are commonest in Windows-1252, and letters by themselves tell of none.
+    return chosen if chosen in WESTERN and not re.search(rf"(?![\x00-\x7f]){LETTER}", text) else None
 
 
-def _is_western(sample: bytes) -> bool:
-    """Return whether all that is not ASCII are signs, standing where Western text has them: no letter tells."""
-    try:
-        text = sample.decode("cp1252")
-    except UnicodeDecodeError:
+def _is_of_rows_of_signs(sample: bytes) -> bool:
+    """Return whether it is text of East Asia's rows 1 to 9, which hold signs, kana, Greek and Cyrillic, or of GB18030's
+    four bytes a sign.
+    """
+    pairs = len(re.findall(rb"[\xa1-\xa9][\xa1-\xfe]|[\x81-\xfe][0-9][\x81-\xfe][0-9]", sample))
+    return 2 * pairs > ROWS_OF_SIGNS * sum(byte > 0x7F for byte in sample)
+
+
+def _share_of_odd_characters(text: str) -> float:
+    places = [match.start() for match in BEYOND_ASCII.finditer(text)]
+    places = places[:: len(places) // MOST_PLACES + 1]
+    padded = f"  {text}  "
+    return sum(_is_odd(*padded[place : place + 5]) for place in places) / max(1, len(places))
+
+
+def _is_odd(second_before: str, before: str, character: str, after: str, second_after: str) -> bool:
+    """Return whether a character beyond ASCII stands where it hardly does in any language's writing."""
+    if character.isalpha() and character not in SIGNS:
+        return _is_odd_letter(second_before, before, character, after, second_after)
+    between_letters = before.isalpha() and after.isalpha()
+    if character in APOSTROPHES or unicodedata.category(character) in ("Mn", "Mc"):
         return False
-    rest = WESTERN_SIGNS.sub("", text)
-    return rest.isascii() and not text.isascii()
+    if character in OPENING:
+        return between_letters or (after.isspace() and character != "«")
+    if character in "”»›":
+        return between_letters
+    if character in SIGNS:  # beside a single letter they may stand: km², °C, £m
+        ends_word = second_before.isalpha() and before.isalpha() and character not in "™®©²³"
+        begins_word = after.isalpha() and second_after.isalpha() and character != "©"
+        return between_letters or ends_word or begins_word
+    return _alphabet(character) != EAST_ASIAN and character not in "\xa0…—–·•"
 
 
-def _is_mixed(sample: bytes, encoding: str) -> bool:
-    """Return whether most letters beyond ASCII stand beside ASCII letters, as in Latin alphabets alone."""
-    text = sample.decode(encoding)
-    letters = len(re.findall(rf"(?![\x00-\x7f]){LETTER}", text))
-    beside = len(re.findall(rf"(?<=[A-Za-z])(?![\x00-\x7f]){LETTER}|(?![\x00-\x7f]){LETTER}(?=[A-Za-z])", text))
-    return beside >= MIXED * letters > 0
+def _is_odd_letter(second_before: str, before: str, letter: str, after: str, second_after: str) -> bool:
+    alphabet = _alphabet(letter)
+    if alphabet is None:
+        return False
+    if alphabet != EAST_ASIAN and (before.isdigit() or after.isdigit()):
+        return True
+    if not (before.isalpha() or after.isalpha()):  # a word of one letter: à, but no capital within a sentence
+        in_sentence = second_before.islower() and before == " " == after and second_after.islower()
+        return letter.lower() not in ONE_LETTER_WORDS or (letter.isupper() and in_sentence)
+    return _is_odd_pair(before, letter) or _is_odd_pair(letter, after)
 
 
-def _prefer_by_words(shares: dict[str, float], sample: bytes) -> str:
-    """Choose the code page with the largest share; among nearly equal ones that whose languages' words are there."""
-    largest = max(shares.values())
-    near = [name for name in shares if shares[name] >= largest - 0.02]
-    words = Counter(re.findall(rb"(?<![\x80-\xff\w])[a-z]+(?![\x80-\xff\w])", sample.lower()))
-    known = {name: sum(words[word.encode()] for word in set(line.split())) for name, line in WORDS.items()}
-    known["iso8859_2"], known["latin_1"] = known["cp1250"], known["cp1252"]
-    best = max(shares, key=lambda name: shares[name])
-    clearly = [name for name in near if known[name] > 2 * known[best] and known[name] > 2]
-    return max(clearly, key=lambda name: (known[name], shares[name])) if clearly else best
+def _is_odd_pair(first: str, second: str) -> bool:
+    """Return whether two letters don't follow each other: of two alphabets, or a capital behind a small one."""
+    if not (first.isalpha() and second.isalpha()):
+        return False
+    alphabets = {_alphabet(first), _alphabet(second)} - {None, EAST_ASIAN}
+    return len(alphabets) > 1 or (first.islower() and second.isupper())
 
 
-def _share_of_an_alphabet(sample: bytes, encoding: str) -> float:
-    """Compute what share of the signs beyond ASCII that are in words, or of no use, belong to a language's alphabet."""
-    try:
-        text = sample.decode(encoding)
-    except UnicodeDecodeError:
-        return -1.0
-    told = UNTOLD.sub("", WESTERN_SIGNS.sub("", text) if encoding in ("cp1252", "latin_1") else text)
-    counts = Counter(FOREIGN.findall(told.replace("İ", "ı").lower()))  # Python makes two signs of the former
-    odd = sum(letter.isupper() for letter in re.findall(rf"(?<=[a-z])(?![\x00-\x7f]){LETTER}", told))
-    odd += sum(letter.islower() for letter in re.findall(rf"(?<!{LETTER})(?![\x00-\x7f]){LETTER}(?=[A-Z])", told))
-    if encoding in ("cp1250", "iso8859_2"):
-        odd += len(re.findall(rf"(?<!{LETTER})[ŁĄĽ]\s?\d", text))  # amounts, of pounds or yen
-    if encoding == "cp1254":
-        odd += len(re.findall(rf"(?<!{LETTER})[ğĞ]", told))  # with which no Turkish word begins
-    most = max(sum(counts[letter] for letter in alphabet) for alphabet in ALPHABETS[encoding])
-    return max(0.0, most - odd) / max(1, counts.total())
+@lru_cache(2**12)
+def _alphabet(letter: str) -> str | None:
+    """Return the alphabet of a letter or mark of punctuation; None for those that stand beside any."""
+    name = unicodedata.name(letter, "").split(" ")[0]
+    if name in ALPHABETS:
+        return name
+    return (
+        EAST_ASIAN
+        if name in ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "IDEOGRAPHIC", "FULLWIDTH")
+        or ("\u3000" <= letter <= "\u30ff")
+        else None
+    )
