@@ -127,7 +127,8 @@ def test_a_failed_run_is_said_and_the_rest_goes_on(small, tmp_path, monkeypatch,
     assert re.search(r"^\[2/2\] tfidf-seed0: \d+ s, \S", out, re.MULTILINE)  # what a long run does is said
 
 
-@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
+@pytest.mark.slow  # a killed one goes on below in each run of the tests
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_and_started_again_it_gives_the_same_predictions(undisturbed, small, tmp_path, number):
     words = [
         str(RECIPE),

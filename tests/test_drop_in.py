@@ -578,6 +578,7 @@ else:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_take_the_steps_of_one(tmp_path, tiny_bert, tokenizer, rows):
     data = rows.select(range(44))
     data.save_to_disk(tmp_path / "data")

@@ -125,7 +125,7 @@ MOMENTS = [
 
 @pytest.mark.parametrize(
     "method",
-    ["unfreezing", "textcnn", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lora", "adalora", "head"))],
+    ["textcnn", *(pytest.param(name, marks=pytest.mark.slow) for name in ("unfreezing", "lora", "adalora", "head"))],
 )
 def test_killed_again_and_again_it_ends_with_the_same_bits(nursery, settings, straight, tmp_path, method):
     own = [*SETTINGS[method], *BY_STEPS]

@@ -96,6 +96,7 @@ def test_what_accelerate_was_set_up_with_is_what_is_recorded(mixed, plugin, expe
     assert compilation is None or compilation.is_dynamic
 
 
+@pytest.mark.slow
 def test_accelerate_launch_compiles_for_all_shapes_and_the_record_says_it(flags, tmp_path):
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--dynamo_backend", "eager"]
     command = [*launcher, str(ROOT / "recipes/classify.py"), *flags, "--no_floor", "--output_dir", str(tmp_path / "r")]

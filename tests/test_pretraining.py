@@ -328,6 +328,7 @@ def test_a_report_keeps_runs_with_and_without_apart(tmp_path, tiny_bert):
     assert any("pretrain_epochs 2" in line for line in report.conditions if line.startswith("Settings"))
 
 
+@pytest.mark.slow
 def test_recipe_and_search_have_it_too(tmp_path, imdb, flags, tiny_bert):
     imdb.main([*flags, "--pretrain_epochs", "1", "--output_dir", str(tmp_path / "recipe")])
     assert json.loads((tmp_path / "recipe/run.json").read_text())["pretraining"]["texts"] == 60

@@ -131,6 +131,7 @@ def test_two_processes_train_and_measure_as_one(alone, by_two, method):
     compare(alone / f"{method}-1", by_two / f"{method}-2", 2)
 
 
+@pytest.mark.slow
 def test_a_changed_learning_rate_holds_in_every_process(alone, by_two, classify, tmp_path):
     """Of runs that end after their first epoch and go on with another rate."""
     changed = ["--learning_rate", "1e-2", "--lr_scheduler_type", "constant", "--resume_with_changes"]

@@ -298,9 +298,8 @@ def test_a_run_that_a_signal_ends_resumes_to_the_same_weights(flags, tmp_path, m
     assert steps[0] == steps[1]
 
 
-@pytest.mark.parametrize(
-    "method", ["full", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lora", "textcnn"))]
-)
+@pytest.mark.slow  # what test_processes.py does not have is that accelerate launch starts them
+@pytest.mark.parametrize("method", ["full", "lora", "textcnn"])
 def test_two_processes_train_as_one(flags, tmp_path, method):
     launcher = (*ACCELERATE, "--config_file", str(ROOT / "accelerate_configs/cpu_two_processes.yaml"))
     # TextCNN's dropout is drawn for each process's own rows.
