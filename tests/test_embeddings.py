@@ -17,8 +17,10 @@ from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 from transformers import AutoModel, AutoTokenizer, BartConfig, BartModel
 
+import finetune
 from finetune.cli import main as finetune_command
 from finetune.comparison.compare import TRAIN, Plan
+from finetune.data.labels import balanced_class_weights
 from finetune.errors import FinetuneError
 from finetune.export.onnx import export
 from finetune.families.embeddings import fit
@@ -402,6 +404,63 @@ def test_a_label_that_all_or_no_rows_have():
     linear = fit_linear(rows, several, 3, MULTI_LABEL)
     assert linear.penalties[1:] == [None, None]
     assert (rows @ linear.weight.T + linear.bias)[0, 1:].tolist() == [10.0, -10.0]
+
+
+def test_balanced_classes_are_fitted_as_scikit_learn_weights_them():
+    rows, labels = make_clusters(300)
+    rows, labels = rows[20:], labels[20:].copy()
+    kept = (labels != 2) | (np.arange(280) % 10 == 0)
+    rows, labels = rows[kept], labels[kept]
+    found = fit_linear(rows, labels, 3, SINGLE_LABEL, 1.0, class_weights=balanced_class_weights(labels, 3))
+    scale = np.sqrt(np.square(rows - rows.mean(axis=0)).sum(axis=1).mean())
+    expected = LogisticRegression(max_iter=1_000, class_weight="balanced").fit(
+        (rows - rows.mean(axis=0)) / scale, labels
+    )
+    np.testing.assert_allclose(found.weight * scale, expected.coef_, atol=1e-3)
+    plain = fit_linear(rows, labels, 3, SINGLE_LABEL, 1.0)
+    counts = [((rows @ one.weight.T + one.bias).argmax(axis=1) == 2).sum() for one in (plain, found)]
+    assert counts[0] < counts[1]
+    several = np.stack([labels == 2, labels >= 0, labels > 2], axis=1).astype(int)
+    fit = fit_linear(rows, several, 3, MULTI_LABEL, 1.0, class_weights=balanced_class_weights(several, 3))
+    weights = {0: 1.0, 1: (labels != 2).sum() / (labels == 2).sum()}
+    expected = LogisticRegression(max_iter=1_000, class_weight=weights)
+    expected.fit((rows - rows.mean(axis=0)) / scale, labels == 2)
+    np.testing.assert_allclose(fit.weight[0] * scale, expected.coef_[0], atol=1e-3)
+
+
+def test_the_penalty_is_chosen_by_the_loss_that_is_asked_for():
+    """Of a class with few rows and much noise a weak penalty costs most where it counts as much as the others."""
+    rows, labels = make_clusters(300, noise=0.3)
+    rare = np.flatnonzero(labels == 2)
+    labels[rare[::2]] = 0
+    weights = np.array([0.01, 0.01, 10.0])
+    assert choose_inverse_penalty(rows, labels) != choose_inverse_penalty(rows, labels, weights)
+
+
+@pytest.mark.parametrize("method", ["tfidf", "embeddings", "contrastive"])
+def test_balanced_classes_are_asked_for_by_a_flag_and_kept_in_the_record(tmp_path, tiny_bert, method):
+    """Words that all classes have leave the rarer ones to chance: a regression answers the most frequent one."""
+    rows = [
+        (f"the film was {['good', 'very', 'story', 'scene'][row % 4]} {row}", str(row % 6 == 0)) for row in range(96)
+    ]
+    settings = {**QUICK, "method": method}
+    if method != "tfidf":
+        settings["model"] = tiny_bert
+    if method == "contrastive":
+        settings["max_steps"] = 2
+    answers = []
+    for weights in ("none", "balanced"):
+        run = finetune.train(
+            pd.DataFrame(rows, columns=["text", "label"]),
+            output_dir=tmp_path / weights,
+            class_weights=weights,
+            **settings,
+        )
+        record = json.loads((run.directory / "run.json").read_text())
+        assert not [warning for warning in record.get("warnings", ()) if "class_weights" in str(warning)]
+        predicted = run.predict([text for text, _ in rows])
+        answers.append(sum(one.label == "True" for one in predicted))
+    assert answers[0] < answers[1]
 
 
 def test_numbers_are_fitted_by_ridge_regression():

@@ -237,6 +237,7 @@ def test_the_command_line_names_the_family(trained, elsewhere):
     assert [line.split("\t")[0] for line in done.stdout.splitlines()] == ["pos", "neg"]
 
 
+@pytest.mark.slow
 def test_it_is_compared(tmp_path, elsewhere):
     found = finetune.compare(
         frame(), methods=[LSTM_PATH, "tfidf"], seeds=1, output_dir=tmp_path / "runs", **data(), **QUICK

@@ -10,11 +10,12 @@ from test_trainer import losses_and_weights, make_model, make_trainer
 from torch.nn import functional as F
 from transformers import AutoTokenizer
 
+from finetune.data.labels import balanced_class_weights
 from finetune.data.load import read_examples
 from finetune.data.tokenize import TextConfig, tokenize_dataset
 from finetune.errors import FinetuneError
 from finetune.metrics import MULTI_LABEL, REGRESSION
-from finetune.training.loss import ExampleLoss, balanced_class_weights, oversample
+from finetune.training.loss import ExampleLoss, oversample
 
 LOGITS = torch.tensor([[0.0, 0.0], [0.0, math.log(3)]])  # probabilities 1/2, 1/2 and 1/4, 3/4
 LABELS = torch.tensor([0, 1])

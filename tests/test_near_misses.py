@@ -492,3 +492,11 @@ def test_a_delimiter_beside_class_names_is_refused(tmp_path):
     rows = datasets.Dataset.from_dict({"text": TEXTS, "label": [row % 2 for row in range(60)]})
     rows.cast_column("label", datasets.ClassLabel(names=["a", "b"])).to_parquet(tmp_path / "a.parquet")
     assert "which has class names of its own" in refusal(given, tmp_path / "a.parquet", label_delimiter=";")
+
+
+@pytest.mark.parametrize("other", ["inf", "n.v.t.", "-Infinity"])
+def test_what_is_no_number_among_numbers_is_shown(tmp_path, other):
+    numbers = [f"{1 + row / 7:.3f}" for row in range(40)]
+    path = table(tmp_path / "a.csv", [*numbers[:7], other, *numbers[8:]])
+    message = refusal(given, path)
+    assert f"but row 8 has '{other}' among numbers. Write a number, or remove the row." in message

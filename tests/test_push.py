@@ -220,6 +220,7 @@ def test_a_recipe_trains_and_pushes(hub, flags, workplaces, tmp_path, capsys):
     np.testing.assert_allclose(load_predictor("me/recipe").compute_logits(TEXTS)[0], expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_merged_model_replaces_the_adapter_that_was_pushed_before(hub, more_runs, capsys):
     finetune_command(["push", str(more_runs["adapter"]), "me/both", "--adapter", "--revision", "small"])
     finetune_command(["push", str(more_runs["lora"]), "me/both", "--revision", "small", "--message", "Merged"])

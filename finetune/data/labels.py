@@ -15,6 +15,7 @@ from finetune.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Task
 
 __all__ = [
     "Task",
+    "balanced_class_weights",
     "count_labels",
     "encode_labels",
     "find_task",
@@ -29,6 +30,7 @@ __all__ = [
 ]
 
 
+FEW_OTHERS = 0.1  # share of rows up to which what is no number is taken for a mistake among numbers
 # What table programs write for a missing value. The first are no names of classes; the others may be some, unless every
 # other label is a number.
 NULL_LABELS = {"nan", "<na>", "#n/a", "nat"}
@@ -123,6 +125,12 @@ def find_task(
     names = [names[0] for names in spellings.values()]
     if problem_type == SINGLE_LABEL:
         if 2 * len(names) > len(values) and len(names) > 2:
+            others = [row for row, value in enumerate(values) if not _are_numbers([value])]
+            if 0 < len(others) <= FEW_OTHERS * len(values):
+                raise FinetuneError(
+                    f"Expected a number in every row of {where}, or classes of several rows each, but row "
+                    f"{others[0] + 1} has {values[others[0]]!r} among numbers. Write a number, or remove the row."
+                )
             raise FinetuneError(
                 f"Expected classes of several rows each in {where}, but found {len(names)} distinct labels in "
                 f"{len(values)} rows. Is it an id or free text? Pass the right --label_column, or --problem_type "
@@ -186,6 +194,23 @@ def label_matrix(labels: Sequence[Any], task: Task) -> np.ndarray:
     for row, numbers in enumerate(labels):
         matrix[row, list(numbers)] = 1
     return matrix
+
+
+def balanced_class_weights(labels: np.ndarray, num_labels: int) -> np.ndarray:
+    """Weight classes against their frequency.
+
+    Args:
+        labels: Class numbers `(rows,)`, or 0 and 1 `(rows, num_labels)`.
+        num_labels: Number of classes, each at least once in `labels`; of several labels some may be in no row.
+
+    Returns:
+        `(num_labels,)`: rows / (num_labels x rows of the class), whose mean over the rows is 1 (King and Zeng 2001);
+        with several labels rows without the label / rows with it.
+    """
+    if labels.ndim == 2:
+        present = labels.sum(axis=0)
+        return (len(labels) - present) / np.maximum(present, 1)
+    return len(labels) / (num_labels * np.bincount(labels, minlength=num_labels))
 
 
 def count_labels(labels: np.ndarray, task: Task) -> np.ndarray:

@@ -243,7 +243,8 @@ def _sample_bytes(files: Sequence[Path]) -> tuple[str | None, bytes, str]:
                     order = "le" if (position + line.index(b"\0")) % 2 else "be"  # the zero byte of an ASCII sign
                     raise FinetuneError(
                         f"Expected text in {str(file)!r}, but line {number} holds zero bytes, as binary files do and "
-                        f"UTF-16. Pass --encoding utf-16-{order} if it is that, or save it as one of {FORMATS}."
+                        f"UTF-16. Pass --encoding utf-16-{order} if it is that, remove them if they are damage, or "
+                        f"save it as one of {FORMATS}."
                     )
                 if line.startswith(b"\x1b$") or b"\x1b$B" in line:
                     return "iso2022_jp", b"", ""

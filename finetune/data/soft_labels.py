@@ -56,14 +56,24 @@ def of_two_classes(probabilities: np.ndarray) -> np.ndarray:
     return np.stack([1 - probabilities, probabilities], axis=1)
 
 
-def weigh_classes(soft_labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Write probabilities as weighted labels, which scikit-learn's logistic regression takes: the loss is the same.
+def weigh_classes(
+    labels: np.ndarray, soft_labels: np.ndarray | None = None, class_weights: np.ndarray | None = None
+) -> tuple[np.ndarray | None, np.ndarray, np.ndarray | None]:
+    """Write what is fitted as weighted labels, which scikit-learn's logistic regression takes: the loss is the same.
 
     Args:
-        soft_labels: `(rows, num_labels)`.
+        labels: Class numbers, `(rows,)`.
+        soft_labels: Probabilities in their place, `(rows, num_labels)`.
+        class_weights: Each class's factor, `(num_labels,)`.
 
     Returns:
-        Numbers of rows, each once for every class that is not negligible; the classes; and their probabilities.
+        Numbers of rows, each once for every class that is not negligible, None for all rows as they are; the classes;
+        and their weights, None for all the same.
     """
-    rows, classes = np.nonzero(soft_labels > NEGLIGIBLE)
-    return rows, classes, soft_labels[rows, classes]
+    rows, classes, weights = None, labels, None
+    if soft_labels is not None:
+        rows, classes = np.nonzero(soft_labels > NEGLIGIBLE)
+        weights = soft_labels[rows, classes]
+    if class_weights is not None:
+        weights = class_weights[classes] * (1.0 if weights is None else weights)
+    return rows, classes, weights

@@ -5,15 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate.utils import DynamoBackend
 from datasets import Dataset
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from finetune.data.labels import balanced_class_weights
 from finetune.metrics import REGRESSION
 from finetune.models.output_layer import Standard
 from finetune.run.fields import DataRecord, TrainingCosts
 from finetune.settings.arguments import Arguments
-from finetune.training.loss import ExampleLoss, balanced_class_weights, oversample
+from finetune.training.loss import ExampleLoss, oversample
 from finetune.training.progress import HistoryWriter, ProgressReport
 from finetune.training.trainer import FineTuningTrainer
 
@@ -45,7 +47,8 @@ def build_loss(arguments: Arguments, described: DataRecord, train: Dataset) -> E
     data, method = arguments.data, arguments.method
     weights = None
     if method.class_weights == "balanced":
-        weights = balanced_class_weights(np.asarray(train["labels"][:]), len(described.label_names))
+        balanced = balanced_class_weights(np.asarray(train["labels"][:]), len(described.label_names))
+        weights = torch.tensor(balanced, dtype=torch.float32)
     return ExampleLoss(
         described.problem_type,
         arguments.training.label_smoothing_factor,

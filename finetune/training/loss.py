@@ -12,7 +12,7 @@ from finetune.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from finetune.models.logits import pool_windows
 from finetune.models.output_layer import Standard
 
-__all__ = ["ExampleLoss", "balanced_class_weights", "oversample"]
+__all__ = ["ExampleLoss", "oversample"]
 
 
 @dataclass(frozen=True)
@@ -116,25 +116,6 @@ class ExampleLoss:
     def _focus(self, right: torch.Tensor) -> torch.Tensor:
         """Compute the factors. At 0 the slope of a power below 1 is infinite, and its product with a loss of 0 NaN."""
         return (1 - right).clamp_min(torch.finfo(right.dtype).tiny) ** self.focal_gamma
-
-
-def balanced_class_weights(labels: np.ndarray, num_labels: int) -> torch.Tensor:
-    """Weight classes against their frequency.
-
-    Args:
-        labels: Class numbers `(rows,)`, or 0 and 1 `(rows, num_labels)`.
-        num_labels: Number of classes, each at least once in `labels`.
-
-    Returns:
-        `(num_labels,)`: rows / (num_labels x rows of the class), whose mean over the rows is 1 (King and Zeng 2001);
-        with several labels rows without the label / rows with it.
-    """
-    if labels.ndim == 2:
-        present = labels.sum(axis=0)
-        weights = (len(labels) - present) / present
-    else:
-        weights = len(labels) / (num_labels * np.bincount(labels, minlength=num_labels))
-    return torch.tensor(weights, dtype=torch.float32)
 
 
 def oversample(dataset: Dataset, seed: int) -> Dataset:

@@ -60,7 +60,8 @@ class Contrastive(PooledEncoderFamily):
             trained = tune_encoder(run, train, model, tokenizer, task)
             model.tuned_parameters = trained  # type: ignore[assignment]
             features = compute_features(run, train, model, tokenizer)
-            fit_classifier(model, features, train, task, OF_TUNED_ENCODERS)
+            balanced = run.arguments.method.class_weights == "balanced"
+            fit_classifier(model, features, train, task, OF_TUNED_ENCODERS, balanced)
         return model, tokenizer
 
     def describe(self, model: Any) -> ModelFacts:

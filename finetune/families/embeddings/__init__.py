@@ -39,7 +39,7 @@ class PooledEncoderFamily(NetworkFamily):
     library_name: ClassVar[str] = "transformers"
     files: ClassVar[tuple[str, ...]] = ("pooled_encoder.py",)
     also_uses: ClassVar[frozenset[str]] = frozenset(
-        {"max_length", "truncation", "bf16", "fp16", "accelerated", "floor"}
+        {"max_length", "truncation", "bf16", "fp16", "accelerated", "floor", "class_weights"}
     )
 
     def starts_from_pretrained(self, settings: Values) -> bool:
@@ -122,7 +122,7 @@ class Embeddings(PooledEncoderFamily):
         record_tokens(run, splits, tokenizer)
         with run.measure_costs():
             features, seconds = load_features(run, train, model, tokenizer)
-            fit_classifier(model, features, train, task)
+            fit_classifier(model, features, train, task, balanced=arguments.method.class_weights == "balanced")
         costs = run.record.costs
         assert costs is not None
         assert costs.train_cpu_seconds is not None

@@ -11,7 +11,7 @@ from datasets import Dataset, DatasetDict
 
 from finetune.accelerated import enable
 from finetune.accelerated.precision import DTYPES
-from finetune.data.labels import label_matrix
+from finetune.data.labels import balanced_class_weights, label_matrix
 from finetune.data.soft_labels import count_labelled_rows, soften_labels
 from finetune.families.embeddings.linear import fit_linear
 from finetune.families.embeddings.pooled_encoder import PooledEncoderForSequenceClassification, combine_pair
@@ -94,6 +94,7 @@ def fit_classifier(
     train: Dataset,
     task: Task,
     inverse_penalty: float | None = None,
+    balanced: bool = False,
 ) -> None:
     """Fit the linear layer of a model, in place.
 
@@ -103,10 +104,13 @@ def fit_classifier(
         train: The training split, for its labels, and a teacher's answers if it has them.
         task: What is predicted.
         inverse_penalty: scikit-learn's C; chosen by cross-validation if None.
+        balanced: Whether each class counts alike in the loss, however many rows it has.
     """
     labels = label_matrix(train["label"], task)[: count_labelled_rows(train)]
     soft_labels = soften_labels(train, task)
-    linear = fit_linear(features, labels, len(task.label_names), task.problem_type, inverse_penalty, soft_labels)
+    num_labels = len(task.label_names)
+    weights = balanced_class_weights(labels, num_labels) if balanced else None
+    linear = fit_linear(features, labels, num_labels, task.problem_type, inverse_penalty, soft_labels, weights)
     with torch.no_grad():
         model.classifier.weight.copy_(torch.from_numpy(linear.weight))
         model.classifier.bias.copy_(torch.from_numpy(linear.bias))

@@ -51,6 +51,7 @@ def fit_linear(
     problem_type: str,
     inverse_penalty: float | None = None,
     soft_labels: np.ndarray | None = None,
+    class_weights: np.ndarray | None = None,
 ) -> Linear:
     """Fit a logistic regression, one for each of several labels, or for numbers a ridge regression.
 
@@ -66,6 +67,7 @@ def fit_linear(
         inverse_penalty: scikit-learn's C; chosen by cross-validation if None. It is of no use for numbers.
         soft_labels: What to fit in place of the labels: probabilities `(rows, num_labels)`, or numbers `(rows,)`. The
             first rows have labels, by which the penalty is chosen; `labels` are these alone.
+        class_weights: Each class's factor in the loss, `(num_labels,)`; for several labels that of a label's presence.
     """
     centre = vectors.mean(axis=0, dtype=np.float64)
     scale = float(np.sqrt(np.square(vectors - centre).sum(axis=1).mean())) or 1.0
@@ -84,11 +86,12 @@ def fit_linear(
                 penalties.append(None)
                 continue
             soft = None if soft_labels is None else of_two_classes(soft_labels[:, number])
-            inverse, regression = _fit_classes(standard, column, inverse_penalty, soft)
+            presence = None if class_weights is None else np.array([1.0, class_weights[number]])
+            inverse, regression = _fit_classes(standard, column, inverse_penalty, soft, presence)
             weight[number], bias[number] = regression.coef_[0], regression.intercept_[0]
             penalties.append(inverse)
     else:
-        inverse, regression = _fit_classes(standard, labels, inverse_penalty, soft_labels)
+        inverse, regression = _fit_classes(standard, labels, inverse_penalty, soft_labels, class_weights)
         weight, bias = regression.coef_.astype(np.float64), regression.intercept_.astype(np.float64)
         if num_labels == 2:  # scikit-learn has the log-odds of the second class alone
             weight, bias = np.concatenate([-weight / 2, weight / 2]), np.concatenate([-bias / 2, bias / 2])
@@ -97,7 +100,7 @@ def fit_linear(
     return Linear(weight, bias - weight @ centre, penalties)
 
 
-def choose_inverse_penalty(rows: np.ndarray, labels: np.ndarray) -> float:
+def choose_inverse_penalty(rows: np.ndarray, labels: np.ndarray, class_weights: np.ndarray | None = None) -> float:
     """Choose scikit-learn's C by cross-validation: the one with the lowest log loss.
 
     From a strong penalty to weaker ones, each from the solution of the one before, up to where the loss rises.
@@ -105,6 +108,7 @@ def choose_inverse_penalty(rows: np.ndarray, labels: np.ndarray) -> float:
     Args:
         rows: `(rows, width)`, of a mean squared length of 1.
         labels: Class numbers, `(rows,)`.
+        class_weights: Each class's factor in the loss, `(num_labels,)`.
 
     Returns:
         One of `INVERSE_PENALTIES`; `OF_SINGLE_ROWS` where a class has but one row.
@@ -123,8 +127,10 @@ def choose_inverse_penalty(rows: np.ndarray, labels: np.ndarray) -> float:
         loss = 0.0
         for train, test, regression in folds:
             regression.C = inverse
-            _fit(regression, rows[train], labels[train])
-            loss += _sum_losses(regression, rows[test], labels[test])
+            _fit(
+                regression, rows[train], labels[train], None if class_weights is None else class_weights[labels[train]]
+            )
+            loss += _sum_losses(regression, rows[test], labels[test], class_weights)
         if loss >= lowest:
             break
         best, lowest = inverse, loss
@@ -132,14 +138,17 @@ def choose_inverse_penalty(rows: np.ndarray, labels: np.ndarray) -> float:
 
 
 def _fit_classes(
-    rows: np.ndarray, labels: np.ndarray, inverse: float | None, soft_labels: np.ndarray | None
+    rows: np.ndarray,
+    labels: np.ndarray,
+    inverse: float | None,
+    soft_labels: np.ndarray | None,
+    class_weights: np.ndarray | None,
 ) -> tuple[float, LogisticRegression]:
-    inverse = choose_inverse_penalty(rows[: len(labels)], labels) if inverse is None else inverse
+    if inverse is None:
+        inverse = choose_inverse_penalty(rows[: len(labels)], labels, class_weights)
+    repeated, classes, weights = weigh_classes(labels, soft_labels, class_weights)
     regression = LogisticRegression(C=inverse, max_iter=1_000)
-    if soft_labels is None:
-        return inverse, _fit(regression, rows, labels)
-    repeated, classes, weights = weigh_classes(soft_labels)
-    return inverse, _fit(regression, rows[repeated], classes, weights)
+    return inverse, _fit(regression, rows if repeated is None else rows[repeated], classes, weights)
 
 
 def _fit(
@@ -150,13 +159,16 @@ def _fit(
         return regression.fit(rows, labels, weights)
 
 
-def _sum_losses(regression: LogisticRegression, rows: np.ndarray, labels: np.ndarray) -> float:
-    """Add up the cross-entropy of rows."""
+def _sum_losses(
+    regression: LogisticRegression, rows: np.ndarray, labels: np.ndarray, class_weights: np.ndarray | None
+) -> float:
+    """Add up the cross-entropy of rows, each times its class's factor."""
     scores = regression.decision_function(rows).astype(np.float64)
     if scores.ndim == 1:
         scores = np.stack([np.zeros_like(scores), scores], axis=1)
     right = scores[np.arange(len(rows)), np.searchsorted(regression.classes_, labels)]
-    return float((logsumexp(scores, axis=1) - right).sum())
+    losses = logsumexp(scores, axis=1) - right
+    return float((losses if class_weights is None else losses * class_weights[labels]).sum())
 
 
 def _sample(rows: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

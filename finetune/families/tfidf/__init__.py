@@ -43,6 +43,7 @@ class Tfidf(Family):
     settings: ClassVar[type] = TfidfSettings
     is_deterministic: ClassVar[bool] = True
     learns_from_teacher: ClassVar[bool] = True
+    also_uses: ClassVar[frozenset[str]] = frozenset({"class_weights"})
     uses_torch: ClassVar[bool] = False
     precision: ClassVar[str] = "fp64"
     files: ClassVar[tuple[str, ...]] = (TERMS_FILE, LABEL_NAMES_FILE)
@@ -51,8 +52,11 @@ class Tfidf(Family):
         """Count the words, and fit the regression; beside another method with the defaults."""
         from finetune.families.tfidf.fit import fit_floor
 
-        own = arguments.family if isinstance(arguments.family, TfidfSettings) else TfidfSettings()
-        return fit_floor(train, arguments.training.seed, own.tfidf_c, own.tfidf_max_ngram)
+        seed = arguments.training.seed
+        if not isinstance(arguments.family, TfidfSettings):
+            return fit_floor(train, seed)
+        own, balanced = arguments.family, arguments.method.class_weights == "balanced"
+        return fit_floor(train, seed, own.tfidf_c, own.tfidf_max_ngram, balanced)
 
     def save(self, model: Any, tokenizer: Any, folder: Path, weights: dict[str, Any] | None = None) -> None:
         """Write arrays, terms and label names."""

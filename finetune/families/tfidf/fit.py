@@ -10,8 +10,8 @@ from datasets import Dataset
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from finetune.data.labels import label_matrix, task_of
-from finetune.data.soft_labels import of_two_classes, soften_labels, weigh_classes
+from finetune.data.labels import balanced_class_weights, label_matrix, task_of
+from finetune.data.soft_labels import count_labelled_rows, of_two_classes, soften_labels, weigh_classes
 from finetune.data.split import iterate_texts
 from finetune.data.words import WORD
 from finetune.families.tfidf.classifier import TfidfClassifier, analysis_of
@@ -33,6 +33,7 @@ def fit_tfidf(
     c: float = 10.0,
     max_ngram: int = 2,
     soft_labels: np.ndarray | None = None,
+    class_weights: np.ndarray | None = None,
 ) -> TfidfClassifier:
     """Fit TF-IDF: terms of at least two texts, sublinear frequency, and a linear model.
 
@@ -48,6 +49,7 @@ def fit_tfidf(
         c: Inverse of the penalty of logistic regression; that of ridge regression is 10 / c.
         max_ngram: Most neighbouring words that are a term.
         soft_labels: What to fit in place of the labels: probabilities `(len(texts), num_labels)`, or numbers.
+        class_weights: Each class's factor in the loss, `(num_labels,)`; for several labels that of a label's presence.
     """
     labels, analysis = np.asarray(labels), analysis_of(max_ngram)
     vectorizer = TfidfVectorizer(**analysis, min_df=2)
@@ -71,15 +73,20 @@ def fit_tfidf(
                 intercepts[number] = CERTAIN if column[0] else -CERTAIN
             else:
                 soft = None if soft_labels is None else of_two_classes(soft_labels[:, number])
-                regression = _fit_classes(features, column, soft, seed, c)
+                presence = None if class_weights is None else np.array([1.0, class_weights[number]])
+                regression = _fit_classes(features, column.astype(int), soft, presence, seed, c)
                 coefficients[number], intercepts[number] = regression.coef_[0], regression.intercept_[0]
         return TfidfClassifier(vectorizer, coefficients, intercepts, label_names, problem_type)
-    regression = _fit_classes(features, labels, soft_labels, seed, c)
+    regression = _fit_classes(features, labels, soft_labels, class_weights, seed, c)
     return TfidfClassifier(vectorizer, regression.coef_, regression.intercept_, label_names)
 
 
-def fit_floor(train: Dataset, seed: int, c: float = 10.0, max_ngram: int = 2) -> TfidfClassifier:
-    """Fit TF-IDF on a training split, as `fit_tfidf` does; the texts of a pair count as one."""
+def fit_floor(
+    train: Dataset, seed: int, c: float = 10.0, max_ngram: int = 2, balanced: bool = False
+) -> TfidfClassifier:
+    """Fit TF-IDF on a training split, as `fit_tfidf` does; the texts of a pair count as one, and so, if that is asked
+    for, do classes.
+    """
     task = task_of(train.features)
     texts = [(text or "").replace("\0", " ") for text in iterate_texts(train)]
     unread = sum(re.search(WORD, text) is None for text in texts)
@@ -90,14 +97,18 @@ def fit_floor(train: Dataset, seed: int, c: float = 10.0, max_ngram: int = 2) ->
             stacklevel=2,
         )
     labels, soft_labels = label_matrix(train["label"], task), soften_labels(train, task)
-    return fit_tfidf(texts, labels, task.label_names, seed, task.problem_type, c, max_ngram, soft_labels)
+    weights = balanced_class_weights(labels[: count_labelled_rows(train)], len(task.label_names)) if balanced else None
+    return fit_tfidf(texts, labels, task.label_names, seed, task.problem_type, c, max_ngram, soft_labels, weights)
 
 
 def _fit_classes(
-    features: Any, labels: np.ndarray, soft_labels: np.ndarray | None, seed: int, c: float
+    features: Any,
+    labels: np.ndarray,
+    soft_labels: np.ndarray | None,
+    class_weights: np.ndarray | None,
+    seed: int,
+    c: float,
 ) -> LogisticRegression:
+    rows, classes, weights = weigh_classes(labels, soft_labels, class_weights)
     regression = LogisticRegression(C=c, max_iter=1000, random_state=seed)
-    if soft_labels is None:
-        return regression.fit(features, labels)
-    rows, classes, weights = weigh_classes(soft_labels)
-    return regression.fit(features[rows], classes, weights)
+    return regression.fit(features if rows is None else features[rows], classes, weights)
