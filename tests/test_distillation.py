@@ -134,9 +134,14 @@ def test_a_linear_model_fits_the_probabilities_it_is_taught():
 
 
 def test_what_is_negligible_is_not_fitted():
-    rows, classes, weights = weigh_classes(np.array([[1 - 1e-6, 1e-6], [0.4, 0.6]]))
+    soft = np.array([[1 - 1e-6, 1e-6], [0.4, 0.6]])
+    rows, classes, weights = weigh_classes(np.array([0, 1]), soft)
     assert (rows.tolist(), classes.tolist()) == ([0, 1, 1], [0, 0, 1])
     np.testing.assert_allclose(weights, [1, 0.4, 0.6], atol=1e-5)
+    _, _, both = weigh_classes(np.array([0, 1]), soft, np.array([1.0, 3.0]))
+    np.testing.assert_allclose(both, [1, 0.4, 1.8], atol=1e-5)
+    rows, classes, weights = weigh_classes(np.array([0, 1]))
+    assert (rows, classes.tolist(), weights) == (None, [0, 1], None)
 
 
 # Texts without labels
