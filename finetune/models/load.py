@@ -54,10 +54,12 @@ __all__ = [
     "load_pretrained_tokenizer",
     "load_sketch",
     "load_tokenizer",
+    "load_weights",
     "loading",
     "locate_checkpoint",
     "newly_initialised_modules",
     "note_origin",
+    "read_config",
     "refuse_spoilt_weights",
     "resolve_model",
     "set_attention_dropout",
@@ -337,6 +339,37 @@ def set_attention_dropout(config: Any, arguments: ModelArguments) -> None:
             setattr(config, name, arguments.attention_dropout)
 
 
+def read_config(arguments: ModelArguments, **settings: Any) -> Any:
+    """Read the config of the model that is named."""
+    path, commit = resolve_model(arguments.model_name_or_path, arguments.model_revision)
+    with loading(arguments):
+        return AutoConfig.from_pretrained(path, revision=commit, trust_remote_code=False, **settings)
+
+
+def load_weights(
+    auto_class: Any, arguments: ModelArguments, config: Any, **settings: Any
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Load the weights of the model that is named in float32, and say what was missing.
+
+    Args:
+        auto_class: What takes them.
+        arguments: Which model.
+        config: Its config, of `read_config`.
+        **settings: More of what `from_pretrained` takes.
+    """
+    path, commit = resolve_model(arguments.model_name_or_path, arguments.model_revision)
+    with loading(arguments):
+        return auto_class.from_pretrained(
+            path,
+            config=config,
+            revision=commit,
+            dtype=torch.float32,
+            output_loading_info=True,
+            **SAFE_LOADING,
+            **settings,
+        )
+
+
 def load_encoder(
     arguments: ModelArguments, labels: dict, quantization: dict[str, Any] | None = None
 ) -> PreTrainedModel:
@@ -347,20 +380,16 @@ def load_encoder(
         labels: `id2label`, `label2id` and `problem_type`.
         quantization: What `four_bit_settings` gives, for linear layers in four bits.
     """
-    path, commit = resolve_model(arguments.model_name_or_path, arguments.model_revision)
-    with loading(arguments):
-        config = AutoConfig.from_pretrained(path, revision=commit, trust_remote_code=False, **labels)
-        set_attention_dropout(config, arguments)
-        model, loading_info = AutoModelForSequenceClassification.from_pretrained(
-            path,
-            config=config,
-            revision=commit,
-            dtype=torch.float32,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # a head for another number of classes is drawn anew, and trained
-            **SAFE_LOADING,
-            **(quantization or {}),
-        )
+    _, commit = resolve_model(arguments.model_name_or_path, arguments.model_revision)
+    config = read_config(arguments, **labels)
+    set_attention_dropout(config, arguments)
+    model, loading_info = load_weights(
+        AutoModelForSequenceClassification,
+        arguments,
+        config,
+        ignore_mismatched_sizes=True,  # a head for another number of classes is drawn anew, and trained
+        **(quantization or {}),
+    )
     note_origin(model, arguments, commit, loading_info)
     return model
 

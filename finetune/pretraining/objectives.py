@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     DataCollatorForLanguageModeling,
@@ -29,7 +28,7 @@ from finetune.data.batch import MicroBatchCollator
 from finetune.errors import FinetuneError
 from finetune.families.embeddings.vectors import load_pooled_encoder
 from finetune.models.inputs import add_embeddings, fit_model, shortest_input
-from finetune.models.load import SAFE_LOADING, loading, refuse_spoilt_weights, resolve_model, set_attention_dropout
+from finetune.models.load import load_weights, read_config, refuse_spoilt_weights, set_attention_dropout
 from finetune.settings.parts import ModelArguments
 from finetune.tasks import SINGLE_LABEL, Task
 
@@ -262,9 +261,7 @@ def load_objective(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase
         FinetuneError: If it has an encoder and a decoder.
     """
     name = arguments.model_name_or_path
-    path, commit = resolve_model(name, arguments.model_revision)
-    with loading(arguments):
-        config = AutoConfig.from_pretrained(path, revision=commit, trust_remote_code=False)
+    config = read_config(arguments)
     if config.is_encoder_decoder:
         raise FinetuneError(
             f"Expected an encoder or a decoder to pretrain on texts, but {name} is of both ({config.model_type}). "
@@ -272,11 +269,11 @@ def load_objective(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase
         )
     has_masks = type(config) in MODEL_FOR_MASKED_LM_MAPPING
     if has_masks and tokenizer.mask_token_id is not None:
-        model = _load_with_head(AutoModelForMaskedLM, arguments, tokenizer)
+        model = _load_with_head(AutoModelForMaskedLM, arguments, config, tokenizer)
         if model is not None:
             return MaskedWords(model, model.base_model, tokenizer, max_tokens)
     elif not has_masks and type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and config.model_type not in PERMUTED:
-        model = _load_with_head(AutoModelForCausalLM, arguments, tokenizer)
+        model = _load_with_head(AutoModelForCausalLM, arguments, config, tokenizer)
         if model is not None:
             return NextWords(model, model.base_model, tokenizer, max_tokens)
     pooled = load_pooled_encoder(arguments, tokenizer, Task(SINGLE_LABEL, ["0", "1"]), False)
@@ -284,21 +281,10 @@ def load_objective(arguments: ModelArguments, tokenizer: PreTrainedTokenizerBase
     return Sentences(pooled, pooled.encoder, tokenizer, max_tokens)
 
 
-def _load_with_head(auto_class: Any, arguments: ModelArguments, tokenizer: Any) -> PreTrainedModel | None:
+def _load_with_head(auto_class: Any, arguments: ModelArguments, config: Any, tokenizer: Any) -> PreTrainedModel | None:
     """Load a model with its head for words; None if the checkpoint lacks any of their weights."""
-    path, commit = resolve_model(arguments.model_name_or_path, arguments.model_revision)
-    with loading(arguments):
-        config = AutoConfig.from_pretrained(path, revision=commit, trust_remote_code=False)
-        set_attention_dropout(config, arguments)
-        model, info = auto_class.from_pretrained(
-            path,
-            config=config,
-            revision=commit,
-            dtype=torch.float32,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            **SAFE_LOADING,
-        )
+    set_attention_dropout(config, arguments)
+    model, info = load_weights(auto_class, arguments, config, ignore_mismatched_sizes=True)
     if info["missing_keys"] or info["mismatched_keys"]:
         return None
     refuse_spoilt_weights(model, arguments.model_name_or_path)

@@ -23,7 +23,7 @@ import torch
 import transformers
 from datasets import Dataset
 from pydantic import ValidationError
-from transformers import AutoConfig, AutoModel
+from transformers import AutoModel
 
 from finetune.accelerated import enable
 from finetune.data.tokenize import TextConfig, find_cache, tokenize_dataset
@@ -33,12 +33,12 @@ from finetune.files import is_disk_full, read_json, replace_folder, write_json
 from finetune.hardware import cpu_seconds, peak_memory_bytes
 from finetune.models.inputs import add_embeddings
 from finetune.models.load import (
-    SAFE_LOADING,
     fingerprint_model,
     load_pretrained_tokenizer,
     load_tokenizer,
+    load_weights,
     loading,
-    resolve_model,
+    read_config,
 )
 from finetune.pretraining import loop, objectives
 from finetune.pretraining.loop import train_on_texts
@@ -156,9 +156,7 @@ def _find_or_make(run: Run, texts: Sequence[str], folder: Path) -> Pretraining:
 
 
 def _warn_of_lost_head(arguments: ModelArguments) -> None:
-    path, commit = resolve_model(arguments.model_name_or_path, arguments.model_revision)
-    with loading(arguments):
-        config = AutoConfig.from_pretrained(path, revision=commit, trust_remote_code=False)
+    config = read_config(arguments)
     if any(name.endswith("ForSequenceClassification") for name in config.architectures or []):
         warnings.warn(
             f"--pretrain_epochs drops the classification head of {arguments.model_name_or_path}: a new one is drawn",
@@ -180,11 +178,8 @@ def _spread_windows(tokenized: Dataset) -> list[dict[str, Any]]:
 def _write_encoder(objective: Objective, arguments: ModelArguments, tokenizer: Any, folder: Path) -> None:
     """Write the checkpoint with the trained weights in place of its own: no head, and a pooler only if it had one."""
     name = arguments.model_name_or_path
-    path, commit = resolve_model(name, arguments.model_revision)
+    whole, info = load_weights(AutoModel, arguments, read_config(arguments))
     with loading(arguments):
-        whole, info = AutoModel.from_pretrained(
-            path, revision=commit, dtype=torch.float32, output_loading_info=True, **SAFE_LOADING
-        )
         add_embeddings(whole, tokenizer, name)
     trained = {name: weight.detach().cpu() for name, weight in objective.encoder.state_dict().items()}
     unknown = whole.load_state_dict(trained, strict=False).unexpected_keys

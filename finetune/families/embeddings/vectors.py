@@ -17,7 +17,7 @@ import transformers
 from datasets import Dataset
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
-from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from finetune.accelerated.precision import autocast
@@ -35,8 +35,8 @@ from finetune.families.embeddings.pooled_encoder import (
 from finetune.files import read_json, write_aside
 from finetune.models.inputs import add_embeddings, fit_model, needs_equal_lengths, shortest_input
 from finetune.models.load import (
-    SAFE_LOADING,
-    loading,
+    load_weights,
+    read_config,
     refuse_spoilt_weights,
     resolve_model,
     set_attention_dropout,
@@ -130,24 +130,14 @@ def load_pooled_encoder(
     """
     name = arguments.model_name_or_path
     pooling = find_pooling(arguments) or "mean"
-    path, commit = resolve_model(name, arguments.model_revision)
-    with loading(arguments):
-        config = AutoConfig.from_pretrained(path, revision=commit, trust_remote_code=False)
-        if config.is_encoder_decoder:
-            raise FinetuneError(
-                f"Expected an encoder, but {name} is of an encoder and a decoder ({config.model_type}), which has no "
-                "vectors of a text alone. Take an encoder, or --method full."
-            )
-        set_attention_dropout(config, arguments)
-        encoder, info = AutoModel.from_pretrained(
-            path,
-            config=config,
-            revision=commit,
-            dtype=torch.float32,
-            output_loading_info=True,
-            **SAFE_LOADING,
-            **leave_out_pooler(config),
+    config = read_config(arguments)
+    if config.is_encoder_decoder:
+        raise FinetuneError(
+            f"Expected an encoder, but {name} is of an encoder and a decoder ({config.model_type}), which has no "
+            "vectors of a text alone. Take an encoder, or --method full."
         )
+    set_attention_dropout(config, arguments)
+    encoder, info = load_weights(AutoModel, arguments, config, **leave_out_pooler(config))
     missing = sorted(info["missing_keys"])
     if missing:
         raise FinetuneError(

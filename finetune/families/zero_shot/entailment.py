@@ -6,13 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from finetune.errors import FinetuneError
 from finetune.models.answers import TextClassifier
 from finetune.models.inputs import fit_model
-from finetune.models.load import SAFE_LOADING, loading, refuse_spoilt_weights, resolve_model
+from finetune.models.load import load_weights, read_config, refuse_spoilt_weights
 from finetune.models.predictor import Predictor
 from finetune.settings.parts import ModelArguments
 from finetune.tasks import MULTI_LABEL, Task
@@ -32,9 +31,7 @@ def find_entailment(config: Any) -> tuple[int, int] | None:
 
 def is_inference_model(arguments: ModelArguments) -> bool:
     """Return whether the model that is named is one of inference, by its config."""
-    path, commit = resolve_model(arguments.model_name_or_path, arguments.model_revision)
-    with loading(arguments):
-        return find_entailment(AutoConfig.from_pretrained(path, revision=commit, trust_remote_code=False)) is not None
+    return find_entailment(read_config(arguments)) is not None
 
 
 def load_inference_model(
@@ -54,14 +51,10 @@ def load_inference_model(
     Raises:
         FinetuneError: If it can't be had, or its head was not trained.
     """
-    path, commit = resolve_model(arguments.model_name_or_path, arguments.model_revision)
-    with loading(arguments):
-        config = AutoConfig.from_pretrained(path, revision=commit, trust_remote_code=False)
-        if find_entailment(config) is None:
-            return None
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            path, config=config, revision=commit, dtype=torch.float32, output_loading_info=True, **SAFE_LOADING
-        )
+    config = read_config(arguments)
+    if find_entailment(config) is None:
+        return None
+    model, info = load_weights(AutoModelForSequenceClassification, arguments, config)
     if info["missing_keys"]:
         raise FinetuneError(
             f"Expected a trained model of inference in {arguments.model_name_or_path}, but its weights lack "
