@@ -32,8 +32,8 @@ IN_WORDS = re.compile(rf"(?![\x00-\x7f]){LETTER}(?={LETTER})|(?<={LETTER})(?![\x
 BEYOND_ASCII = re.compile(r"[^\x00-\x7f]")
 ALPHABETS = {"LATIN", "GREEK", "CYRILLIC", "HEBREW", "ARABIC", "THAI"}
 EAST_ASIAN = "EAST ASIAN"
-# Signs of everyday writing, by where they stand; other ones are odd anywhere, as are controls.
 ONE_LETTER_WORDS = "àáåèéêìíòóôöùúýавикоусяіїє"
+# Signs of everyday writing, by where they stand; other ones are odd anywhere, as are controls.
 APOSTROPHES = "’´"
 OPENING = "“„‘‚«‹¿¡"
 SIGNS = "£€¥¢©®™°½¼¾¹²³ºª§±×÷µ†‰"
