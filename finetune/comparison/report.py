@@ -44,6 +44,7 @@ from finetune.comparison.verdict import Verdict, decide
 from finetune.data_doctor.findings import Finding
 from finetune.data_doctor.findings import to_json as findings_to_json
 from finetune.errors import FinetuneError
+from finetune.escape import blank_tokens
 from finetune.metrics import GREATER_IS_BETTER, MULTI_LABEL, REGRESSION, SINGLE_LABEL, compute_per_class, present_labels
 
 __all__ = ["REPORT_SCHEMA_VERSION", "Calibration", "Lengths", "Report", "build_report", "to_json"]
@@ -404,7 +405,7 @@ def to_json(report: Report) -> dict[str, Any]:
             {
                 "directory": str(run.directory),
                 "metrics": run.metrics,
-                **run.record.model_dump(include=COPIED, exclude_unset=True),
+                **blank_tokens(run.record.model_dump(include=COPIED, exclude_unset=True)),
             }
             for run in report.runs
         ],

@@ -32,6 +32,7 @@ from finetune.data.nested import get_value
 from finetune.data.read import Row, Table
 from finetune.data.texts import COMPRESSIONS, find_ending, open_texts
 from finetune.errors import FinetuneError
+from finetune.escape import say
 from finetune.files import write_json
 from finetune.inference.exported import is_exported
 from finetune.inference.predict import load_predictor
@@ -107,7 +108,7 @@ def predict_file(
             pair = "" if chosen.text_pair is None else f" and {chosen.text_pair!r}"
             how = "".join(f", {one}" for one in (table.layout, *(f"without {what}" for what in table.ignored)) if one)
             how += f", read as {table.encoding}" if table.encoding not in (None, "utf-8") else ""
-            print(f"texts from column {chosen.text!r}{pair}{how}", flush=True)
+            say(f"texts from column {chosen.text!r}{pair}{how}", file=sys.stdout)
             schema = _schema(input_file, table, added)
             empty: collections.Counter[str] = collections.Counter()
             count = _write(output_file, ending, schema, asked, _watch(rows, chosen, empty), chosen, predictor, added)
