@@ -30,7 +30,7 @@ def ship(folder, **how):
 
 
 @pytest.mark.parametrize("name", ["full", "lora", "textcnn", "tfidf"])
-def test_snippets_run_as_printed_on_long_texts(runs, name, capsys, monkeypatch):
+def test_snippets_run_as_printed_on_long_texts(runs, name, capsys):
     folder = runs / name / "model"
     shipped = ship(folder, is_adapter=name == "lora")
     snippet = shipped.family.write_snippet(shipped)
@@ -45,7 +45,7 @@ def test_snippets_run_as_printed_on_long_texts(runs, name, capsys, monkeypatch):
 
 
 def test_a_snippet_of_pairs_runs_on_long_texts(tiny_bert, tmp_path, capsys):
-    run = train_on_frames(QUICK, tmp_path / "run", tiny_bert, as_pairs)
+    run = train_on_frames(QUICK, tmp_path / "run", tiny_bert, as_pairs, text_pair_column="text_pair")
     folder = run.directory / "model"
     shipped = ship(folder)
     snippet = shipped.family.write_snippet(shipped)
