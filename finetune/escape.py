@@ -101,14 +101,15 @@ def to_markdown(text: str) -> str:
     return FLAGGED.sub(lambda match: f"{match[1][:-1]}\\{match[1][-1]}", line)
 
 
-def to_markdown_code(text: str) -> str:
-    """Return text as a span of code in Markdown, also in a table.
+def to_markdown_code(text: str, in_table: bool = False) -> str:
+    """Return text as a span of code in Markdown; in a table a bar would end the cell, in code too.
 
     Example:
         >>> to_markdown_code("positive"), to_markdown_code("a`b")
         ('`positive`', '`` a`b ``')
     """
-    text = to_terminal(text).replace("|", r"\|") or " "
+    text = to_terminal(text) or " "
+    text = text.replace("|", r"\|") if in_table else text
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * (longest + 1)
     space = " " if longest or text[0] == " " == text[-1] else ""

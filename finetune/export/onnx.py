@@ -239,6 +239,8 @@ def write_onnx(
     encoded = tokenizer([*SAMPLE, SAMPLE[0]], truncation=True, max_length=16, padding=True, return_tensors="pt")
     inputs: dict[str, Any] = {name: tokens for name, tokens in encoded.items() if name in taken}
     tokenizer.model_input_names = list(inputs)
+    if config.text is not None:  # to which other readers cut
+        tokenizer.model_max_length = min(tokenizer.model_max_length, config.text.max_length)
     if config.is_paired and "pair_input_ids" in taken:  # each text of a pair has tokens of its own
         inputs |= {f"pair_{name}": tokens[:, :-2] for name, tokens in inputs.items()}
     use_exported_attention(model)
@@ -388,7 +390,7 @@ def _compare_padded(folder: Path, exported: ExportedPredictor, tokenizer: Any, e
     session = open_session(folder, torch.get_num_threads())
 
     def compute(texts: list[str], pairs: list[str] | None) -> np.ndarray:
-        how: dict[str, Any] = {"padding": True, "truncation": True, "return_tensors": "np"}
+        how: dict[str, Any] = {"padding": True, "truncation": True, "return_tensors": "np"}  # as any reader would
         if pairs is None or "pair_input_ids" not in exported.input_names:
             feed = dict(tokenizer(texts, pairs, **how))
         else:

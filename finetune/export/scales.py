@@ -45,9 +45,9 @@ def _observe(file: Path, names: list[str], feeds: Iterable[dict[str, np.ndarray]
     model = onnx.load(str(file), load_external_data=False)
     for name in names:
         for operator in ("ReduceMin", "ReduceMax"):
-            found = f"{operator} of {name}"
-            model.graph.node.append(helper.make_node(operator, [name], [found], keepdims=0))
-            model.graph.output.append(helper.make_tensor_value_info(found, TensorProto.FLOAT, []))
+            extreme = f"{operator} of {name}"
+            model.graph.node.append(helper.make_node(operator, [name], [extreme], keepdims=0))
+            model.graph.output.append(helper.make_tensor_value_info(extreme, TensorProto.FLOAT, []))
     observing = file.with_name("observing.onnx")  # beside the weights, which it names
     onnx.save(model, str(observing))
     try:

@@ -100,12 +100,14 @@ def _relation(shipped: Shipped) -> str | None:
 def _dataset_of(record: CompleteRecord, split: str) -> tuple[str, str, str | None, str | None]:
     """Return the id on the Hub of what a split is from, or a word for it, its name, configuration and revision."""
     data = record.arguments.data
-    name = data.get("dataset_name")
+    name, file = data.get("dataset_name"), data.get(f"{split}_file")
+    if file is not None:
+        name = None
     if name == "embedded":
         return "imdb", "IMDb, parts of the official training split", None, None
     if name is not None and not PurePath(name).is_absolute():
         return name, name, data.get("dataset_config_name"), record.data.commit
-    file = data.get(f"{split}_file") or data.get("train_file") or name
+    file = file or data.get("train_file") or name
     return "local", to_terminal(PurePath(str(file)).name), None, None
 
 
@@ -169,13 +171,14 @@ def _what_it_does(shipped: Shipped, record: CompleteRecord | None) -> str:
 
 def _how_to_use(shipped: Shipped) -> str:
     text = shipped.config.text
-    lines = [_code_block("python", shipped.family.write_snippet(shipped))]
+    snippet = shipped.family.write_snippet(shipped)
+    lines = [_code_block("python", snippet)]
     if shipped.is_adapter:
         lines.append(ADAPTER_NOTE)
     if text is not None:
         cut = {
-            "head": f"With `truncation=True` texts are cut at their end, to {text.max_length} tokens, as in training; "
-            "without it a longer one fails.",
+            "head": f"Texts are cut at their end, to {text.max_length} tokens, as in training"
+            + ("; without `truncation=True` a longer one fails." if "truncation=True" in snippet else "."),
             "tail": f"In training the last {text.max_length} tokens of a text were kept.",
             "head+tail": f"In training a long text was cut in its middle, to {text.max_length} tokens.",
             "window": f"In training texts were read in windows of {text.max_length} tokens, combined by "
@@ -289,7 +292,7 @@ def _results(record: CompleteRecord | None, comparison: dict[str, Any] | None) -
         table = ["| label (test) | precision | recall | F1 | examples |", "|---|---|---|---|---|"]
         for label, one in per_class.items():
             figures = " | ".join(f"{value:.3f}" for value in (one.precision, one.recall, one.f1))
-            table.append(f"| {to_markdown_code(label)} | {figures} | {one.num_examples:,} |")
+            table.append(f"| {to_markdown_code(label, in_table=True)} | {figures} | {one.num_examples:,} |")
         parts.append("\n".join(table))
     if comparison is not None:
         parts.append(_comparison(comparison))
