@@ -75,7 +75,7 @@ def exit_on_error() -> Iterator[None]:
 
 def show_warning(message: Warning | str, *_: object, **__: object) -> None:
     """Print a warning as one line, in place of `warnings.showwarning`."""
-    say(f"warning: {message}")
+    say(f"warning: {' '.join(str(message).split())}")
 
 
 def _exit(status: int, line: str) -> None:
