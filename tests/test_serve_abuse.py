@@ -21,11 +21,15 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import make_frame
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
 
 import finetune
 from finetune.errors import FinetuneError
-from finetune.serve.gate import find_allowed_hosts, read_api_key
+from finetune.serve.connections import most_connections
+from finetune.serve.gate import Limits, find_allowed_hosts, read_api_key
 from finetune.serve.metrics import Histogram, Metrics
+from finetune.serve.service import serve
 
 FILES = 256
 KEY = "correct-horse"
@@ -212,6 +216,7 @@ def test_what_is_no_http_is_refused_as_json(service):
         assert b"HTTP/1.1 4" in read_all(connect(service.port, head + chunk))
         read_all(connect(service.port, b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"))
     assert count(service.port, "finetune_log_lines_held_back_total") >= 100
+    assert count(service.port, 'finetune_connections_closed_total{reason="not_http"}') >= 200
 
 
 def test_wrong_bodies_cost_no_memory(service):
@@ -287,32 +292,76 @@ def test_names_in_the_counts_are_escaped():
     assert (histogram.counts, histogram.sum) == ([2, 2, 1], 7.5)
 
 
-def test_a_key_is_asked_for(run):
-    process, port = start(run, "--host", "0.0.0.0", "--allowed_hosts", "127.0.0.1,*.example.org", FINETUNE_API_KEY=KEY)
+@pytest.fixture(scope="module")
+def locked(run):
+    """The port of a service that wants a key, and is not only for this machine."""
+    hosts = ["--host", "0.0.0.0", "--allowed_hosts", "127.0.0.1,*.example.org"]
+    process, port = start(run, *hosts, FINETUNE_API_KEY=KEY)
+    yield port
+    process.terminate()
+    assert process.communicate(timeout=20) == ("stopped\n", "")
+    assert process.returncode == 0
+
+
+def test_a_key_is_asked_for(locked):
+    for headers, status in (
+        ({}, 401), ({"Authorization": "Bearer wrong"}, 401), ({"Authorization": f"Basic {KEY}"}, 401),
+        ({"Authorization": KEY}, 401), ({"Authorization": "Bearer \xe9"}, 401),
+        ({"Authorization": f"Bearer {KEY}"}, 200), ({"Authorization": f"bearer {KEY}"}, 200),
+    ):  # fmt: skip
+        found, answer = ask(locked, {"text": "a good film"}, headers={**JSON, **headers})
+        assert found == status
+        assert KEY not in str(answer)
+        for path in ("/health", "/metrics"):
+            assert get(locked, path, headers)[0] == status
+    for path in ("/", "/docs", "/openapi.json", "/health/live", "/health/ready"):
+        assert get(locked, path)[0] == 200
+    document = get(locked, "/openapi.json")[1]
+    assert document["paths"]["/predict"]["post"]["security"] == [{"HTTPBearer": []}]
+    assert "401" in document["paths"]["/metrics"]["get"]["responses"]
+    assert get(locked, "/health/live", {"Host": "a.example.org:80"})[0] == 200
+    assert get(locked, "/health/live", {"Host": "localhost"})[0] == 421
+
+
+def test_the_page_takes_the_key(browser, locked):
+    browser.get(f"http://127.0.0.1:{locked}/")
+    browser.find_element(By.ID, "text").send_keys("a good film")
+    for key, css, expected in (("no", "#answer .error", "Expected the service's key"), (KEY, "#answer h2", "pos")):
+        browser.find_element(By.ID, "key").clear()
+        browser.find_element(By.ID, "key").send_keys(key)
+        browser.find_element(By.ID, "send").click()
+        found = WebDriverWait(browser, 20).until(
+            lambda page, css=f"#answer {selector}": page.find_element(By.CSS_SELECTOR, css)
+        )
+        assert expected in found.text
+
+
+def fail_to_load():
+    raise FinetuneError("Expected a model.")
+
+
+def test_beyond_this_machine_without_a_key_it_warns():
+    with (
+        pytest.warns(UserWarning, match="whoever reaches 0.0.0.0 can use"),
+        pytest.raises(FinetuneError, match="a model"),
+    ):
+        serve(fail_to_load, "name", "0.0.0.0", 0, Limits())
+
+
+def test_connections_are_bounded_by_the_files_that_may_be_open():
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    num_open = len(list(Path("/dev/fd").iterdir()))
     try:
-        for headers, status in (
-            ({}, 401), ({"Authorization": "Bearer wrong"}, 401), ({"Authorization": f"Basic {KEY}"}, 401),
-            ({"Authorization": KEY}, 401), ({"Authorization": "Bearer \xe9"}, 401),
-            ({"Authorization": f"Bearer {KEY}"}, 200), ({"Authorization": f"bearer {KEY}"}, 200),
-        ):  # fmt: skip
-            found, answer = ask(port, {"text": "a good film"}, headers={**JSON, **headers})
-            assert found == status
-            assert KEY not in str(answer)
-            for path in ("/health", "/metrics"):
-                assert get(port, path, headers)[0] == status
-        for path in ("/", "/docs", "/openapi.json", "/health/live", "/health/ready"):
-            assert get(port, path)[0] == 200
-        document = get(port, "/openapi.json")[1]
-        assert document["paths"]["/predict"]["post"]["security"] == [{"HTTPBearer": []}]
-        assert "401" in document["paths"]["/metrics"]["get"]["responses"]
-        assert b'id="key"' in get(port, "/")[1]
-        assert get(port, "/health/live", {"Host": "a.example.org:80"})[0] == 200
-        assert get(port, "/health/live", {"Host": "localhost"})[0] == 421
+        resource.setrlimit(resource.RLIMIT_NOFILE, (num_open + 68, limits[1]))
+        assert most_connections(10) == 10
+        assert most_connections(100) == 20
+        with pytest.warns(UserWarning, match="at most 1. connections"), pytest.raises(FinetuneError, match="a model"):
+            serve(fail_to_load, "name", "127.0.0.1", 0, Limits())
+        resource.setrlimit(resource.RLIMIT_NOFILE, (num_open + 50, limits[1]))
+        with pytest.raises(FinetuneError, match="files at once, but may open"):
+            most_connections(100)
     finally:
-        process.terminate()
-        out, errors = process.communicate(timeout=20)
-    assert (process.returncode, errors) == (0, "")
-    assert KEY not in out
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_a_key_that_no_header_carries_is_refused(monkeypatch):
@@ -331,6 +380,26 @@ def test_allowed_hosts_are_names():
     for wrong in ("", "a,,b", "http://a", "a:80", "a b", "*.*", "a*"):
         with pytest.raises(FinetuneError, match="Expected --allowed_hosts"):
             find_allowed_hosts(wrong, "127.0.0.1", "127.0.0.1")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", [None, KEY])
+def test_it_does_as_its_description_says(run, tmp_path, key):
+    pytest.importorskip("schemathesis")
+    process, port = start(run, **({"FINETUNE_API_KEY": key} if key else {}))
+    # 422 is also for what no schema can say: as many pairs as texts, and whether the model takes pairs.
+    settings = tmp_path / "schemathesis.toml"
+    settings.write_text("[checks]\npositive_data_acceptance.expected-statuses = ['2xx', '422']\n")
+    command = [sys.executable, "-m", "schemathesis.cli", "--config-file", str(settings), "run",
+               f"http://127.0.0.1:{port}/openapi.json", "--checks", "all", "--max-examples", "50", "--max-time", "120",
+               "--seed", "0", *(["--header", f"Authorization: Bearer {key}"] if key else [])]  # fmt: skip
+    try:
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path, check=False)
+    finally:
+        process.terminate()
+        _, errors = process.communicate(timeout=20)
+    assert done.returncode == 0, done.stdout
+    assert "Traceback" not in errors
 
 
 def test_it_ends_in_five_seconds_under_load(run):

@@ -185,6 +185,7 @@ class Connection(H11Protocol):
             self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
+        self.registry.metrics.closed["not_http"] += 1
         self._answer(400, msg)
         self.transport.close()
 
@@ -278,6 +279,9 @@ class OnceAMinute(logging.Filter):
             self.metrics.held_back += 1
             return False
         self._last[kind] = now, 0
+        if record.exc_info and isinstance(record.exc_info[1], OSError):  # the system's, such as too many open files
+            record.msg, record.args = f"{record.getMessage().splitlines()[0]}: {record.exc_info[1]}", ()
+            record.exc_info = None
         if held_back:
             record.msg, record.args = f"{record.getMessage().rstrip()} ({held_back:,} more since the last)", ()
         return True

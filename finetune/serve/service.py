@@ -63,12 +63,17 @@ __all__ = [
 
 LOADING = "The model is being loaded. Try again."
 SHOWN = 200  # characters of what came in, in a message
+ABSENT = {"type": "null"}
+SHAPES = [  # of a request, which the types of its fields alone don't tell
+    {"required": ["text"], "properties": {"text": {"type": "string"}, "texts": ABSENT, "pairs": ABSENT}},
+    {"required": ["texts"], "properties": {"texts": {"type": "array"}, "text": ABSENT, "pair": ABSENT}},
+]
 
 
 class PredictRequest(BaseModel):
     """One text, or many; a second one for each if the model is of pairs."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"oneOf": SHAPES})
 
     text: StrictStr | None = Field(None, description="a text", examples=["A wonderful film."])
     pair: StrictStr | None = Field(None, description="its second text, for models of pairs")
