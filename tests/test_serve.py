@@ -256,6 +256,15 @@ def test_what_is_cancelled_leaves_its_place_and_is_not_computed():
     assert model.batches == [(["first"], None), (["stays"], None)]
     queue.close()
 
+    queue = BatchingQueue(model, max_wait_seconds=0.1)
+    assert queue.submit(["gone"]).cancel()  # while it waits for others
+    time.sleep(0.2)
+    assert queue.is_alive
+    assert queue.submit(["stays"]).result(10).tolist() == [[5, 0]]
+    queue.submit(["gone"])
+    queue.abandon()
+    queue.close()
+
 
 def test_a_text_that_the_model_fails_on_fails_its_own_request_alone():
     model = Slow()

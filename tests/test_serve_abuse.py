@@ -330,9 +330,7 @@ def test_the_page_takes_the_key(browser, locked):
         browser.find_element(By.ID, "key").clear()
         browser.find_element(By.ID, "key").send_keys(key)
         browser.find_element(By.ID, "send").click()
-        found = WebDriverWait(browser, 20).until(
-            lambda page, css=f"#answer {selector}": page.find_element(By.CSS_SELECTOR, css)
-        )
+        found = WebDriverWait(browser, 20).until(lambda page, css=css: page.find_element(By.CSS_SELECTOR, css))
         assert expected in found.text
 
 

@@ -73,6 +73,11 @@ class BatchingQueue:
         """Texts that no batch has taken yet."""
         return self._waiting_texts
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread runs that computes."""
+        return self._thread.is_alive()
+
     def submit(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> "Future[np.ndarray]":
         """Queue texts; the future gives their probabilities, `(len(texts), num_labels)`, and may be cancelled.
 
@@ -132,7 +137,7 @@ class BatchingQueue:
                 while not self._closed and self._waiting_texts < MAX_BATCH_TEXTS:
                     if not self._changed.wait(until - time.monotonic()):
                         break
-                batch = self._take()
+                batch = self._take() if self._requests else []  # all may have been cancelled meanwhile
             self._answer(batch)
 
     def _take(self) -> list[tuple[_Request, slice]]:

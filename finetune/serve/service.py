@@ -163,7 +163,7 @@ class ServedModel:
     @property
     def is_ready(self) -> bool:
         """Whether it answers."""
-        return self.queue is not None
+        return self.queue is not None and self.queue.is_alive
 
     def start(self, on_ready: Callable[[], object], on_failure: Callable[[], object]) -> None:
         """Load it on a thread of its own, so that health is told and signals are heard meanwhile."""
