@@ -11,6 +11,7 @@ alone, then another process abuses the service in all ways of `ABUSE` at once; t
 import asyncio
 import itertools
 import json
+import logging
 import multiprocessing
 import os
 import random
@@ -179,6 +180,7 @@ async def _abuse(port: int, counts: Any) -> None:
 def abuse(port: int, counts: Any) -> None:
     """Abuse the service until killed; a process of its own, which takes the processor when nobody else wants it."""
     os.nice(10)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of connections that the service has closed
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
     asyncio.run(_abuse(port, counts))

@@ -182,7 +182,7 @@ def test_half_sent_requests_keep_nobody_out(service):
 @pytest.mark.parametrize("pieces", [
     [POST + b"Content-Length: 900\r\n\r\n{", *[b" "] * 50],
     [b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nGET", *[b"x"] * 50],
-    [b"POST /health HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900\r\n\r\n", *[b"x"] * 50],
+    [b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 900\r\n\r\n", *[b"x"] * 50],
 ], ids=["body", "second request", "body of a refused request"])  # fmt: skip
 def test_what_comes_in_drops_is_not_waited_for(service, pieces):
     begin = time.monotonic()
@@ -211,6 +211,11 @@ def test_what_is_no_http_is_refused_as_json(service):
         head, _, body = read_all(connect(service.port, garbage)).partition(b"\r\n\r\n")
         assert b" 400 " in head
         assert set(json.loads(body)) == {"error"}
+    head = b"HEAD /predict HTTP/1.1\r\nHost: localhost\r\n"
+    answer = read_all(connect(service.port, head + b"\r\n" + head))  # 405, and 408 for the half of another
+    assert re.fullmatch(rb"HTTP/1.1 405 .*\r\n\r\nHTTP/1.1 408 .*\r\n\r\n\{.*\}", answer, re.DOTALL)
+    answer = read_all(connect(service.port, head + b"Content-Length: 9\r\n\r\n{"))
+    assert re.fullmatch(rb"HTTP/1.1 408 [^{]*\r\n\r\n", answer)
     chunk = b"Transfer-Encoding: chunked\r\n\r\nzz\r\n"
     for head in [POST, b"POST / HTTP/1.1\r\nHost: localhost\r\n"] * 50:
         assert b"HTTP/1.1 4" in read_all(connect(service.port, head + chunk))

@@ -175,8 +175,8 @@ class BatchingQueue:
             if len(requests) > 1:
                 for request in requests:
                     self._answer([taken for taken in batch if taken[0] is request])
-            else:
-                self._settle(requests[0], error)
+            else:  # SystemExit would end the service where it is raised again
+                self._settle(requests[0], error if isinstance(error, Exception) else RuntimeError(repr(error)))
             return
         self.on_batch(len(texts), time.perf_counter() - start)
         end = 0

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from http import HTTPStatus
 from pathlib import Path
+from types import FrameType
 from typing import Any, Protocol
 
 import h11
@@ -195,18 +196,17 @@ class Connection(H11Protocol):
             return
         body = encode_refusal(message)
         headers = [("content-type", "application/json"), ("content-length", str(len(body))), ("connection", "close")]
-        reason = HTTPStatus(status).phrase
         events: list[h11.Event] = [
-            h11.Response(status_code=status, headers=headers, reason=reason),
+            h11.Response(status_code=status, headers=headers, reason=HTTPStatus(status).phrase),
+            h11.Data(data=body),
             h11.EndOfMessage(),
         ]
-        if self.cycle is None or self.cycle.scope["method"] != "HEAD":
-            events.insert(1, h11.Data(data=body))
-        for event in events:
-            self.transport.write(self.conn.send(event) or b"")
-        if self.cycle is not None:
+        if not self._is_between_requests():
+            if self.cycle.scope["method"] == "HEAD":
+                del events[1]
             self.cycle.disconnected = True  # nobody hears what the application says now
             self.cycle.message_event.set()
+        self.transport.write(b"".join(self.conn.send(event) or b"" for event in events))
 
 
 class Stoppable(Protocol):
@@ -237,6 +237,9 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]
         """Handle signals; unlike uvicorn's own, don't raise them again in the end."""
         return on_stop(self.handle_exit)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.should_exit = True  # uvicorn drops everything at the second Ctrl-C; here the end is near anyway
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
