@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.data.cutting import TextConfig
+from finetune.decisions.saved import copy_rules
 from finetune.errors import FinetuneError
 from finetune.family import Family
 from finetune.files import is_disk_full, replace_folder, write_json
@@ -27,12 +28,13 @@ def write_model(
     is_paired: bool | None = None,
     encoding: str | None = None,
     is_numbered: bool | None = None,
+    rules_from: Path | None = None,
 ) -> None:
     """Write a model, its tokenizer and its label names aside and rename the folder, so that it is always whole.
 
     `finetune_config.json` beside them holds what transformers' own files don't: the family that reads them, how texts
     are cut, whether they come in pairs, how their bytes were read, and the kind of task. `weights` are the whole ones
-    of a model that is divided over processes.
+    of a model that is divided over processes. `rules_from` is a folder whose rules for answers hold for this model too.
 
     Raises:
         FinetuneError: If the disk is full.
@@ -53,6 +55,8 @@ def write_model(
             name_of(family),
         )
         write_json(aside / FINETUNE_CONFIG_FILE, config.to_dict())
+        if rules_from is not None:
+            copy_rules(rules_from, aside)
         replace_folder(folder, aside)
     except Exception as error:
         shutil.rmtree(aside, ignore_errors=True)

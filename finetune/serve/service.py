@@ -31,7 +31,7 @@ from starlette.responses import Response
 
 from finetune import __version__
 from finetune.errors import FinetuneError
-from finetune.models.answers import TextClassifier
+from finetune.models.answers import Prediction, TextClassifier
 from finetune.serve.batching import BatchingQueue, QueueClosedError, QueueFullError
 from finetune.serve.connections import (
     ENDING,
@@ -46,7 +46,6 @@ from finetune.serve.connections import (
 )
 from finetune.serve.gate import API_KEY, CLIENT_LEFT, Gate, Limits, find_allowed_hosts, read_api_key, refuse
 from finetune.serve.metrics import CONTENT_TYPE, Metrics
-from finetune.tasks import REGRESSION
 
 __all__ = [
     "Answer",
@@ -114,6 +113,23 @@ class Answer(BaseModel):
     labels: list[str] = Field(description="the most probable label; all that reach their threshold if several may hold")
     probabilities: dict[str, float] = Field(description="of every label")
     value: float | None = Field(None, description="the predicted number, of a regression")
+    is_given: bool = Field(True, description="false where the model is not sure enough to answer; then no label is")
+    label_set: list[str] | None = Field(
+        None, description="labels that hold the right one as often as was asked for; null if it was not"
+    )
+    interval: tuple[float, float] | None = Field(None, description="likewise the ends of an interval around the number")
+
+    @classmethod
+    def of(cls, prediction: Prediction) -> "Answer":
+        """Answer with a prediction."""
+        return cls(
+            labels=list(prediction.labels),
+            probabilities=dict(prediction.all_probabilities),
+            value=prediction.value,
+            is_given=prediction.is_given,
+            label_set=None if prediction.label_set is None else list(prediction.label_set),
+            interval=prediction.interval,
+        )
 
 
 class PredictResponse(BaseModel):
@@ -165,6 +181,12 @@ class ServedModel:
         """Whether it answers."""
         return self.queue is not None and self.queue.is_alive
 
+    def require(self) -> TextClassifier:
+        """Return the model; refuse the request where it does not answer yet."""
+        if not self.is_ready or self.predictor is None:
+            raise HTTPException(503, LOADING, headers={"Retry-After": "1"})
+        return self.predictor
+
     def start(self, on_ready: Callable[[], object], on_failure: Callable[[], object]) -> None:
         """Load it on a thread of its own, so that health is told and signals are heard meanwhile."""
         threading.Thread(target=self._load, args=(on_ready, on_failure), name="loader", daemon=True).start()
@@ -177,7 +199,7 @@ class ServedModel:
             queue = BatchingQueue(self.predictor, on_batch=self.metrics.add_batch)
             # what is done once, is done before the first request
             found = queue.submit(["A text."], ["Another."] if self.predictor.is_paired else None).result()
-            self.predictor.decide(found)
+            self.predictor.answer(found)
             self.queue = queue
             on_ready()
         except BaseException as error:  # it is raised again where the process ends
@@ -186,8 +208,7 @@ class ServedModel:
 
     async def compute(self, texts: Sequence[str], pairs: Sequence[str] | None, request: Request) -> np.ndarray | None:
         """Return probabilities, `(len(texts), num_labels)`; None if the client left before."""
-        if self.queue is None:
-            raise HTTPException(503, LOADING, headers={"Retry-After": "1"})
+        assert self.queue is not None
         try:
             found = asyncio.wrap_future(self.queue.submit(texts, pairs))
             left = asyncio.ensure_future(_wait_until_left(request))
@@ -271,39 +292,20 @@ def build_app(
             raise HTTPException(
                 413, f"Expected texts of at most {limits.max_characters:,} characters, but got one of {longest:,}."
             )
-        if (predictor := model.predictor) is not None:
-            try:
-                predictor.check_pairs(pairs)
-            except FinetuneError as error:
-                raise HTTPException(422, str(error)) from None
+        predictor = model.require()
+        try:
+            predictor.check_pairs(pairs)
+        except FinetuneError as error:
+            raise HTTPException(422, str(error)) from None
         found = await model.compute(texts, pairs, request)
-        if found is None or predictor is None:
+        if found is None:
             return Response(status_code=CLIENT_LEFT)
-        task = predictor.task
-        if task.problem_type == REGRESSION:
-            answers = [Answer(labels=[], probabilities={}, value=float(row[0])) for row in found]
-        else:
-            names = task.label_names
-            answers = [
-                Answer(
-                    value=None,
-                    labels=[name for name, is_chosen in zip(names, chosen, strict=True) if is_chosen],
-                    probabilities=dict(zip(names, map(float, row), strict=True)),
-                )
-                for row, chosen in zip(found, predictor.decide(found), strict=True)
-            ]
-        return PredictResponse(predictions=answers)
-
-    def check_ready() -> None:
-        if not model.is_ready:
-            raise HTTPException(503, LOADING, headers={"Retry-After": "1"})
+        return PredictResponse(predictions=[Answer.of(one) for one in predictor.answer(found)])
 
     @app.get("/health", responses=describe(503), dependencies=locked, summary="Say what is served")
     async def health() -> Health:
         """Answer as soon as the model can."""
-        check_ready()
-        assert model.predictor is not None
-        task = model.predictor.task
+        task = model.require().task
         return Health(
             status="ok", model=name, problem_type=task.problem_type, labels=task.label_names, version=__version__
         )
@@ -316,7 +318,7 @@ def build_app(
     @app.get("/health/ready", responses=describe(503, key=False), summary="Say whether the model answers")
     async def ready() -> State:
         """Answer 200 as soon as the model can."""
-        check_ready()
+        model.require()
         return State(status="ready")
 
     @app.get(
