@@ -652,7 +652,8 @@ def _to_list(column: pa.Array) -> list[Any]:
     try:
         return column.to_pylist()
     except (ValueError, OverflowError, pa.ArrowException):
-        return column.cast(pa.string()).to_pylist()
+        # The name of a time zone may be one that nobody here knows.
+        return column.cast(pa.int64() if pa.types.is_timestamp(column.type) else pa.string()).to_pylist()
 
 
 def _read_class_names(path: Path, schema: pa.Schema) -> dict[str, list[str]]:

@@ -10,6 +10,7 @@ import itertools
 import json
 import math
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ DELICATE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff]|^[\s#']|\s$")
 DELICATE_NAME = re.compile(rf"{DELICATE.pattern}|[;|,\t]")
 ENDS_OF_LINES = {0x0A: " ", 0x0D: " ", 0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
 NOT_JSON = re.compile(r'"(?:[^"\\]|\\.)*"|-?\b(?:NaN|Infinity)\b')
+UNWRITTEN = {"INTERVAL", "ENUM", "BSON"}
 TYPES = {"predicted_label": pa.string(), "predicted_labels": pa.list_(pa.string())}  # of the others float32
 
 
@@ -113,14 +115,19 @@ class ParquetRows(RowFormat):
     A Parquet file can't be added to, so rows are Arrow streams, one after the other, until they are all there.
 
     Args:
-        schema: Of the input.
+        file: The input. A warning names columns of types that pyarrow reads and can't write.
         added: Names of the answers' columns.
     """
 
-    def __init__(self, schema: pa.Schema, added: Sequence[str]):
+    def __init__(self, file: pq.ParquetFile, added: Sequence[str]):
+        own = file.schema_arrow
         self.added = [pa.field(name, TYPES.get(name, pa.float32())) for name in added]
-        self.schema = pa.schema([*schema, *self.added], metadata=schema.metadata)
+        self.schema = pa.schema([*own, *self.added], metadata=own.metadata)
         self.finish = self._to_parquet
+        columns = map(file.schema.column, range(len(file.schema)))
+        lost = {column.path: column.converted_type for column in columns if column.converted_type in UNWRITTEN}
+        if lost:
+            warnings.warn(f"pyarrow writes as plain bytes what these columns hold: {lost}", stacklevel=2)
 
     def encode(self, rows: Sequence[Row], answers: Sequence[Sequence[Any]]) -> bytes:
         of_batches = [list(group) for _, group in itertools.groupby(rows, lambda row: id(row.source[0]))]
@@ -143,7 +150,7 @@ class ParquetRows(RowFormat):
 def choose_format(ending: str, input_file: Path, table: Table, added: Sequence[str]) -> RowFormat:
     """Return how the rows of an open file are written to one with this ending."""
     if ending == ".parquet":
-        return ParquetRows(pq.read_schema(input_file), added)
+        return ParquetRows(pq.ParquetFile(input_file), added)
     if ending == ".jsonl":
         return JsonLines(added)
     return SeparatedRows(table, added, "\t" if ending == ".tsv" else ",")
