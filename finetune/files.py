@@ -16,8 +16,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["are_one", "flush", "flush_folder", "is_aside", "is_disk_full", "move_new", "read_json", "remove_asides",
-           "replace_folder", "write_aside", "write_folder_aside", "write_json"]  # fmt: skip
+from finetune.errors import FinetuneError
+
+__all__ = [
+    "are_one",
+    "flush",
+    "flush_folder",
+    "is_aside",
+    "is_disk_full",
+    "is_replaced",
+    "move_new",
+    "read_json",
+    "remove_asides",
+    "replace_folder",
+    "write_aside",
+    "write_folder_aside",
+    "write_json",
+]  # fmt: skip
 
 FULL = {errno.ENOSPC, errno.EDQUOT}
 NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
@@ -28,14 +43,25 @@ FULL_IN_WORDS = ("No space left", "os error 28", "file write failed", "unexpecte
 
 
 @contextlib.contextmanager
-def write_aside(path: Path) -> Iterator[Path]:
-    """Yield a path to write a file to; when all is written it takes the place of `path`, else it is removed."""
+def write_aside(path: Path, replaces: bool = True) -> Iterator[Path]:
+    """Yield a path to write a file to; when all is written it becomes `path`, else it is removed.
+
+    Args:
+        path: In a folder that exists.
+        replaces: Whether to take the place of a file of that name.
+
+    Raises:
+        FileExistsError: If it is not to replace what has that name by now.
+    """
     aside = _name_aside(path)
     os.close(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
     try:
         yield aside
         flush(aside)
-        aside.replace(path)
+        if replaces:
+            aside.replace(path)
+        else:
+            move_new(aside, path)
         flush(path.parent)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -67,6 +93,19 @@ def write_folder_aside(folder: Path, replaces: bool = False) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
+
+
+def is_replaced(output: Path, flag: str) -> bool:
+    """Return whether there is a file that an output, which the user has named by a flag, takes the place of.
+
+    Raises:
+        FinetuneError: If something else is there, or no folder that it could be in.
+    """
+    if not output.parent.is_dir() or (os.path.lexists(output) and (output.is_symlink() or not output.is_file())):
+        raise FinetuneError(
+            f"Expected {flag} to be a file in a folder that exists, but got {str(output)!r}. Pass another one."
+        )
+    return output.is_file()
 
 
 def move_new(file: Path, target: Path) -> None:
@@ -125,10 +164,10 @@ def is_aside(name: str) -> bool:
     return ASIDE.search(name) is not None
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON aside and rename it, so that a reader never sees half of it; NaN becomes null, which JSON has."""
+def write_json(path: Path, content: Any, replaces: bool = True) -> None:
+    """Write JSON as `write_aside` does, so that a reader never sees half of it; NaN becomes null, which JSON has."""
     text = json.dumps(_without_nan(content), indent=2, ensure_ascii=False, default=str, allow_nan=False)
-    with write_aside(path) as aside:
+    with write_aside(path, replaces) as aside:
         aside.write_text(text + "\n", encoding="utf-8")
 
 

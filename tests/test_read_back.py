@@ -173,7 +173,7 @@ def parse(text):
 
 
 NUMBERS = ["1e999", "-1e999", "1" * 400, "-0.0", "0.1000000000000000055511151231257827", "1E+2", "1.10",
-           "12345678901234567890", "5e-324", "1e-999"]  # fmt: skip
+           "12345678901234567890", "5e-324", "1e-999", "7" * 5000]  # fmt: skip
 
 
 @QUICK
@@ -209,7 +209,7 @@ def test_json_lines_read_back_exactly(predict, tmp_path, rows, ascii_alone):
         own, added = parse(after)[:-3], parse(after)[-3:]
         assert own == parse(before)
         assert [name for name, _ in added] == ["predicted_label", *PROBABILITIES]
-    if "1" * 400 not in text:  # which pandas refuses
+    if "1" * 400 not in text and "7" * 5000 not in text:  # which pandas refuses
         assert pd.read_json(tmp_path / "out.jsonl", lines=True)["predicted_label"].isin(["neg", "pos"]).all()
     query = f"SELECT predicted_label FROM read_json('{tmp_path / 'out.jsonl'}', format='newline_delimited', " \
             "columns={text: 'VARCHAR', predicted_label: 'VARCHAR'})"  # fmt: skip

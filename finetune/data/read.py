@@ -598,6 +598,8 @@ def _parse_json(text: str, path: Path, place: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
+        if "integer string conversion" in str(error):  # Python has no integers of more than 4,300 digits
+            return json.loads(text, parse_int=float)
         raise FinetuneError(
             f"Expected JSON in {str(path)!r}, but {place} is not. Write one object a line, or one list of objects."
         ) from error

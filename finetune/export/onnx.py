@@ -10,7 +10,7 @@ import inspect
 import io
 import json
 import logging
-import shutil
+import os
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -33,7 +33,7 @@ from finetune.data.labels import label_matrix
 from finetune.data.load import read_examples
 from finetune.environment import describe_environment
 from finetune.errors import FinetuneError
-from finetune.files import replace_folder, write_json
+from finetune.files import write_folder_aside, write_json
 from finetune.inference.exported import EXPORT_FILE, MODEL_FILE, ExportedPredictor, is_exported
 from finetune.inference.load import find_model_folder, find_saved_family, load
 from finetune.methods.merging import merge_adapter
@@ -105,6 +105,7 @@ def export(
     Raises:
         FinetuneError: If the model can't be exported, there is nothing to measure on, or too much is lost. Then there
             is no folder `output`.
+        FileExistsError: If something came into being there meanwhile.
     """
     output = Path(output)
     _check_packages()
@@ -113,7 +114,7 @@ def export(
     folder = find_model_folder(path)
     if is_exported(folder):
         raise FinetuneError(f"Expected a trained model, but {str(path)!r} is exported already. Pass its run.")
-    if output.exists():
+    if os.path.lexists(output):
         raise FinetuneError(f"Expected a new folder to write to, but {str(output)!r} exists. Pass another one.")
     model, tokenizer = load(folder)
     if not isinstance(model, PreTrainedModel | PeftModel):
@@ -137,10 +138,8 @@ def export(
         _read_examples(path, reference.task, validation_file, columns or {}, config.encoding), max_samples
     )
 
-    aside = output.with_name(output.name + ".partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        aside.mkdir(parents=True)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with write_folder_aside(output) as aside:
         plain = load(folder)[0]  # the predictor has changed how the first one computes
         plain = merge_adapter(plain) if has_adapter(plain) else plain
         told = replace(config, problem_type=reference.task.problem_type, text=reference.text_config, four_bit=False)
@@ -159,10 +158,6 @@ def export(
             {**manifest, "tolerance": tolerance, "measured": measured, "finetune_version": __version__,
              "environment": describe_environment()},
         )  # fmt: skip
-        replace_folder(output, aside)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
     return measured
 
 

@@ -87,14 +87,13 @@ def predict_file(
         model = _hash(*sorted(folder.glob("*")))
         plain = None if accelerated else True  # it computes the same but for rounding, which a file is not to mix
         asked = {"input": _hash_input(input_file), "model": model, "no_accelerated": plain, **columns}
-        reading = predictor.task, columns.get("encoding"), predictor.encoding
-        table = open_texts(input_file, *reading)
+        table = open_texts(input_file, predictor.task, columns.get("encoding"), predictor.encoding)
         sample = list(itertools.islice(table.rows, 100))
         chosen = choose_columns(table, sample, columns, repr(str(input_file)))
         added = _added_columns(predictor)
         _refuse_taken(input_file, table.columns, added)
         if ending == ".jsonl":  # where any row may have columns of its own
-            for row in open_texts(input_file, *reading).rows:
+            for row in open_texts(input_file, predictor.task, table.encoding).rows:
                 _refuse_taken(input_file, row.values, added)
         rows = itertools.chain(sample, table.rows)
         if is_main:

@@ -22,10 +22,6 @@ from finetune.data.read import Row, Table
 
 __all__ = ["JsonLines", "ParquetRows", "RowFormat", "SeparatedRows", "choose_format"]
 
-# What not every reader leaves alone without quotes: control characters (csv.writer quotes no lone carriage return), a
-# byte order mark, blanks at the ends, signs of a comment or of another separator.
-DELICATE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff]|^[\s#']|\s$")
-DELICATE_NAME = re.compile(rf"{DELICATE.pattern}|[;|,\t]")
 ENDS_OF_LINES = {0x0A: " ", 0x0D: " ", 0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
 NOT_JSON = re.compile(r'"(?:[^"\\]|\\.)*"|-?\b(?:NaN|Infinity)\b')
 UNWRITTEN = {"INTERVAL", "ENUM", "BSON"}
@@ -61,24 +57,30 @@ class SeparatedRows(RowFormat):
     def __init__(self, table: Table, added: Sequence[str], separator: str):
         self.columns = table.columns
         self.separator = separator
-        self.head = self._write([[*(table.header or table.columns), *added]], DELICATE_NAME)
+        self.head = self._write([[*(table.header or table.columns), *added]], others=";|")
 
     def encode(self, rows: Sequence[Row], answers: Sequence[Sequence[Any]]) -> bytes:
         fields = (row.source or [row.values.get(name) for name in self.columns] for row in rows)
         lines = [
             [*map(_to_field, own), *map(_answer_to_field, found)] for own, found in zip(fields, answers, strict=True)
         ]
-        return self._write(lines, DELICATE)
+        return self._write(lines)
 
-    def _write(self, lines: Sequence[Sequence[Any]], delicate: re.Pattern[str]) -> bytes:
+    def _write(self, lines: Sequence[Sequence[Any]], others: str = "") -> bytes:
+        """Write lines; those with a field that not every reader leaves alone without quotes are all in quotes.
+
+        csv.writer alone quotes no lone carriage return. Of names other separators count too, by which some are guessed.
+        """
         text = io.StringIO()
         plain, quoted = (
             csv.writer(text, delimiter=self.separator, lineterminator="\n", quoting=quoting)
             for quoting in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL)
         )
         for fields in lines:
-            is_delicate = any(isinstance(field, str) and delicate.search(field) for field in fields)
-            (quoted if is_delicate else plain).writerow(fields)
+            delicate = any(
+                isinstance(one, str) and (_is_delicate(one) or any(sign in one for sign in others)) for one in fields
+            )
+            (quoted if delicate else plain).writerow(fields)
         return text.getvalue().encode("utf-8")
 
 
@@ -105,7 +107,8 @@ class JsonLines(RowFormat):
                 self.num_nulls += own != before
             members = own.strip()[1:-1].strip()
             ours = [f"{name}: {_to_json(answer)}" for name, answer in zip(self.names, found, strict=True)]
-            lines.append(f"{{{', '.join([members, *ours] if members else ours)}}}".translate(ENDS_OF_LINES) + "\n")
+            line = f"{{{', '.join([members, *ours] if members else ours)}}}"
+            lines += line if line.isprintable() else line.translate(ENDS_OF_LINES), "\n"
         return "".join(lines).encode("utf-8", "backslashreplace")  # which is how JSON writes half of a character
 
 
@@ -154,6 +157,11 @@ def choose_format(ending: str, input_file: Path, table: Table, added: Sequence[s
     if ending == ".jsonl":
         return JsonLines(added)
     return SeparatedRows(table, added, "\t" if ending == ".tsv" else ",")
+
+
+def _is_delicate(field: str) -> bool:
+    """Return whether a field has a control character, a mark, or a blank at an end, or could begin a comment."""
+    return not field.isprintable() or field.startswith((" ", "#", "'")) or field.endswith(" ")
 
 
 def _to_field(value: Any) -> Any:

@@ -83,9 +83,9 @@ class Unfinished:
             self._opened = opened.pop_all()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+    def __exit__(self, *error: object) -> None:
         with self._opened:
-            if kind is not None and self.num_rows == 0:
+            if self.num_rows == 0:
                 self._remove(WHOLE, ROWS, JOURNAL)
 
     def append(self, content: bytes, num_rows: int) -> None:
@@ -129,7 +129,8 @@ class Unfinished:
         try:
             with contextlib.suppress(FileExistsError):
                 self.folder.mkdir()
-            if self.folder.is_symlink() or (any(self.folder.iterdir()) and not path.is_file()):
+            is_link = self.folder.is_symlink() or path.is_symlink()
+            if is_link or (any(self.folder.iterdir()) and not path.is_file()):
                 raise self._refuse_folder()
             journal = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "r+b")
         except NotADirectoryError:
@@ -153,7 +154,7 @@ class Unfinished:
         return journal
 
     def _read_journal(self) -> dict[str, Any]:
-        """Return what its whole lines say, later ones over earlier ones, and cut off a last one that is not whole."""
+        """Return what its whole lines say, later ones over earlier ones."""
         content = self._journal.read()
         whole = content[: content.rfind(b"\n") + 1]
         is_ours = content.startswith(MARK) or (MARK.startswith(content) and len(list(self.folder.iterdir())) == 1)
@@ -164,11 +165,10 @@ class Unfinished:
         if not is_ours:
             raise self._refuse_folder()
         self._journal.seek(len(whole))
-        self._journal.truncate()
         return noted
 
     def _open_rows(self, is_new: bool) -> IO[bytes]:
-        """Open the rows behind those that count; what an earlier run wrote beyond them is cut off."""
+        """Open the rows behind those that count; what an earlier run wrote beyond them, and noted, is cut off."""
         if is_new:
             self._journal.seek(0)
             self._journal.truncate()
@@ -181,6 +181,7 @@ class Unfinished:
                 f"changed. Delete {str(self.folder)!r} to start over."
             )
         rows.truncate(self.num_bytes)
+        self._journal.truncate()
         flush(self.folder)
         flush(self.folder.parent)
         return rows
