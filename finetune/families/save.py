@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.data.cutting import TextConfig
+from finetune.decisions.saved import copy_rules
 from finetune.errors import FinetuneError
 from finetune.family import Family
 from finetune.files import is_disk_full, write_folder_aside, write_json
@@ -27,13 +28,15 @@ def write_model(
     is_paired: bool | None = None,
     encoding: str | None = None,
     is_numbered: bool | None = None,
+    rules_from: Path | None = None,
     replaces: bool = False,
 ) -> None:
     """Write a model, its tokenizer and its label names aside and rename the folder, so that it is always whole.
 
     `finetune_config.json` beside them holds what transformers' own files don't: the family that reads them, how texts
     are cut, whether they come in pairs, how their bytes were read, and the kind of task. `weights` are the whole ones
-    of a model that is divided over processes. With `replaces` it takes the place of an earlier model of the same run.
+    of a model that is divided over processes. `rules_from` is a folder whose rules for answers hold for this model too.
+    With `replaces` it takes the place of an earlier model of the same run.
 
     Raises:
         FileExistsError: If it does not replace what has the folder's name.
@@ -53,6 +56,8 @@ def write_model(
                 name_of(family),
             )
             write_json(aside / FINETUNE_CONFIG_FILE, config.to_dict())
+            if rules_from is not None:
+                copy_rules(rules_from, aside)
     except Exception as error:
         if not is_disk_full(error):
             raise

@@ -25,7 +25,13 @@ __all__ = ["JsonLines", "ParquetRows", "RowFormat", "SeparatedRows", "choose_for
 ENDS_OF_LINES = {0x0A: " ", 0x0D: " ", 0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
 NOT_JSON = re.compile(r'"(?:[^"\\]|\\.)*"|-?\b(?:NaN|Infinity)\b')
 UNWRITTEN = {"INTERVAL", "ENUM", "BSON"}
-TYPES = {"predicted_label": pa.string(), "predicted_labels": pa.list_(pa.string())}  # of the others float32
+LABELS = pa.list_(pa.string())
+TYPES = {
+    "predicted_label": pa.string(),
+    "predicted_labels": LABELS,
+    "prediction_set": LABELS,
+    "is_answered": pa.bool_(),
+}
 
 
 class RowFormat:

@@ -48,7 +48,7 @@ class Unfinished:
 
     def __init__(self, output: Path, asked: dict[str, Any]):
         self.output = output
-        self.asked = asked
+        self.asked = json.loads(json.dumps(asked, default=str))  # as the journal gives it back
         self.folder = output.with_name(f"{output.name}.unfinished")
         self.num_rows = 0
         self.num_bytes = 0
