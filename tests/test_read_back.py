@@ -158,6 +158,13 @@ def test_a_zero_byte_in_separated_values_is_kept_where_its_encoding_is_told(pred
         assert [row[:2] for row in csv.reader(file)][1:] == [["a\0b", "\0"]]
 
 
+def test_half_of_a_character_is_refused_in_one_line(predict, tmp_path):
+    (tmp_path / "in.csv").write_text("text,note\ngood,+2AA-\n")  # which UTF-7 has
+    with pytest.raises(bulk.FinetuneError, match="half of one"):
+        predict("in.csv", "out.csv", encoding="utf-7")
+    assert [path.name for path in tmp_path.iterdir()] == ["in.csv"]
+
+
 # JSON Lines
 
 

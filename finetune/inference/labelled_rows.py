@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from finetune.data.read import Row, Table
+from finetune.errors import FinetuneError
 
 __all__ = ["JsonLines", "ParquetRows", "RowFormat", "SeparatedRows", "choose_format"]
 
@@ -87,7 +88,13 @@ class SeparatedRows(RowFormat):
                 isinstance(one, str) and (_is_delicate(one) or any(sign in one for sign in others)) for one in fields
             )
             (quoted if delicate else plain).writerow(fields)
-        return text.getvalue().encode("utf-8")
+        try:
+            return text.getvalue().encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise FinetuneError(
+                f"Expected characters, which UTF-8 has, but found {error.object[error.start]!r}, half of one. Mend the "
+                "file, or pass its --encoding."
+            ) from None
 
 
 class JsonLines(RowFormat):
@@ -105,7 +112,7 @@ class JsonLines(RowFormat):
         self.num_nulls = 0
 
     def encode(self, rows: Sequence[Row], answers: Sequence[Sequence[Any]]) -> bytes:
-        lines = []
+        lines: list[str] = []
         for row, found in zip(rows, answers, strict=True):
             own = json.dumps(row.values, ensure_ascii=False) if row.source is None else row.source.strip()
             if "NaN" in own or "Infinity" in own:
