@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from finetune import __version__
 from finetune.errors import FinetuneError, exit_on_error, show_warning
+from finetune.escape import say, show_hidden
 
 if TYPE_CHECKING:
     from finetune.decisions.rules import Wishes
@@ -344,7 +345,7 @@ def run_predict(arguments: argparse.Namespace) -> None:
             wishes=_read_wishes(arguments),
         )
         if count is not None:  # else the main process says it
-            print(f"{count:,} rows in {arguments.output_file}")
+            say(f"{count:,} rows in {arguments.output_file}", file=sys.stdout)
         return
     predictor = _load_predictor(arguments)
     chunks = [arguments.texts] if arguments.texts else _lines(sys.stdin)
@@ -352,9 +353,8 @@ def run_predict(arguments: argparse.Namespace) -> None:
         _check_characters([*texts, *(arguments.pairs or ())])
         seconds = arguments.pairs or itertools.repeat(None)
         for text, second, prediction in zip(texts, seconds, predictor.predict(texts, arguments.pairs), strict=False):
-            print(
-                "\t".join([*_show(prediction), *(" ".join(one.split()) for one in (text, second) if one is not None)])
-            )
+            shown = [" ".join(one.split()) for one in (*_show(prediction), text, second) if one is not None]
+            print("\t".join(map(show_hidden, shown) if sys.stdout.isatty() else shown))
         sys.stdout.flush()
 
 
@@ -466,7 +466,7 @@ def run_merge(arguments: argparse.Namespace) -> None:
     _prepare(arguments)
     from finetune.export.merge import merge_folder
 
-    print(merge_folder(arguments.path, arguments.output))
+    say(str(merge_folder(arguments.path, arguments.output)), file=sys.stdout)
 
 
 def run_export(arguments: argparse.Namespace) -> None:
@@ -484,7 +484,7 @@ def run_export(arguments: argparse.Namespace) -> None:
         columns={name: getattr(arguments, name) for name in names},
         max_samples=arguments.max_samples,
     )
-    print(f"{describe(measured)}\n{arguments.output}")
+    say(*describe(measured).split("\n"), str(arguments.output), file=sys.stdout)
 
 
 def run_serve(arguments: argparse.Namespace) -> None:
@@ -538,7 +538,7 @@ def run_compare(arguments: argparse.Namespace) -> None:
         output = str(plan.output_directory / "report")
         report_runs(finished, output, arguments.metric, arguments.margin, arguments.cost)
     for failure in failures:
-        print(failure, file=sys.stderr)
+        say(failure)
     if failures:
         sys.exit(1)
 

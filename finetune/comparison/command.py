@@ -10,8 +10,9 @@ from pathlib import Path
 from finetune.comparison.drawings import draw_report
 from finetune.comparison.page import build_page
 from finetune.comparison.report import build_report, to_json
-from finetune.comparison.text import describe_report, to_markdown, without_control_characters
+from finetune.comparison.text import describe_report, to_markdown
 from finetune.errors import FinetuneError
+from finetune.escape import say
 from finetune.files import write_aside
 
 __all__ = ["report_runs"]
@@ -46,9 +47,9 @@ def report_runs(
         "report.html": build_page(report, drawings),
     }
     for line in report.left_out:
-        print(without_control_characters(f"left out: {line}"), file=sys.stderr)
+        say(f"left out: {line}")
     for line in report.warnings:
-        print(without_control_characters(f"warning: {line}"), file=sys.stderr)
+        say(f"warning: {line}")
     print(describe_report(report))
 
     contents |= {f"figures/{drawing.name}.svg": drawing.svg for drawing in drawings}
@@ -58,7 +59,8 @@ def report_runs(
         raise FinetuneError(
             f"Expected to write into {output_dir!r}, but it failed: {error}. Pass another one."
         ) from None
-    print(f"\nwritten: {folder / 'report.html'} (opens in a browser), report.md, report.json, figures/")
+    print(flush=True)
+    say(f"written: {folder / 'report.html'} (opens in a browser), report.md, report.json, figures/", file=sys.stdout)
 
 
 def _write(folder: Path, contents: Mapping[str, str], earlier: set[str]) -> None:

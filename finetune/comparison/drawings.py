@@ -25,6 +25,7 @@ from finetune.comparison.plots import (
 from finetune.comparison.report import Report
 from finetune.comparison.statistics import Interval
 from finetune.comparison.table import BETTER_IF_GREATER, METRIC_NAMES, format_interval, format_metric
+from finetune.escape import to_terminal
 from finetune.metrics import MULTI_LABEL, REGRESSION
 
 __all__ = ["Drawing", "draw_report"]
@@ -190,7 +191,7 @@ def _curve(history: Sequence[dict[str, float]], key: str, factor: float) -> tupl
 
 
 def _draw_errors(report: Report) -> Iterator[Parts]:
-    names = report.label_names
+    names = [to_terminal(name) for name in report.label_names]
     if report.problem_type == REGRESSION:
         for position, group in enumerate(report.groups):
             predicted = np.mean([run.test.logits[:, 0] for run in group.runs], axis=0)
@@ -198,7 +199,10 @@ def _draw_errors(report: Report) -> Iterator[Parts]:
             alt = f"Predicted numbers of {group.name} against the labels, correlation {_correlate(predicted, labels)}"
             yield f"predictions-{position}", "confusion", group.name, alt, plot_predictions(predicted, labels, position)
         return
-    f1 = {method: np.array([table[label]["f1"] for label in names]) for method, table in report.per_class.items()}
+    f1 = {
+        method: np.array([table[label]["f1"] for label in report.label_names])
+        for method, table in report.per_class.items()
+    }
     spread = np.ptp(list(f1.values()), axis=0) if len(f1) > 1 else -next(iter(f1.values()))
     shown = np.sort(np.argsort(-spread, kind="stable")[:MOST_CLASSES])
     title = "F1 of each class"

@@ -24,14 +24,21 @@ from finetune.comparison.report import Report
 from finetune.comparison.runs import SPLITS, StoredRun
 from finetune.comparison.table import BETTER_IF_GREATER, METRIC_NAMES, Row, format_interval, format_metric
 from finetune.comparison.text import COST_NOTE, count_groups, describe_subject, describe_verdict
+from finetune.escape import to_terminal
 from finetune.metrics import MULTI_LABEL, REGRESSION
 
 __all__ = ["build_page"]
 
-# Signs that turn the direction of what follows: a label's must not turn the figures beside it.
-DIRECTIONS = dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)])
 BEGINNING, MOST = 220, 20_000  # characters of a text: those that are shown, and those that can be unfolded
 MORE_IS_BETTER = ("tokens_per_second", "texts_per_second")
+
+
+def _show(value: Any) -> Any:
+    """Show what is hidden in a name or a text from outside, line by line; Jinja escapes what HTML takes for its own."""
+    if not isinstance(value, str) or hasattr(value, "__html__"):
+        return value
+    lines = value.replace("\r\n", "\n").split("\n")
+    return "\n".join("\t".join(to_terminal(part) for part in line.split("\t")) for line in lines)
 
 
 def build_page(report: Report, drawings: Sequence[Drawing]) -> str:
@@ -39,7 +46,11 @@ def build_page(report: Report, drawings: Sequence[Drawing]) -> str:
     folder = files("finetune.comparison")
     template, style, script = (folder.joinpath(f"page.{kind}").read_text("utf-8") for kind in ("html", "css", "js"))
     environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        autoescape=True,
+        finalize=_show,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
     )
     sections = {drawing.section for drawing in drawings}
     shown = {
@@ -280,7 +291,7 @@ def _example(report: Report, example: Example) -> dict[str, Any]:
         "answers": [
             {
                 "method": method,
-                "text": answer.text.translate(DIRECTIONS),
+                "text": answer.text,
                 "right": answer.is_right,
                 "colour": _colour(position),
             }

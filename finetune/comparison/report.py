@@ -45,6 +45,7 @@ from finetune.decisions.calibration import (
     reliability_bins,
 )
 from finetune.errors import FinetuneError
+from finetune.escape import blank_tokens
 from finetune.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL, compute_per_class, present_labels
 
 __all__ = ["REPORT_SCHEMA_VERSION", "Calibration", "Lengths", "Report", "build_report", "to_json"]
@@ -416,7 +417,7 @@ def to_json(report: Report) -> dict[str, Any]:
             {
                 "directory": str(run.directory),
                 "metrics": run.metrics,
-                **run.record.model_dump(include=COPIED, exclude_unset=True),
+                **blank_tokens(run.record.model_dump(include=COPIED, exclude_unset=True)),
             }
             for run in report.runs
         ],

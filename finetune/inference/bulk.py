@@ -24,6 +24,7 @@ from finetune.data.read import Row
 from finetune.data.texts import COMPRESSIONS, find_ending, open_texts
 from finetune.decisions.rules import Wishes
 from finetune.errors import FinetuneError
+from finetune.escape import say
 from finetune.inference.exported import is_exported
 from finetune.inference.labelled_rows import JsonLines, RowFormat, choose_format
 from finetune.inference.predict import load_predictor
@@ -105,7 +106,7 @@ def predict_file(
             pair = "" if chosen.text_pair is None else f" and {chosen.text_pair!r}"
             how = f", {table.layout}" * bool(table.layout)
             how += f", read as {table.encoding}" if table.encoding not in (None, "utf-8") else ""
-            print(f"texts from column {chosen.text!r}{pair}{how}", flush=True)
+            say(f"texts from column {chosen.text!r}{pair}{how}", file=sys.stdout)
             form = choose_format(ending, input_file, table, added)
             empty: collections.Counter[str] = collections.Counter()
             count = _write(output_file, asked, form, _watch(rows, chosen, empty), chosen, predictor)

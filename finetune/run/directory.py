@@ -13,11 +13,11 @@ tensorboard/    with --report_to tensorboard
 
 import contextlib
 import shutil
-import sys
 from pathlib import Path
 
 from finetune.adapted import ENCODER_FOLDER
 from finetune.errors import FinetuneError
+from finetune.escape import say
 from finetune.files import is_aside, remove_asides
 from finetune.run.lock import LOCK_FILE, DirectoryLock
 from finetune.run.record import RECORD_FILE, RunRecord, has_record
@@ -112,9 +112,9 @@ class RunDirectory:
         self.started_here = not list_checkpoints(self.checkpoints)
         checkpoint, skipped = find_resumable(self.checkpoints, run_id)
         for line in skipped:
-            print(f"warning: {line}", file=sys.stderr)
+            say(f"warning: {line}")
         if checkpoint is None and skipped:
-            print("warning: no checkpoint is whole: starting from the first step", file=sys.stderr)
+            say("warning: no checkpoint is whole: starting from the first step")
         return checkpoint
 
     def leave_nothing_behind(self) -> None:

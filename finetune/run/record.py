@@ -11,6 +11,7 @@ from typing import Any, Final, Literal, Self
 from pydantic import Field, ValidationError
 
 from finetune.errors import FinetuneError
+from finetune.escape import blank_tokens
 from finetune.files import write_json
 from finetune.run.fields import (
     Answers,
@@ -108,12 +109,12 @@ class RunRecord(Part):
             raise FinetuneError(_describe_first(error)) from None
 
     def write(self, directory: Path) -> None:
-        """Write `run.json` into a run directory, whole or not at all."""
-        write_json(directory / RECORD_FILE, self.to_dict())
+        """Write `run.json` into a run directory, whole or not at all, without any token."""
+        write_json(directory / RECORD_FILE, blank_tokens(self.to_dict()))
 
     def as_read(self) -> Self:
         """Return this record as it would be read: settings as JSON holds them."""
-        return type(self).model_validate(json.loads(json.dumps(self.to_dict(), default=str)))
+        return type(self).model_validate(json.loads(json.dumps(blank_tokens(self.to_dict()), default=str)))
 
     def complete(
         self,

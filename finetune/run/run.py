@@ -5,7 +5,6 @@ processes say to each other in `.processes`, what `run.json` holds in `.record`.
 """
 
 import contextlib
-import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -28,6 +27,7 @@ from finetune.data_doctor.examine import examine
 from finetune.data_doctor.findings import describe_findings, to_json
 from finetune.decisions.rules import check_wishes
 from finetune.errors import FinetuneError
+from finetune.escape import blank_tokens, say
 from finetune.families.save import write_model
 from finetune.files import write_json
 from finetune.hardware import cpu_seconds, peak_memory_bytes, time_hashes, use_processor
@@ -195,7 +195,7 @@ class Run:
         if isinstance(given, GivenSplits):
             self.encoding, self.is_numbered = given.encoding, given.task.is_numbered or None
             self.understood = describe_understanding(given)
-            print("\n".join(self.understood), file=sys.stderr)
+            say(*self.understood)
         findings = examine(given, max_length=self.arguments.data.max_length)
         errors = [finding for finding in findings if finding.severity == "error"]
         if errors:
@@ -206,8 +206,8 @@ class Run:
             raise FinetuneError(
                 f"Expected data without errors, but found: {found}. {errors[0].advice} `finetune doctor` shows more."
             )
-        write_json(self.directory / FINDINGS_FILE, to_json(findings))
-        print(describe_findings(findings, with_notes=False), file=sys.stderr)
+        write_json(self.directory / FINDINGS_FILE, blank_tokens(to_json(findings)))
+        say(*describe_findings(findings, with_notes=False).split("\n"))
 
     def record_data(self, splits: DatasetDict, unlabeled: Dataset | None = None) -> Task:
         """Note the origin, size and content hash of each split, and settle what depends on the task.
@@ -231,7 +231,7 @@ class Run:
             len(splits["validation"]),
         )
         if notes and self.is_main:
-            print("\n".join(notes), file=sys.stderr)
+            say(*notes)
         self.record.arguments = Settings(**self.arguments.to_dict())
         commit = self.arguments.data.dataset_revision if self.arguments.data.is_on_hub else None
         self.record.data = data = describe_data(task, splits, commit, self.understood, unlabeled)
@@ -274,10 +274,9 @@ class Run:
         assert self.record.word_vectors is not None, "record_data comes first"
         self.record.word_vectors = WordVectorsRecord(sha256=self.record.word_vectors.sha256, **coverage._asdict())
         more = f"; with others the model knows {coverage.kept:,}" if coverage.kept > coverage.found else ""
-        print(
+        say(
             f"{coverage.found:,} of {coverage.words:,} words of the training texts have a vector in "
-            f"{Path(str(self.arguments.model.word_vectors)).name}{more}",
-            file=sys.stderr,
+            f"{Path(str(self.arguments.model.word_vectors)).name}{more}"
         )
         self._write()
 
@@ -343,7 +342,7 @@ class Run:
             FinetuneError: If the checkpoint's optimizer or random streams are a pickle of anything but numbers.
         """
         if self.checkpoint is not None and self.is_main:
-            print(f"resuming from {self.checkpoint}", file=sys.stderr)
+            say(f"resuming from {self.checkpoint}")
         self.record_words(trainer.processing_class)
         environment = self.record.environment
         environment.precision, compilation = describe_computation(trainer.accelerator)

@@ -10,6 +10,7 @@ import importlib.util
 import json
 import os
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import timedelta
@@ -24,6 +25,7 @@ from transformers.utils import is_torch_tf32_available
 
 from finetune.catalogue import METHOD_DEFAULTS
 from finetune.errors import FinetuneError
+from finetune.escape import blank_tokens, holds_token
 from finetune.hardware import default_num_threads, fastest_precision
 from finetune.hub_client import parse_hub_id
 from finetune.lookup import family_of, file_name_of, find_method, import_method
@@ -48,6 +50,7 @@ __all__ = ["Flags", "parse_arguments", "parse_flags", "to_flags"]
 
 # A process that waits for a dead or unreachable one gives up after two minutes, not after half an hour.
 DDP_TIMEOUT = 120
+NAMES = ("run_name", "project")
 # What these settings need and the toolkit does not bring along: the package's name in Python, and that to install.
 PACKAGES = {"deepspeed": ("deepspeed", "deepspeed"), "use_liger_kernel": ("liger_kernel", "liger-kernel")}
 
@@ -214,9 +217,28 @@ def _parse(
     of_method.method = method
     own = None if family.settings is None else _take(family.settings, values)
     training = {field.name: values[field.name] for field in fields(TrainingArguments) if field.init}
+    _keep_tokens_out(training)
     if not wants_help:
         _join_processes(words)
     return Flags(data, model, of_method, tuning, decisions, run, own, given, training, parser, wants_help)
+
+
+def _keep_tokens_out(training: dict[str, Any]) -> None:
+    """Blank a token in a name, and refuse it in a path: what `TrainingArguments` hold is stored with checkpoints.
+
+    Raises:
+        FinetuneError: If a path holds one.
+    """
+    for name, value in training.items():
+        if not isinstance(value, str) or not holds_token(value):
+            continue
+        if name not in NAMES:
+            raise FinetuneError(
+                f"Expected no token or password in --{name}, which would be stored. Pass another one, and a token as "
+                "HF_TOKEN."
+            )
+        training[name] = blank_tokens(value)
+        warnings.warn(f"--{name} holds what looks like a token, which is left out: {training[name]}", stacklevel=2)
 
 
 def _take(part: Any, values: Mapping[str, Any]) -> Any:
