@@ -430,8 +430,13 @@ def _check_characters(texts: Sequence[str]) -> None:
 def run_evaluate(arguments: argparse.Namespace) -> None:
     """Print the metrics and the classification report."""
     _prepare(arguments)
-    from finetune.files import write_json
+    from pathlib import Path
+
+    from finetune.files import is_replaced, write_json
     from finetune.inference.evaluate import evaluate_file
+
+    output = Path(arguments.output_json) if arguments.output_json else None
+    replaces = output is not None and is_replaced(output, "--output_json")
 
     columns = {
         name: getattr(arguments, name)
@@ -445,10 +450,8 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
             print(f"{name:<18} {shown}" + (f" (95 % interval {low:.4f} to {high:.4f})" if low is not None else ""))
     if report:
         print(f"\n{report}")
-    if arguments.output_json:
-        from pathlib import Path
-
-        write_json(Path(arguments.output_json), metrics)
+    if output is not None:
+        write_json(output, metrics, replaces)
 
 
 def run_push(arguments: argparse.Namespace) -> None:

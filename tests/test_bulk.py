@@ -20,6 +20,7 @@ from finetune.decisions.rules import DecisionRules
 from finetune.families.tfidf.fit import fit_tfidf
 from finetune.inference import bulk
 from finetune.inference.predict import load_predictor
+from finetune.inference.unfinished import KEY, Unfinished
 from finetune.metrics import MULTI_LABEL, tune_thresholds
 from finetune.models.answers import TextClassifier
 
@@ -157,13 +158,13 @@ def test_an_interrupted_output_is_continued_exactly(runs, rows, tmp_path, monkey
     monkeypatch.setattr(bulk, "ROWS_AT_ONCE", 8)
     source = write(tmp_path / f"in{ending}", rows)
     predict(runs / "tfidf", source, tmp_path / f"whole{ending}")
-    write_json, left = bulk.write_json, [2]
+    note, left = Unfinished._note, [2]
 
-    def cut(path, content):
-        if left[0] == 0:
+    def cut(self, **what):
+        if left[0] == 0 and "rows" in what:
             raise PowerCut  # its rows are in the file already, and don't count yet
-        left[0] -= 1
-        write_json(path, content)
+        left[0] -= what.get("rows", 0) > 0
+        note(self, **what)
 
     answered = []
     compute = TextClassifier.compute_probabilities
@@ -172,28 +173,29 @@ def test_an_interrupted_output_is_continued_exactly(runs, rows, tmp_path, monkey
         answered.append(len(texts))
         return compute(self, texts, pairs)
 
-    monkeypatch.setattr(bulk, "write_json", cut)
+    monkeypatch.setattr(Unfinished, "_note", cut)
     target = tmp_path / f"cut{ending}"
     with pytest.raises(PowerCut):
         predict(runs / "tfidf", source, target)
     assert not target.exists()
-    monkeypatch.setattr(bulk, "write_json", write_json)
+    monkeypatch.setattr(Unfinished, "_note", note)
     monkeypatch.setattr(TextClassifier, "compute_probabilities", counted)
     predict(runs / "tfidf", source, target)
     assert sum(answered) == COUNT - 2 * 8
     assert target.read_bytes() == (tmp_path / f"whole{ending}").read_bytes()
-    assert not list(tmp_path.glob("*.state.json")) + list(tmp_path.glob("*.partial*"))
+    assert not list(tmp_path.glob("*.unfinished"))
 
 
 def test_an_unfinished_output_of_another_input_is_left_alone(runs, rows, tmp_path, capsys):
     source, target = write(tmp_path / "in.csv", rows), tmp_path / "out.csv"
-    state = {"asked": {"input": "another"}, "rows": 3, "bytes": 5}
-    (tmp_path / "out.csv.state.json").write_text(json.dumps(state))
-    (tmp_path / "out.csv.partial").write_text("12345")
+    (folder := tmp_path / "out.csv.unfinished").mkdir()
+    lines = [{KEY: {"input": "another"}}, {"rows": 3, "bytes": 5}]
+    (folder / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "rows").write_text("12345")
     with pytest.raises(SystemExit):
         predict(runs / "tfidf", source, target)
     assert "to continue the unfinished output" in capsys.readouterr().err
-    assert (tmp_path / "out.csv.partial").read_text() == "12345"
+    assert (folder / "rows").read_text() == "12345"
 
 
 @pytest.mark.parametrize(
@@ -222,17 +224,6 @@ def test_files_that_don_t_fit_are_refused(runs, rows, tmp_path, capsys, source, 
     assert message in capsys.readouterr().err
     assert (tmp_path / "there.csv").read_text() == "kept"
     assert not list(tmp_path.glob("out*"))
-
-
-def test_an_output_that_was_changed_is_not_gone_on_with(runs, rows, tmp_path, capsys):
-    source, target = write(tmp_path / "in.csv", rows), tmp_path / "out.csv"
-    for state in ("{", json.dumps({"asked": {}, "rows": 3, "bytes": 50})):
-        (tmp_path / "out.csv.state.json").write_text(state)
-        (tmp_path / "out.csv.partial").write_text("less than fifty")
-        with pytest.raises(SystemExit):
-            predict(runs / "tfidf", source, target)
-        assert "Delete both to start over" in capsys.readouterr().err
-        assert (tmp_path / "out.csv.partial").read_text() == "less than fifty"
 
 
 def test_compressed_texts_and_missing_ones_are_labelled(runs, tmp_path):
@@ -290,7 +281,7 @@ def test_a_process_that_dies_is_said_in_one_line_and_the_same_command_goes_on(ru
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     done = subprocess.run(
-        [sys.executable, "-c", TWO_PROCESSES, f"{target}.state.json", *words, "--num_threads", "1"],
+        [sys.executable, "-c", TWO_PROCESSES, f"{target}.unfinished/journal.jsonl", *words, "--num_threads", "1"],
         capture_output=True, text=True, timeout=500, check=False,
         env={**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
     )  # fmt: skip

@@ -11,7 +11,7 @@ import inspect
 import io
 import json
 import logging
-import shutil
+import os
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -36,7 +36,7 @@ from finetune.environment import describe_environment
 from finetune.errors import FinetuneError
 from finetune.escape import blank_tokens
 from finetune.export.attention import use_exported_attention
-from finetune.files import replace_folder, write_json
+from finetune.files import write_folder_aside, write_json
 from finetune.inference.exported import (
     EXPORT_FILE,
     INT8_FILE,
@@ -122,6 +122,7 @@ def export(
     Raises:
         FinetuneError: If the model can't be exported, there is nothing to measure on, or too much is lost. Then there
             is no folder `output`.
+        FileExistsError: If something came into being there meanwhile.
     """
     output = Path(output)
     _check_packages()
@@ -130,7 +131,7 @@ def export(
     folder = find_model_folder(path)
     if is_exported(folder):
         raise FinetuneError(f"Expected a trained model, but {str(path)!r} is exported already. Pass its run.")
-    if output.exists():
+    if os.path.lexists(output):
         raise FinetuneError(f"Expected a new folder to write to, but {str(output)!r} exists. Pass another one.")
     model, tokenizer = load(folder)
     if not isinstance(model, PreTrainedModel | PeftModel):
@@ -154,10 +155,8 @@ def export(
         _read_examples(path, reference.task, validation_file, columns or {}, config.encoding), max_samples
     )
 
-    aside = output.with_name(output.name + ".partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        aside.mkdir(parents=True)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with write_folder_aside(output) as aside:
         plain = load(folder)[0]  # the predictor has changed how the first one computes
         plain = merge_adapter(plain) if has_adapter(plain) else plain
         told = replace(config, problem_type=reference.task.problem_type, text=reference.text_config, four_bit=False)
@@ -186,10 +185,6 @@ def export(
             {**manifest, "tolerance": tolerance, "measured": blank_tokens(measured), "finetune_version": __version__,
              "environment": describe_environment()},
         )  # fmt: skip
-        replace_folder(output, aside)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
     return measured
 
 

@@ -29,7 +29,7 @@ from finetune.data.tokenize import TextConfig, find_cache, tokenize_dataset
 from finetune.errors import FinetuneError
 from finetune.escape import say
 from finetune.families.embeddings.vectors import read_beside
-from finetune.files import is_disk_full, read_json, replace_folder, write_json
+from finetune.files import is_disk_full, read_json, write_folder_aside, write_json
 from finetune.hardware import cpu_seconds, peak_memory_bytes
 from finetune.models.inputs import add_embeddings
 from finetune.models.load import (
@@ -249,14 +249,10 @@ def _put(folder: Path, write: Any) -> None:
     Raises:
         FinetuneError: If the disk is full.
     """
-    aside = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
     try:
-        aside.mkdir()
-        write(aside)
-        replace_folder(folder, aside)
+        with write_folder_aside(folder, replaces=True) as aside:
+            write(aside)
     except Exception as error:
-        shutil.rmtree(aside, ignore_errors=True)
         if not is_disk_full(error):
             raise
         raise FinetuneError(

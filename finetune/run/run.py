@@ -419,6 +419,7 @@ class Run:
                 is_paired=self.is_paired,
                 encoding=self.encoding,
                 is_numbered=self.is_numbered,
+                replaces=True,
             )
             starts_from = "model_name_or_path" not in self.arguments.unused()
             name = self.record.arguments.model["model_name_or_path"] if starts_from else None
