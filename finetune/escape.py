@@ -38,7 +38,7 @@ FLAGGED = re.compile(r"^([-+]|\d+[.)])(?=\s)")  # what begins a list at the begi
 TOKEN = re.compile(r"(?:hf|api_org)_[A-Za-z0-9]{16,}")
 IN_URL = re.compile(r"(?P<scheme>\b[A-Za-z][A-Za-z0-9+.-]*://)[^\s/@'\"]+@")
 IN_QUERY = re.compile(r"(?P<name>[?&](?:access_|auth_|api_?)?(?:token|key|password|secret)=)[^\s&#'\"]+", re.IGNORECASE)
-SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")
+SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "FINETUNE_API_KEY")
 BLANK = "[token]"
 
 

@@ -290,7 +290,7 @@ def test_counts_are_what_prometheus_reads(service):
 
 def test_names_in_the_counts_are_escaped():
     text = Metrics().render("1", 'a"b\\c\nd\x1b[2J\re', {})
-    assert '{model="a\\"b\\\\c\\nd\\\\x1b[2J\\\\re"}' in text
+    assert '{model="a\\"b\\\\c\\\\nd\\\\x1b[2J\\\\re"}' in text
     histogram = Histogram((1, 2))
     for value in (0, 1, 1.5, 2, 3):
         histogram.add(value)

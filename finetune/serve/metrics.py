@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 
 import psutil
 
+from finetune.escape import show_hidden
+
 __all__ = ["CONTENT_TYPE", "Histogram", "Metrics"]
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -125,8 +127,4 @@ def _sample(name: str, labels: Mapping[str, object], value: float) -> str:
 
 
 def _escape(word: str) -> str:
-    """Escape what the format gives a meaning to, and control characters, which some readers take for line ends."""
-    shown = "".join(
-        sign if sign.isprintable() or sign == "\n" else sign.encode("unicode_escape").decode() for sign in word
-    )
-    return shown.replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
+    return show_hidden(word).replace("\\", "\\\\").replace('"', '\\"')

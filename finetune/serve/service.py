@@ -31,6 +31,7 @@ from starlette.responses import Response
 
 from finetune import __version__
 from finetune.errors import FinetuneError
+from finetune.escape import show_hidden
 from finetune.models.answers import Prediction, TextClassifier
 from finetune.serve.batching import BatchingQueue, QueueClosedError, QueueFullError
 from finetune.serve.connections import (
@@ -406,7 +407,7 @@ def serve(
         FinetuneError: If the address can't be had, or the model not be loaded.
     """
     api_key = read_api_key()
-    name = "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in name)
+    name = show_hidden(name)
     metrics = Metrics()
     model = ServedModel(load, metrics)
 
