@@ -183,6 +183,15 @@ def build_parser() -> argparse.ArgumentParser:
     serve.add_argument("--max_body_bytes", type=_count, default=2_000_000, help="of a request (default: 2,000,000)")
     serve.add_argument("--max_texts", type=_count, default=256, help="in a request (default: 256)")
     serve.add_argument("--max_characters", type=_count, default=100_000, help="of a text (default: 100,000)")
+    serve.add_argument("--max_connections", type=_count, default=512, help="open at once (default: 512)")
+    serve.add_argument(
+        "--header_seconds", type=_count, default=10, help="in which a request's headers have to come (default: 10)"
+    )
+    serve.add_argument("--body_seconds", type=_count, default=30, help="in which its body has to come (default: 30)")
+    serve.add_argument(
+        "--allowed_hosts",
+        help="names that a request may ask for, with commas between, or * (default: those of loopback there, else any)",
+    )
     _add_prediction_flags(serve)
     serve.set_defaults(run=run_serve)
 
@@ -489,6 +498,13 @@ def run_export(arguments: argparse.Namespace) -> None:
 
 def run_serve(arguments: argparse.Namespace) -> None:
     """Serve until SIGTERM or Ctrl-C."""
+    from finetune.serve.signals import end_at_once, on_stop
+
+    with on_stop(end_at_once):
+        _serve(arguments)
+
+
+def _serve(arguments: argparse.Namespace) -> None:
     import functools
     import importlib.util
     from pathlib import Path
@@ -498,12 +514,12 @@ def run_serve(arguments: argparse.Namespace) -> None:
             "Expected fastapi and uvicorn to serve, but they are not installed. "
             "Install them: pip install -c constraints.txt -e '.[serve]'"
         )
-    limits = {name: getattr(arguments, name) for name in ("max_body_bytes", "max_texts", "max_characters")}
     from finetune.serve.service import Limits, serve
 
+    limits = Limits(**{name: getattr(arguments, name) for name in Limits.__dataclass_fields__})
     name = Path(arguments.path).resolve().name if Path(arguments.path).exists() else arguments.path
     load = functools.partial(_load_predictor, arguments)
-    serve(load, name, arguments.host, arguments.port, Limits(**limits))
+    serve(load, name, arguments.host, arguments.port, limits, arguments.allowed_hosts)
 
 
 def run_compare(arguments: argparse.Namespace) -> None:

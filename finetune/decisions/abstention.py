@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binom
 
 __all__ = ["Abstention", "choose_confidence", "reachable_precision"]
 
@@ -50,6 +49,8 @@ def choose_confidence(confidence: np.ndarray, is_right: np.ndarray, precision: f
         >>> choose_confidence(confidence, confidence > 0.6, precision=0.95).answered
         0.811
     """
+    from scipy.stats import binom  # slow to import
+
     order = np.argsort(-confidence, kind="stable")
     ordered, hits = confidence[order], np.cumsum(is_right[order])
     fewest = math.ceil(math.log(RISK / NUM_STARTS) / math.log(precision))  # without a mistake among them

@@ -5,11 +5,12 @@ import shlex
 from pathlib import Path
 
 from finetune.escape import to_terminal
-from finetune.run.fields import Metrics, Search, SplitRecord
+from finetune.run.fields import AbstentionRecord, Answers, Metrics, Search, SplitRecord
 from finetune.run.record import CompleteRecord
 from finetune.settings.describe import describe_settings
+from finetune.tasks import REGRESSION
 
-__all__ = ["BUSY", "summarize"]
+__all__ = ["BUSY", "describe_silence", "summarize"]
 
 BUSY = 1.25  # times the shortest time of a short computation, on average
 
@@ -56,11 +57,52 @@ def summarize(record: CompleteRecord, directory: Path) -> str:
         chosen = sum(value != 0.5 for value in record.thresholds.values)
         rows.append(("thresholds", f"{chosen} of {len(record.thresholds.values)} chosen on validation; with all at "
                      f"one half: micro-F1 {half.micro_f1:.3f}, macro-F1 {half.macro_f1:.3f} on test"))  # fmt: skip
+    if record.answers is not None:
+        rows += _describe_answers(record.answers, record.data.problem_type == REGRESSION)
     if record.floor is not None:
         rows.append(("floor (test)", f"{_quality(record.floor.test)}, by TF-IDF and a linear model on whole texts"))
     rows.append(("model", str(directory / "model")))
     rows.append(("next", f'finetune predict {shlex.quote(str(directory))} "A text to classify."'))
     return "\n".join(f"{name:<16} {to_terminal(text)}" for name, text in rows)
+
+
+def _describe_answers(answers: Answers, is_number: bool) -> list[tuple[str, str]]:
+    rows = []
+    calibration, silence, sets = answers.calibration, answers.abstention, answers.prediction_sets
+    if calibration is not None:
+        before, after = calibration.test_before, calibration.test_after
+        figures = "" if before is None or after is None else (
+            f"; on test log loss {before.log_loss:.3f} before and {after.log_loss:.3f} after, calibration error "
+            f"{before.ece:.1%} and {after.ece:.1%}"
+        )  # fmt: skip
+        rows.append(("calibration", f"temperature {calibration.temperature:.2f}{figures}"))
+    if silence is not None:
+        rows.append(("silence", describe_silence(silence)))
+    if sets is not None:
+        kind = " of each class" if sets.class_conditional else ""
+        line = f"asked to hold {sets.coverage:.1%}{kind}"
+        if sets.test_coverage is not None and sets.test_coverage_interval is not None:
+            low, high = sets.test_coverage_interval
+            size = f"{sets.test_mean_size:.4g} wide" if is_number else f"{sets.test_mean_size:.2f} labels on average"
+            line += f"; on test they hold {sets.test_coverage:.1%} ({low:.1%} to {high:.1%}), {size}"
+        rows.append(("intervals" if is_number else "sets", line))
+    return rows
+
+
+def describe_silence(silence: AbstentionRecord) -> str:
+    """Say in words how many test texts are answered, and how many of the answers are right."""
+    line = f"asked for {silence.precision:.1%} right answers, given from a probability of {silence.confidence:.3f} on"
+    if silence.confidence > 1:
+        return f"asked for {silence.precision:.1%} right answers, which validation can't prove: no text is answered"
+    if silence.test_answered is None:
+        return f"{line}: {silence.validation_answered:.0%} of the validation texts"
+    if silence.test_precision is None or silence.test_precision_interval is None:
+        return f"{line}: no test text is answered"
+    low, high = silence.test_precision_interval
+    return (
+        f"{line}: answers {silence.test_answered:.0%} of the test texts, {silence.test_precision:.1%} right "
+        f"({low:.1%} to {high:.1%})"
+    )
 
 
 def _describe_search(search: Search) -> str:
