@@ -33,6 +33,7 @@ from finetune.data.labels import label_matrix
 from finetune.data.load import read_examples
 from finetune.environment import describe_environment
 from finetune.errors import FinetuneError
+from finetune.examination.checksums import write_checksums
 from finetune.files import replace_folder, write_json
 from finetune.inference.exported import EXPORT_FILE, MODEL_FILE, ExportedPredictor, is_exported
 from finetune.inference.load import find_model_folder, find_saved_family, load
@@ -159,6 +160,7 @@ def export(
             {**manifest, "tolerance": tolerance, "measured": measured, "finetune_version": __version__,
              "environment": describe_environment()},
         )  # fmt: skip
+        write_checksums(aside)
         replace_folder(output, aside)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)

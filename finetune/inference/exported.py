@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 
 from finetune.data.cutting import TextConfig, cut_contents, group_equal, type_tokens
 from finetune.errors import FinetuneError
+from finetune.examination.folder import examine_export
 from finetune.models.answers import TextClassifier
 from finetune.models.finetune_config import read_finetune_config
 from finetune.tasks import MULTI_LABEL, Task
@@ -57,6 +58,8 @@ def load_exported(path: str | Path, num_threads: int | None = None) -> "Exported
         )
     try:
         return ExportedPredictor(Path(path), num_threads or default_num_threads())
+    except FinetuneError:
+        raise
     except Exception as error:  # onnxruntime and tokenizers raise errors of their own, without a common class
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise FinetuneError(
@@ -73,6 +76,7 @@ class ExportedPredictor(TextClassifier):
     """
 
     def __init__(self, folder: Path, num_threads: int):
+        examine_export(folder, MODEL_FILE)
         config = read_finetune_config(folder)
         names = json.loads((folder / "config.json").read_text(encoding="utf-8"))["id2label"]
         self.task = Task(config.problem_type, [names[str(number)] for number in range(len(names))])
