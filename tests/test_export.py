@@ -86,7 +86,7 @@ def test_texts_side_by_side_on_several_threads_give_the_same(exports, name):
 def test_the_folder_has_all_that_its_use_needs_and_says_what_was_measured(runs, exports):
     assert {file.name for file in (exports / "full").iterdir()} == {
         "model.onnx", "model.onnx.data", "export.json", "config.json", "finetune_config.json", "tokenizer.json",
-        "tokenizer_config.json",
+        "tokenizer_config.json", "checksums.json",
     }  # fmt: skip
     record = json.loads((exports / "full/export.json").read_text())
     assert record["export_format"] == "onnx"  # it is transformers' manifest too

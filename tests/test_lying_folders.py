@@ -627,6 +627,14 @@ def test_a_graph_has_its_weights_beside_it_and_no_loops(lying, tmp_path):
         check_graph(file)
 
 
+@pytest.mark.parametrize(("name", "family"), [("lora", "textcnn"), ("lora", "contrastive"), ("full", "tfidf")])
+def test_a_folder_is_of_the_family_that_it_says(lying, name, family):
+    folder = lying(name)
+    write_entry(folder / "finetune_config.json", {"family": family})
+    with pytest.raises(FinetuneError, match=r"files are of another|a whole model with a config"):
+        load(folder)
+
+
 @pytest.mark.parametrize("kind", ["folder", "pipe", "zeros", "nothing", "circle"])
 def test_what_is_no_file_is_not_opened(lying, kind):
     folder = lying("full")

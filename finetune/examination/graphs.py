@@ -105,10 +105,9 @@ def check_graph(file: Path) -> None:
 def _check_tensor(tensor: Any, file: Path, fix: str) -> None:
     dtype = "<u2" if tensor.data_type == BFLOAT16 else FORMATS.get(tensor.data_type)
     if not tensor.external_data:
-        numbers = np.frombuffer(tensor.raw_data, dtype) if dtype and _divides(len(tensor.raw_data), dtype) else []
-        listed = [*tensor.float_data, *tensor.double_data]
-        _refuse_no_numbers(tensor, numbers, file, fix)
-        _refuse_no_numbers(tensor, listed, file, fix)
+        _refuse_no_numbers(tensor, [*tensor.float_data, *tensor.double_data], file, fix)
+        if dtype and len(tensor.raw_data) % np.dtype(dtype).itemsize == 0:
+            _refuse_no_numbers(tensor, np.frombuffer(tensor.raw_data, dtype), file, fix)
         return
     where = {one.key: one.value for one in tensor.external_data}
     name, what = where.get("location", ""), "weights in files that lie beside it"
@@ -130,10 +129,6 @@ def _check_tensor(tensor: Any, file: Path, fix: str) -> None:
         _refuse_no_numbers(
             tensor, np.fromfile(data, dtype, length // np.dtype(dtype).itemsize, offset=start), file, fix
         )
-
-
-def _divides(length: int, dtype: str) -> bool:
-    return length > 0 and length % np.dtype(dtype).itemsize == 0
 
 
 def _refuse_no_numbers(tensor: Any, numbers: Any, file: Path, fix: str) -> None:

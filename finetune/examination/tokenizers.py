@@ -49,6 +49,7 @@ def _check_fast(file: Path, num_rows: int | None) -> dict[str, int]:
     if not isinstance(model, dict):
         raise refusal(file, "a model with a vocabulary", show(model))
     numbers = _read_vocabulary(model, file)
+    _check_numbers(numbers, file)
     unknown = model.get("unk_token")
     if model.get("type") in NEEDS_UNKNOWN and (not isinstance(unknown, str) or unknown not in numbers):
         raise refusal(
@@ -63,9 +64,7 @@ def _check_fast(file: Path, num_rows: int | None) -> dict[str, int]:
         if not isinstance(token, str) or not token:
             raise refusal(file, "added_tokens that are texts", show(token))
         numbers[token] = number  # type: ignore[assignment]
-    for token, number in numbers.items():
-        if not is_whole(number) or not 0 <= number < MOST_TOKENS:
-            raise refusal(file, f"token numbers below {MOST_TOKENS:,}", f"{show(number)} of {show(token)}", ANOTHER)
+    _check_numbers(numbers, file)
     _check_ends(content.get("post_processor"), set(numbers.values()), file)
     if num_rows is not None:
         beyond = next((token for token, number in numbers.items() if number >= num_rows), None)
@@ -79,6 +78,12 @@ def _check_fast(file: Path, num_rows: int | None) -> dict[str, int]:
             if repeats_repetitions(pattern):
                 raise refusal(file, f"a {key} whose patterns end", f"{show(pattern)}, which may try for ever")
     return numbers
+
+
+def _check_numbers(numbers: dict[str, int], file: Path) -> None:
+    for token, number in numbers.items():
+        if not is_whole(number) or not 0 <= number < MOST_TOKENS:
+            raise refusal(file, f"token numbers below {MOST_TOKENS:,}", f"{show(number)} of {show(token)}", ANOTHER)
 
 
 def _read_vocabulary(model: dict[str, Any], file: Path) -> dict[str, int]:
@@ -154,5 +159,5 @@ def _check_settings(file: Path, numbers: dict[str, int] | None) -> None:
         token = value.get("content") if isinstance(value, dict) else value
         if token is None:
             continue
-        if not isinstance(token, str):
+        if not isinstance(token, str) or not token:
             raise refusal(file, f"{name} to be a token", show(value))

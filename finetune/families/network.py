@@ -141,6 +141,10 @@ class NetworkFamily(Family):
         import torch
         from transformers import AutoModelForSequenceClassification
 
+        if not (folder / "config.json").is_file():  # transformers would look for the base of an adapter
+            raise FinetuneError(
+                f"Expected a whole model with a config.json in {str(folder)!r}, but it has none. Save the model again."
+            )
         model, loading = AutoModelForSequenceClassification.from_pretrained(
             folder,
             dtype=torch.float32,

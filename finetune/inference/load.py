@@ -125,6 +125,12 @@ def find_saved_family(folder: Path, config: FinetuneConfig) -> Family:
             f"Expected a model of a family that is known here, but {str(folder)!r} is of {config.family!r}, whose code "
             f"would have to be run. If you trust it, `import {module}` first, or pass --family {config.family}."
         )
+    knows = type(family).recognises is not Family.recognises
+    if config.family in FAMILIES and knows and not family.recognises(folder):
+        raise FinetuneError(
+            f"Expected a model of the family {config.family!r} in {str(folder)!r}, as its {FINETUNE_CONFIG_FILE} says, "
+            "but its files are of another. Save the model again."
+        )
     return family
 
 

@@ -99,5 +99,5 @@ def _in_one_line(folder: Path) -> Iterator[None]:
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise FinetuneError(
-            f"Expected a model that answers in {str(folder)!r}, but got: {reason} Fetch it again, or save it again."
+            f"Expected a model that answers in {str(folder)!r}, but got: {reason}. Fetch it again, or save it again."
         ) from error
