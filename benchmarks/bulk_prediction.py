@@ -71,8 +71,13 @@ def write_rows(path: Path, num_rows: int) -> float:
 def rows_done(target: Path) -> int:
     """Read how many rows of an unfinished output count."""
     try:
-        return json.loads(target.with_name(f"{target.name}.state.json").read_text(encoding="utf-8"))["rows"]
-    except OSError:
+        *_, last = (
+            (target.with_name(f"{target.name}.unfinished") / "journal.jsonl")
+            .read_text(encoding="utf-8")
+            .split("\n")[:-1]
+        )
+        return json.loads(last).get("rows", 0)
+    except (OSError, ValueError):  # there is none, or no line of it
         return 0
 
 

@@ -22,7 +22,7 @@ from turns import build_parser, take_turns, write_results
 from finetune.data.labels import label_matrix
 from finetune.export.onnx import Examples, export, measure_cost
 from finetune.hardware import use_processor
-from finetune.inference.exported import is_exported, load_exported
+from finetune.inference.exported import find_graph, is_exported, load_exported
 from finetune.inference.predict import load_predictor
 from finetune.metrics import accuracy_interval
 from finetune.quiet import quiet_program
@@ -45,7 +45,7 @@ def measure(path: str, run: str, options: Any) -> dict[str, Any]:
     examples = read_test(run, options.num_texts)
     if is_exported(path):
         predictor: Any = load_exported(path, options.num_threads)
-        size = sum(file.stat().st_size for file in Path(path).glob("model.onnx*"))
+        size = sum(file.stat().st_size for file in find_graph(Path(path)).parent.glob("model*.onnx*"))
     else:
         predictor = load_predictor(path, torch.float32)
         size = sum(file.stat().st_size for file in Path(path, "model").glob("*.safetensors"))

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, TextIO
 
 from finetune import __version__
 from finetune.errors import FinetuneError, exit_on_error, show_warning
+from finetune.escape import say, show_hidden
 
 if TYPE_CHECKING:
-    from finetune.models.answers import TextClassifier
+    from finetune.decisions.rules import Wishes
+    from finetune.models.answers import Prediction, TextClassifier
 
 __all__ = [
     "build_parser",
@@ -181,6 +183,15 @@ def build_parser() -> argparse.ArgumentParser:
     serve.add_argument("--max_body_bytes", type=_count, default=2_000_000, help="of a request (default: 2,000,000)")
     serve.add_argument("--max_texts", type=_count, default=256, help="in a request (default: 256)")
     serve.add_argument("--max_characters", type=_count, default=100_000, help="of a text (default: 100,000)")
+    serve.add_argument("--max_connections", type=_count, default=512, help="open at once (default: 512)")
+    serve.add_argument(
+        "--header_seconds", type=_count, default=10, help="in which a request's headers have to come (default: 10)"
+    )
+    serve.add_argument("--body_seconds", type=_count, default=30, help="in which its body has to come (default: 30)")
+    serve.add_argument(
+        "--allowed_hosts",
+        help="names that a request may ask for, with commas between, or * (default: those of loopback there, else any)",
+    )
     _add_prediction_flags(serve)
     serve.set_defaults(run=run_serve)
 
@@ -215,6 +226,15 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_prediction_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num_threads", type=_count, help="threads (default: the physical cores)")
     parser.add_argument("--no_accelerated", action="store_true", help="compute by transformers' own modules alone")
+    parser.add_argument("--no_calibrate", action="store_true", help="show probabilities as the model gives them")
+    parser.add_argument(
+        "--abstain", type=_share, metavar="SHARE", help="answer only where this share of the answers is right: 0.98"
+    )
+    parser.add_argument(
+        "--coverage", type=_share, metavar="SHARE", help="sets of labels that hold the right one for this share: 0.9"
+    )
+    parser.add_argument("--class_conditional", action="store_true", help="let --coverage hold for each class by itself")
+    parser.add_argument("--cost_matrix", metavar="FILE", help="YAML of what mistakes cost: 'spam: {ham: 10}'")
     _add_family_flag(parser)
 
 
@@ -237,6 +257,17 @@ def _count(word: str) -> int:
     if not word.isdecimal() or int(word) < 1:
         raise argparse.ArgumentTypeError(f"Expected a number of at least 1, but got {word!r}")
     return int(word)
+
+
+def _share(word: str) -> float:
+    """Read the value of a flag that is a share between 0 and 1."""
+    try:
+        value = float(word)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"Expected a share between 0 and 1, such as 0.98, but got {word!r}")
+    return value
 
 
 def _add_label_flags(parser: argparse.ArgumentParser) -> None:
@@ -315,10 +346,15 @@ def run_predict(arguments: argparse.Namespace) -> None:
         columns = {name: getattr(arguments, name) for name in ("text_column", "text_pair_column", "encoding")}
         files = Path(arguments.input_file), Path(arguments.output_file)
         count = predict_file(
-            arguments.path, *files, columns, arguments.num_threads, accelerated=not arguments.no_accelerated
+            arguments.path,
+            *files,
+            columns,
+            arguments.num_threads,
+            accelerated=not arguments.no_accelerated,
+            wishes=_read_wishes(arguments),
         )
         if count is not None:  # else the main process says it
-            print(f"{count:,} rows in {arguments.output_file}")
+            say(f"{count:,} rows in {arguments.output_file}", file=sys.stdout)
         return
     predictor = _load_predictor(arguments)
     chunks = [arguments.texts] if arguments.texts else _lines(sys.stdin)
@@ -326,12 +362,20 @@ def run_predict(arguments: argparse.Namespace) -> None:
         _check_characters([*texts, *(arguments.pairs or ())])
         seconds = arguments.pairs or itertools.repeat(None)
         for text, second, prediction in zip(texts, seconds, predictor.predict(texts, arguments.pairs), strict=False):
-            if prediction.value is not None:
-                found = f"{prediction.value:.4f}"
-            else:
-                found = f"{','.join(prediction.labels)}\t{','.join(f'{p:.4f}' for p in prediction.probabilities)}"
-            print("\t".join([found, *(" ".join(one.split()) for one in (text, second) if one is not None)]))
+            shown = [" ".join(one.split()) for one in (*_show(prediction), text, second) if one is not None]
+            print("\t".join(map(show_hidden, shown) if sys.stdout.isatty() else shown))
         sys.stdout.flush()
+
+
+def _show(prediction: "Prediction") -> list[str]:
+    """Return the columns that are printed of a prediction: label, probability, and the set if sets were asked for."""
+    if prediction.value is not None:
+        low, high = prediction.interval or (None, None)
+        return [f"{prediction.value:.4f}", *([] if low is None else [f"{low:.4f} to {high:.4f}"])]
+    sets = [] if prediction.label_set is None else [f"{{{', '.join(prediction.label_set)}}}"]
+    if not prediction.is_given:
+        return ["(not sure)", f"{max(prediction.all_probabilities.values()):.4f}", *sets]
+    return [",".join(prediction.labels), ",".join(f"{p:.4f}" for p in prediction.probabilities), *sets]
 
 
 def _load_predictor(arguments: argparse.Namespace) -> "TextClassifier":
@@ -339,8 +383,24 @@ def _load_predictor(arguments: argparse.Namespace) -> "TextClassifier":
     _prepare_prediction(arguments)
     from finetune.inference.predict import load_predictor
 
-    how = {"accelerated": not arguments.no_accelerated, "num_threads": arguments.num_threads}
-    return load_predictor(arguments.path, **how)
+    return load_predictor(
+        arguments.path,
+        accelerated=not arguments.no_accelerated,
+        num_threads=arguments.num_threads,
+        wishes=_read_wishes(arguments),
+    )
+
+
+def _read_wishes(arguments: argparse.Namespace) -> "Wishes | None":
+    """Read what is asked of answers; None where it is what was saved with the model."""
+    asked = (arguments.abstain, arguments.coverage, arguments.cost_matrix)
+    if not (arguments.no_calibrate or arguments.class_conditional or any(one is not None for one in asked)):
+        return None
+    from finetune.decisions.cost_matrix import read_cost_matrix
+    from finetune.decisions.rules import Wishes
+
+    costs = None if arguments.cost_matrix is None else read_cost_matrix(arguments.cost_matrix)
+    return Wishes(not arguments.no_calibrate, arguments.abstain, arguments.coverage, arguments.class_conditional, costs)
 
 
 def _lines(stream: TextIO) -> Iterator[list[str]]:
@@ -370,8 +430,13 @@ def _check_characters(texts: Sequence[str]) -> None:
 def run_evaluate(arguments: argparse.Namespace) -> None:
     """Print the metrics and the classification report."""
     _prepare(arguments)
-    from finetune.files import write_json
+    from pathlib import Path
+
+    from finetune.files import is_replaced, write_json
     from finetune.inference.evaluate import evaluate_file
+
+    output = Path(arguments.output_json) if arguments.output_json else None
+    replaces = output is not None and is_replaced(output, "--output_json")
 
     columns = {
         name: getattr(arguments, name)
@@ -385,10 +450,8 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
             print(f"{name:<18} {shown}" + (f" (95 % interval {low:.4f} to {high:.4f})" if low is not None else ""))
     if report:
         print(f"\n{report}")
-    if arguments.output_json:
-        from pathlib import Path
-
-        write_json(Path(arguments.output_json), metrics)
+    if output is not None:
+        write_json(output, metrics, replaces)
 
 
 def run_push(arguments: argparse.Namespace) -> None:
@@ -412,7 +475,7 @@ def run_merge(arguments: argparse.Namespace) -> None:
     _prepare(arguments)
     from finetune.export.merge import merge_folder
 
-    print(merge_folder(arguments.path, arguments.output))
+    say(str(merge_folder(arguments.path, arguments.output)), file=sys.stdout)
 
 
 def run_export(arguments: argparse.Namespace) -> None:
@@ -430,11 +493,18 @@ def run_export(arguments: argparse.Namespace) -> None:
         columns={name: getattr(arguments, name) for name in names},
         max_samples=arguments.max_samples,
     )
-    print(f"{describe(measured)}\n{arguments.output}")
+    say(*describe(measured).split("\n"), str(arguments.output), file=sys.stdout)
 
 
 def run_serve(arguments: argparse.Namespace) -> None:
     """Serve until SIGTERM or Ctrl-C."""
+    from finetune.serve.signals import end_at_once, on_stop
+
+    with on_stop(end_at_once):
+        _serve(arguments)
+
+
+def _serve(arguments: argparse.Namespace) -> None:
     import functools
     import importlib.util
     from pathlib import Path
@@ -444,12 +514,12 @@ def run_serve(arguments: argparse.Namespace) -> None:
             "Expected fastapi and uvicorn to serve, but they are not installed. "
             "Install them: pip install -c constraints.txt -e '.[serve]'"
         )
-    limits = {name: getattr(arguments, name) for name in ("max_body_bytes", "max_texts", "max_characters")}
     from finetune.serve.service import Limits, serve
 
+    limits = Limits(**{name: getattr(arguments, name) for name in Limits.__dataclass_fields__})
     name = Path(arguments.path).resolve().name if Path(arguments.path).exists() else arguments.path
     load = functools.partial(_load_predictor, arguments)
-    serve(load, name, arguments.host, arguments.port, Limits(**limits))
+    serve(load, name, arguments.host, arguments.port, limits, arguments.allowed_hosts)
 
 
 def run_compare(arguments: argparse.Namespace) -> None:
@@ -484,7 +554,7 @@ def run_compare(arguments: argparse.Namespace) -> None:
         output = str(plan.output_directory / "report")
         report_runs(finished, output, arguments.metric, arguments.margin, arguments.cost)
     for failure in failures:
-        print(failure, file=sys.stderr)
+        say(failure)
     if failures:
         sys.exit(1)
 

@@ -3,7 +3,6 @@
 Hinton et al. 2015, Distilling the Knowledge in a Neural Network; on texts without labels Tang et al. 2019.
 """
 
-import sys
 import time
 import warnings
 from pathlib import Path
@@ -16,6 +15,7 @@ from datasets import Dataset, DatasetDict
 from finetune.data.labels import Task
 from finetune.data.soft_labels import TEACHER
 from finetune.errors import FinetuneError
+from finetune.escape import say
 from finetune.hardware import cpu_seconds
 from finetune.inference.load import find_model_folder
 from finetune.inference.predict import load_predictor
@@ -73,7 +73,7 @@ def ask_teacher(run: Run, splits: DatasetDict, task: Task, unlabeled: Dataset | 
     train = datasets.concatenate_datasets(shared)
     run.name_rows = lambda rows: [str(name) for name in train.select(rows)["id"]]
     more = "" if unlabeled is None else f" and {len(unlabeled):,} without labels"
-    print(f"teacher: {method.teacher} answered {len(splits['train']):,} training texts{more}", file=sys.stderr)
+    say(f"teacher: {method.teacher} answered {len(splits['train']):,} training texts{more}")
     return DatasetDict({**splits, "train": train})
 
 

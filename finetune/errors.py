@@ -12,6 +12,8 @@ import sys
 import warnings
 from collections.abc import Iterator
 
+from finetune.escape import say
+
 __all__ = ["RESUME_ME", "FinetuneError", "Interrupted", "exit_on_error", "show_warning"]
 
 RESUME_ME = os.EX_TEMPFAIL  # 75: not a failure; the same command goes on from here
@@ -73,9 +75,9 @@ def exit_on_error() -> Iterator[None]:
 
 def show_warning(message: Warning | str, *_: object, **__: object) -> None:
     """Print a warning as one line, in place of `warnings.showwarning`."""
-    print(f"warning: {message}", file=sys.stderr)
+    say(f"warning: {' '.join(str(message).split())}")
 
 
 def _exit(status: int, line: str) -> None:
-    print(" ".join(line.split()), file=sys.stderr)
+    say(" ".join(line.split()))
     sys.exit(status)

@@ -1,30 +1,67 @@
-"""Files and folders that are whole or not there: written aside, flushed to the disk, and renamed."""
+"""Files and folders that are whole or not there: written aside, flushed to the disk, and renamed.
+
+What is written aside has a name of its own, `X.1b9d6bcd.partial`, and is made exclusively: nobody's file is written to.
+"""
 
 import contextlib
+import ctypes
 import errno
 import json
 import math
 import os
+import re
+import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["flush", "flush_folder", "is_disk_full", "read_json", "replace_folder", "write_aside", "write_json"]
+from finetune.errors import FinetuneError
+
+__all__ = [
+    "are_one",
+    "flush",
+    "flush_folder",
+    "is_aside",
+    "is_disk_full",
+    "is_replaced",
+    "move_new",
+    "read_json",
+    "remove_asides",
+    "replace_folder",
+    "write_aside",
+    "write_folder_aside",
+    "write_json",
+]  # fmt: skip
 
 FULL = {errno.ENOSPC, errno.EDQUOT}
+NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+AT_FDCWD, RENAME_NOREPLACE = -100, 1  # of Linux
+ASIDE = re.compile(r"\.[0-9a-f]{8}\.partial$")
 # Of safetensors and tokenizers; then of torch, whose archive writer says which of its steps failed, and not why.
 FULL_IN_WORDS = ("No space left", "os error 28", "file write failed", "unexpected pos", "iostream error")
 
 
 @contextlib.contextmanager
-def write_aside(path: Path) -> Iterator[Path]:
-    """Yield a path to write a file to; when all is written it takes the place of `path`, else it is removed."""
-    aside = path.with_name(path.name + ".partial")
+def write_aside(path: Path, replaces: bool = True) -> Iterator[Path]:
+    """Yield a path to write a file to; when all is written it becomes `path`, else it is removed.
+
+    Args:
+        path: In a folder that exists.
+        replaces: Whether to take the place of a file of that name.
+
+    Raises:
+        FileExistsError: If it is not to replace what has that name by now.
+    """
+    aside = _name_aside(path)
+    os.close(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
     try:
         yield aside
         flush(aside)
-        aside.replace(path)
+        if replaces:
+            aside.replace(path)
+        else:
+            move_new(aside, path)
         flush(path.parent)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -32,10 +69,105 @@ def write_aside(path: Path) -> Iterator[Path]:
         raise
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON aside and rename it, so that a reader never sees half of it; NaN becomes null, which JSON has."""
+@contextlib.contextmanager
+def write_folder_aside(folder: Path, replaces: bool = False) -> Iterator[Path]:
+    """Yield a folder to write to; when all is written it becomes `folder`, else it is removed.
+
+    Args:
+        folder: In a folder that exists.
+        replaces: Whether to take the place of what has that name, which must be of our own making.
+
+    Raises:
+        FileExistsError: If it is not to replace what has that name by now, other than an empty folder.
+    """
+    aside = _name_aside(folder)
+    aside.mkdir()
+    try:
+        yield aside
+        if replaces:
+            replace_folder(folder, aside)
+        else:
+            flush_folder(aside)
+            _move_new_folder(aside, folder)
+            flush(folder.parent)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
+def is_replaced(output: Path, flag: str) -> bool:
+    """Return whether there is a file that an output, which the user has named by a flag, takes the place of.
+
+    Raises:
+        FinetuneError: If something else is there, or no folder that it could be in.
+    """
+    if not output.parent.is_dir() or (os.path.lexists(output) and (output.is_symlink() or not output.is_file())):
+        raise FinetuneError(
+            f"Expected {flag} to be a file in a folder that exists, but got {str(output)!r}. Pass another one."
+        )
+    return output.is_file()
+
+
+def move_new(file: Path, target: Path) -> None:
+    """Rename a file, never onto another, as `os.rename` would.
+
+    Raises:
+        FileExistsError: If something has the name.
+    """
+    try:
+        os.link(file, target, follow_symlinks=False)
+    except FileExistsError:
+        if not are_one(file, target):  # a network may have made it twice
+            raise
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        _rename_new(file, target)
+        return
+    file.unlink()
+
+
+def _rename_new(file: Path, target: Path) -> None:
+    """Rename where a file can't have two names, as on exFAT; Linux 3.15 or newer."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None or rename(AT_FDCWD, os.fsencode(file), AT_FDCWD, os.fsencode(target), RENAME_NOREPLACE):
+        number = errno.ENOSYS if rename is None else ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(file), None, str(target))
+
+
+def _move_new_folder(folder: Path, target: Path) -> None:
+    try:
+        folder.rename(target)  # never onto a file or a folder that holds something
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.ENOTDIR):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from error
+        raise
+
+
+def are_one(file: Path, other: Path) -> bool:
+    """Return whether two names, both no symbolic links, are of the same file."""
+    try:
+        return os.path.samestat(file.lstat(), other.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def remove_asides(folder: Path) -> None:
+    """Remove what killed processes were writing aside in a folder of our own making."""
+    for path in list(folder.iterdir()) if folder.is_dir() else []:
+        if is_aside(path.name):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def is_aside(name: str) -> bool:
+    """Return whether a name is one that is written aside under."""
+    return ASIDE.search(name) is not None
+
+
+def write_json(path: Path, content: Any, replaces: bool = True) -> None:
+    """Write JSON as `write_aside` does, so that a reader never sees half of it; NaN becomes null, which JSON has."""
     text = json.dumps(_without_nan(content), indent=2, ensure_ascii=False, default=str, allow_nan=False)
-    with write_aside(path) as aside:
+    with write_aside(path, replaces) as aside:
         aside.write_text(text + "\n", encoding="utf-8")
 
 
@@ -91,6 +223,10 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _name_aside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
 
 
 def _without_nan(content: Any) -> Any:

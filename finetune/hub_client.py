@@ -8,7 +8,6 @@ import functools
 import importlib
 import random
 import re
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +28,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import validate_repo_id
 
 from finetune.errors import FinetuneError
+from finetune.escape import say
 
 __all__ = [
     "CLIENT",
@@ -197,7 +197,7 @@ def retry(ask: Callable[[], Result]) -> Result:
             if attempt == NUM_ATTEMPTS - 1 or not _may_pass(error):
                 raise
             seconds = 2**attempt * (0.5 + random.random())
-            print(f"warning: {_reason(error)}; trying again in {seconds:.0f} s", file=sys.stderr)
+            say(f"warning: {_reason(error)}; trying again in {seconds:.0f} s")
             time.sleep(seconds)
     raise AssertionError("the last attempt returns or raises")
 

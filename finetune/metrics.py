@@ -27,6 +27,7 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
+from finetune.escape import to_terminal
 from finetune.tasks import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
 
 __all__ = [
@@ -360,9 +361,9 @@ def compute_classification_report(predicted: np.ndarray, labels: np.ndarray, lab
         labels,
         predicted,
         labels=present,
-        target_names=[label_names[number] for number in present],
+        target_names=[to_terminal(label_names[number]) for number in present],
         digits=3,
         zero_division=0,
     )
     absent = [name for number, name in enumerate(label_names) if number not in set(present.tolist())]
-    return table + (f"\nwithout examples, so in no mean: {', '.join(absent)}\n" if absent else "")
+    return table + (f"\nwithout examples, so in no mean: {', '.join(map(to_terminal, absent))}\n" if absent else "")

@@ -1,10 +1,11 @@
 """What the public functions return: a finished run, a comparison, findings; each shows itself in a notebook."""
 
 import functools
-import html
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from finetune.escape import to_html
 
 if TYPE_CHECKING:
     import pandas
@@ -78,8 +79,8 @@ class TrainedRun:
 
     def _repr_html_(self) -> str:
         cells = "".join(
-            f"<tr><th style='text-align:left'>{html.escape(line[:17].strip())}</th>"
-            f"<td style='text-align:left'>{html.escape(line[17:])}</td></tr>"
+            f"<tr><th style='text-align:left'>{to_html(line[:17].strip())}</th>"
+            f"<td style='text-align:left'>{to_html(line[17:])}</td></tr>"
             for line in repr(self).splitlines()
         )
         return f"<table>{cells}</table>"
@@ -141,7 +142,7 @@ class Comparison:
         return describe_report(self.report)
 
     def _repr_html_(self) -> str:
-        return f"<p><b>{html.escape(self.verdict)}</b></p>{self.table().to_html(float_format='{:.4g}'.format)}"
+        return f"<p><b>{to_html(self.verdict)}</b></p>{self.table().to_html(float_format='{:.4g}'.format)}"
 
 
 class Findings(list):
@@ -159,8 +160,8 @@ class Findings(list):
 
     def _repr_html_(self) -> str:
         cells = "".join(
-            f"<tr><td>{finding.severity}</td><td style='text-align:left'>{html.escape(finding.name.replace('_', ' '))}"
-            f"</td><td style='text-align:left'>{html.escape(finding.message)} {html.escape(finding.advice)}</td></tr>"
+            f"<tr><td>{finding.severity}</td><td style='text-align:left'>{to_html(finding.name.replace('_', ' '))}"
+            f"</td><td style='text-align:left'>{to_html(finding.message)} {to_html(finding.advice)}</td></tr>"
             for finding in self
         )
         return f"<table><tr><th></th><th>finding</th><th></th></tr>{cells}</table>"

@@ -16,13 +16,13 @@ import pytest
 from conftest import make_reviews, write_csv
 
 from finetune.cli import main as finetune_command
-from finetune.data.labels import Task
+from finetune.decisions.rules import DecisionRules
 from finetune.families.tfidf.fit import fit_tfidf
 from finetune.inference import bulk
 from finetune.inference.predict import load_predictor
+from finetune.inference.unfinished import KEY, Unfinished
 from finetune.metrics import MULTI_LABEL, tune_thresholds
 from finetune.models.answers import TextClassifier
-from finetune.models.predictor import Predictor
 
 COUNT = 50
 
@@ -158,13 +158,13 @@ def test_an_interrupted_output_is_continued_exactly(runs, rows, tmp_path, monkey
     monkeypatch.setattr(bulk, "ROWS_AT_ONCE", 8)
     source = write(tmp_path / f"in{ending}", rows)
     predict(runs / "tfidf", source, tmp_path / f"whole{ending}")
-    write_json, left = bulk.write_json, [2]
+    note, left = Unfinished._note, [2]
 
-    def cut(path, content):
-        if left[0] == 0:
+    def cut(self, **what):
+        if left[0] == 0 and "rows" in what:
             raise PowerCut  # its rows are in the file already, and don't count yet
-        left[0] -= 1
-        write_json(path, content)
+        left[0] -= what.get("rows", 0) > 0
+        note(self, **what)
 
     answered = []
     compute = TextClassifier.compute_probabilities
@@ -173,28 +173,29 @@ def test_an_interrupted_output_is_continued_exactly(runs, rows, tmp_path, monkey
         answered.append(len(texts))
         return compute(self, texts, pairs)
 
-    monkeypatch.setattr(bulk, "write_json", cut)
+    monkeypatch.setattr(Unfinished, "_note", cut)
     target = tmp_path / f"cut{ending}"
     with pytest.raises(PowerCut):
         predict(runs / "tfidf", source, target)
     assert not target.exists()
-    monkeypatch.setattr(bulk, "write_json", write_json)
+    monkeypatch.setattr(Unfinished, "_note", note)
     monkeypatch.setattr(TextClassifier, "compute_probabilities", counted)
     predict(runs / "tfidf", source, target)
     assert sum(answered) == COUNT - 2 * 8
     assert target.read_bytes() == (tmp_path / f"whole{ending}").read_bytes()
-    assert not list(tmp_path.glob("*.state.json")) + list(tmp_path.glob("*.partial*"))
+    assert not list(tmp_path.glob("*.unfinished"))
 
 
 def test_an_unfinished_output_of_another_input_is_left_alone(runs, rows, tmp_path, capsys):
     source, target = write(tmp_path / "in.csv", rows), tmp_path / "out.csv"
-    state = {"asked": {"input": "another"}, "rows": 3, "bytes": 5}
-    (tmp_path / "out.csv.state.json").write_text(json.dumps(state))
-    (tmp_path / "out.csv.partial").write_text("12345")
+    (folder := tmp_path / "out.csv.unfinished").mkdir()
+    lines = [{KEY: {"input": "another"}}, {"rows": 3, "bytes": 5}]
+    (folder / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "rows").write_text("12345")
     with pytest.raises(SystemExit):
         predict(runs / "tfidf", source, target)
     assert "to continue the unfinished output" in capsys.readouterr().err
-    assert (tmp_path / "out.csv.partial").read_text() == "12345"
+    assert (folder / "rows").read_text() == "12345"
 
 
 @pytest.mark.parametrize(
@@ -223,17 +224,6 @@ def test_files_that_don_t_fit_are_refused(runs, rows, tmp_path, capsys, source, 
     assert message in capsys.readouterr().err
     assert (tmp_path / "there.csv").read_text() == "kept"
     assert not list(tmp_path.glob("out*"))
-
-
-def test_an_output_that_was_changed_is_not_gone_on_with(runs, rows, tmp_path, capsys):
-    source, target = write(tmp_path / "in.csv", rows), tmp_path / "out.csv"
-    for state in ("{", json.dumps({"asked": {}, "rows": 3, "bytes": 50})):
-        (tmp_path / "out.csv.state.json").write_text(state)
-        (tmp_path / "out.csv.partial").write_text("less than fifty")
-        with pytest.raises(SystemExit):
-            predict(runs / "tfidf", source, target)
-        assert "Delete both to start over" in capsys.readouterr().err
-        assert (tmp_path / "out.csv.partial").read_text() == "less than fifty"
 
 
 def test_compressed_texts_and_missing_ones_are_labelled(runs, tmp_path):
@@ -291,7 +281,7 @@ def test_a_process_that_dies_is_said_in_one_line_and_the_same_command_goes_on(ru
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     done = subprocess.run(
-        [sys.executable, "-c", TWO_PROCESSES, f"{target}.state.json", *words, "--num_threads", "1"],
+        [sys.executable, "-c", TWO_PROCESSES, f"{target}.unfinished/journal.jsonl", *words, "--num_threads", "1"],
         capture_output=True, text=True, timeout=500, check=False,
         env={**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
     )  # fmt: skip
@@ -339,9 +329,9 @@ def test_tuned_thresholds_travel_with_the_model_and_decide(classify, tmp_path, c
     assert record["thresholds"]["values"] == values
     assert values[record["data"]["label_names"].index("any")] == 0.5  # every text has it
     predictor = load_predictor(run)
-    assert predictor.thresholds.tolist() == values
+    assert predictor.rules.thresholds.tolist() == values
     table = pq.read_table(run / "predictions/test.parquet").to_pydict()
-    probabilities = 1 / (1 + np.exp(-np.array(table["logits"])))
+    probabilities = predictor.rules.to_probabilities(np.array(table["logits"]))
     for one, row in zip(predictor.predict(table["text"]), probabilities, strict=True):
         wanted = np.flatnonzero(row >= values)
         assert one.labels == tuple(predictor.task.label_names[number] for number in wanted)
@@ -380,6 +370,5 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 def test_a_task_of_several_labels_decides_by_thresholds():
-    predictor = object.__new__(Predictor)
-    predictor.task, predictor.thresholds = Task(MULTI_LABEL, ["a", "b"]), np.array([0.2, 0.9])
-    assert predictor.decide(np.array([[0.3, 0.8], [0.1, 0.95]])).tolist() == [[True, False], [False, True]]
+    rules = DecisionRules(MULTI_LABEL, thresholds=np.array([0.2, 0.9]))
+    assert rules.decide(np.array([[0.3, 0.8], [0.1, 0.95]])).tolist() == [[True, False], [False, True]]

@@ -118,7 +118,7 @@ MOMENTS = [
     (EVALUATION, 2),
     ("finetune.training.checkpoints:_delete", 1),
     ("finetune.run.run:write_model", 1),  # the final save
-    ("finetune.families.save:replace_folder", 1),
+    ("finetune.files:replace_folder", 1),
     ("finetune.inference.evaluate:write_predictions", 2),
 ]
 

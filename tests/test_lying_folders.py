@@ -129,7 +129,7 @@ class Pickled:
 
 
 def list_files(folder):
-    return sorted(file for file in folder.iterdir() if file.name != CHECKSUMS_FILE)
+    return sorted(file for file in folder.rglob("*") if file.is_file() and file.name != CHECKSUMS_FILE)
 
 
 def walk(content):
@@ -230,7 +230,7 @@ def change_bytes(folder, draw):
         tensors[name].reshape(-1)[draw.randrange(tensors[name].size)] = value
         save_file(tensors, file, metadata={"format": "pt"})
         return f"{file.name} {name} {value}"
-    if file.suffix == ".data" and draw.random() < 0.6:
+    if file.suffix == ".onnx_data" and draw.random() < 0.6:
         where = 4 * draw.randrange(len(content) // 4)
         content[where : where + 4] = np.float32(draw.choice([float("nan"), float("inf")])).tobytes()
     for _ in range(draw.choice([1, 1, 2, 8])):
@@ -507,7 +507,7 @@ def test_what_lies_is_refused_in_one_line(lying, name, file, entry, said):
     folder = lying(name)
     write_entry(folder / file, entry)
     with pytest.raises(FinetuneError, match=re.escape(said)) as refusal:
-        examine_export(folder, MODEL_FILE) if name == "onnx" else examine_saved(folder)
+        examine_export(folder, folder / MODEL_FILE) if name == "onnx" else examine_saved(folder)
     assert "\n" not in str(refusal.value)
     assert str(folder / file) in str(refusal.value)
 
@@ -597,7 +597,7 @@ def test_a_graph_has_its_weights_beside_it_and_no_loops(lying, tmp_path):
 
         return change
 
-    for location in ("../model.onnx.data", "/etc/passwd", ".hidden", "missing"):
+    for location in ("../model.onnx_data", "/etc/passwd", ".hidden", "missing"):
         changed(move(location))
         with pytest.raises(FinetuneError, match="weights in files that lie beside it"):
             check_graph(file)
@@ -616,7 +616,7 @@ def test_a_graph_has_its_weights_beside_it_and_no_loops(lying, tmp_path):
     with pytest.raises(FinetuneError, match="a graph without loops"):
         check_graph(file)
     file.write_bytes(whole)
-    data = folder / f"{MODEL_FILE}.data"
+    data = folder / f"{MODEL_FILE}_data"
     content = bytearray(data.read_bytes())
     data.write_bytes(content[:-4])
     with pytest.raises(FinetuneError, match="bytes that model"):

@@ -21,7 +21,7 @@ from finetune.cli import main as finetune_command
 from finetune.inference.exported import load_exported
 from finetune.inference.predict import load_predictor
 from finetune.models.answers import TextClassifier
-from finetune.serve.batching import BatchingQueue, QueueFullError
+from finetune.serve.batching import BatchingQueue, QueueClosedError, QueueFullError
 from finetune.tasks import SINGLE_LABEL, Task
 
 LIMITS = ["--max_texts", "50", "--max_characters", "2000", "--max_body_bytes", "100000"]
@@ -127,7 +127,7 @@ def test_health_documentation_and_what_is_not_there(service):
     assert (status, health["status"], health["model"], health["labels"]) == (200, "ok", "full", ["neg", "pos"])
     status, document = ask(service, None, "GET", "/openapi.json")
     assert status == 200
-    assert set(document["paths"]) == {"/predict", "/health"}
+    assert set(document["paths"]) == {"/predict", "/health", "/health/live", "/health/ready", "/metrics"}
     assert {"200", "400", "413", "422", "429"} <= set(document["paths"]["/predict"]["post"]["responses"])
     assert ask(service, None, "GET", "/docs")[0] == 200
     assert ask(service, None, "GET", "/nothing")[0] == 404
@@ -234,8 +234,69 @@ def test_the_queue_is_fair_and_batches_what_waits():
     last = queue.submit(["last"])
     queue.close()
     assert last.result(0).tolist() == [[4, 0]]
-    with pytest.raises(QueueFullError):
+    with pytest.raises(QueueClosedError):
         queue.submit(["late"])
+
+
+def test_what_is_cancelled_leaves_its_place_and_is_not_computed():
+    model = Slow()
+    queue = BatchingQueue(model, max_wait_seconds=0, max_waiting_texts=100)
+    first = queue.submit(["first"])
+    while queue.num_waiting_texts:
+        time.sleep(0.001)
+    gone = [queue.submit(["gone"] * 50), queue.submit(["gone"] * 50)]
+    with pytest.raises(QueueFullError):
+        queue.submit(["x"])
+    assert all(future.cancel() for future in gone)
+    assert queue.num_waiting_texts == 0
+    stays = queue.submit(["stays"])
+    model.may_go.set()
+    assert stays.result(10).tolist() == [[5, 0]]
+    assert first.result(10).tolist() == [[5, 0]]
+    assert model.batches == [(["first"], None), (["stays"], None)]
+    queue.close()
+
+    queue = BatchingQueue(model, max_wait_seconds=0.1)
+    assert queue.submit(["gone"]).cancel()  # while it waits for others
+    time.sleep(0.2)
+    assert queue.is_alive
+    assert queue.submit(["stays"]).result(10).tolist() == [[5, 0]]
+    queue.submit(["gone"])
+    queue.abandon()
+    queue.close()
+
+
+def test_a_text_that_the_model_fails_on_fails_its_own_request_alone():
+    model = Slow()
+    queue = BatchingQueue(model, max_wait_seconds=0)
+    first = queue.submit(["first"])
+    while queue.num_waiting_texts:
+        time.sleep(0.001)
+    good, bad, other = queue.submit(["a", "bb"]), queue.submit(["fail"]), queue.submit(["ccc"] * 20)
+    model.may_go.set()
+    assert first.result(10).tolist() == [[5, 0]]
+    assert good.result(10).tolist() == [[1, 0], [2, 0]]
+    assert other.result(10).tolist() == [[3, 0]] * 20
+    with pytest.raises(RuntimeError, match="as asked"):
+        bad.result(10)
+    queue.close()
+
+
+def test_what_is_abandoned_fails_and_what_is_being_computed_is_answered():
+    model = Slow()
+    queue = BatchingQueue(model, max_wait_seconds=0)
+    first = queue.submit(["first"])
+    while queue.num_waiting_texts:
+        time.sleep(0.001)
+    waiting = queue.submit(["waits"])
+    queue.abandon()
+    with pytest.raises(QueueClosedError):
+        waiting.result(0)
+    with pytest.raises(QueueClosedError):
+        queue.submit(["late"])
+    model.may_go.set()
+    assert first.result(10).tolist() == [[5, 0]]
+    queue.close()
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (360, "dark")])

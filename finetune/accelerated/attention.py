@@ -17,9 +17,9 @@ from transformers.masking_utils import sdpa_mask
 from finetune.accelerated.processor import multiplies_fast
 from finetune.accelerated.unpadding import ATTENTION_NAME, PackedTexts, attend_packed
 
-__all__ = ["cpu_attention_forward", "use_cpu_attention", "use_unpadded_attention"]
+__all__ = ["cpu_attention_forward", "use_cpu_attention"]
 
-NAME, UNPADDED = ATTENTION_NAME, "finetune_unpadded"
+NAME = ATTENTION_NAME
 PIECE_NUMEL = 2**21  # attention weights computed at once: 4 MiB in bfloat16
 
 
@@ -131,26 +131,7 @@ AttentionInterface.register(NAME, cpu_attention_forward)
 AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
-def _unpadded_mask(*sizes: Any, **settings: Any) -> torch.Tensor | None:
-    """Make no mask where every token may see every other; transformers' own makes one whenever a model is traced."""
-    if settings.get("allow_is_bidirectional_skip") and all(
-        settings.get(name) is None for name in ("attention_mask", "local_size")
-    ):
-        return None
-    return sdpa_mask(*sizes, **settings)
-
-
-AttentionInterface.register(UNPADDED, sdpa_attention_forward)
-AttentionMaskInterface.register(UNPADDED, _unpadded_mask)
-
-
 def use_cpu_attention(model: PreTrainedModel) -> None:
     """Let a model that would use torch's fused kernel use this one where it is faster. What is saved stays the same."""
     if model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(NAME)
-
-
-def use_unpadded_attention(model: PreTrainedModel) -> None:
-    """Let a model that is to be traced without `attention_mask` have none in its graph: its batches have no padding."""
-    if model.config._attn_implementation == "sdpa":
-        model.set_attn_implementation(UNPADDED)

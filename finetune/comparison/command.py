@@ -1,6 +1,7 @@
 """`finetune report`: run directories to a page, Markdown, JSON, and a table on the terminal."""
 
 import json
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -9,8 +10,9 @@ from pathlib import Path
 from finetune.comparison.drawings import draw_report
 from finetune.comparison.page import build_page
 from finetune.comparison.report import build_report, to_json
-from finetune.comparison.text import describe_report, to_markdown, without_control_characters
+from finetune.comparison.text import describe_report, to_markdown
 from finetune.errors import FinetuneError
+from finetune.escape import say
 from finetune.files import write_aside
 
 __all__ = ["report_runs"]
@@ -36,37 +38,41 @@ def report_runs(
         FinetuneError: If there is nothing to report, or the folder is not one, or holds files of others.
     """
     folder = Path(output_dir)
-    _refuse_other_files(folder)
+    earlier = _list_earlier(folder)
     report = build_report(paths, metric, margin, cost)
     drawings = draw_report(report)
-    contents = {
-        "report.html": build_page(report, drawings),
-        "report.md": to_markdown(report, drawings),
+    contents = {  # by the first and the second a later report tells what is of this one
         "report.json": json.dumps(to_json(report), indent=2, ensure_ascii=False, allow_nan=False) + "\n",
+        "report.md": to_markdown(report, drawings),
+        "report.html": build_page(report, drawings),
     }
     for line in report.left_out:
-        print(without_control_characters(f"left out: {line}"), file=sys.stderr)
+        say(f"left out: {line}")
     for line in report.warnings:
-        print(without_control_characters(f"warning: {line}"), file=sys.stderr)
+        say(f"warning: {line}")
     print(describe_report(report))
 
     contents |= {f"figures/{drawing.name}.svg": drawing.svg for drawing in drawings}
     try:
-        _write(folder, contents)
+        _write(folder, contents, earlier)
     except OSError as error:
         raise FinetuneError(
             f"Expected to write into {output_dir!r}, but it failed: {error}. Pass another one."
         ) from None
-    print(f"\nwritten: {folder / 'report.html'} (opens in a browser), report.md, report.json, figures/")
+    print(flush=True)
+    say(f"written: {folder / 'report.html'} (opens in a browser), report.md, report.json, figures/", file=sys.stdout)
 
 
-def _write(folder: Path, contents: Mapping[str, str]) -> None:
+def _write(folder: Path, contents: Mapping[str, str], earlier: set[str]) -> None:
     """Write each file aside and rename it; figures of an earlier report that this one has not are removed."""
+    for name in contents.keys() - earlier:
+        if os.path.lexists(folder / name):
+            raise _refuse_other_file(folder / name)
     (folder / "figures").mkdir(parents=True, exist_ok=True)
-    for name in _list_figures(folder) - contents.keys():
+    for name in earlier - contents.keys():
         (folder / name).unlink(missing_ok=True)
     for name, content in contents.items():
-        with write_aside(folder / name) as aside:
+        with write_aside(folder / name, replaces=name in earlier) as aside:
             aside.write_bytes(content.encode("utf-8", "replace"))  # a lone surrogate in a label has no encoding
 
 
@@ -78,17 +84,23 @@ def _list_figures(folder: Path) -> set[str]:
         return set()
 
 
-def _refuse_other_files(folder: Path) -> None:
-    """Refuse to replace what no report has written."""
+def _list_earlier(folder: Path) -> set[str]:
+    """List the files of an earlier report, which may be replaced; refuse those that no report has written."""
     if folder.exists() and not folder.is_dir():
         raise FinetuneError(f"Expected --output_dir to be a folder, but {str(folder)!r} is a file. Pass another one.")
-    found = [name for name in FILES if (folder / name).exists()]
+    found = {name for name in FILES if os.path.lexists(folder / name)}
     try:
         earlier = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         earlier = None
-    if found and not (isinstance(earlier, dict) and {"finetune", "groups"} <= earlier.keys()):
-        raise FinetuneError(
-            f"Expected --output_dir without files of others, but {str(folder / found[0])!r} is from no report. "
-            "Pass another folder."
-        )
+    if isinstance(earlier, dict) and {"finetune", "groups"} <= earlier.keys():
+        return found | _list_figures(folder)
+    if found:
+        raise _refuse_other_file(folder / min(found))
+    return set()
+
+
+def _refuse_other_file(path: Path) -> FinetuneError:
+    return FinetuneError(
+        f"Expected --output_dir without files of others, but {str(path)!r} is from no report. Pass another folder."
+    )

@@ -21,6 +21,7 @@ from typing import Any
 
 from finetune.catalogue import CATALOGUE, FLOOR
 from finetune.errors import FinetuneError
+from finetune.escape import blank_tokens, say, to_terminal
 from finetune.files import write_json
 from finetune.lookup import family_of, file_name_of, import_method, suggest
 from finetune.run.lock import find_holder
@@ -158,7 +159,7 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """Return what must not change between the runs of one comparison."""
         search = {"search": {name: str(value) for name, value in self.search.items()}} if self.search else {}
-        return {"recipe": self.recipe.name, "flags": list(self.flags), **search}
+        return {"recipe": self.recipe.name, "flags": blank_tokens(self.flags), **search}
 
 
 def run_plan(plan: Plan) -> list[str]:
@@ -174,22 +175,22 @@ def run_plan(plan: Plan) -> list[str]:
     spent = _open(plan)
     failures: list[str] = []
     seconds: dict[str, list[float]] = {}
-    print(_count(plan), flush=True)
+    say(_count(plan), file=sys.stdout)
     for number, (run, counts) in enumerate(plan.entries, start=1):
         where = f"[{number}/{len(plan.entries)}] {run.name}"
         if run != counts:
-            print(f"{where}: not run, since no seed changes {run.method}: {counts.name} counts", flush=True)
+            say(f"{where}: not run, since no seed changes {run.method}: {counts.name} counts", file=sys.stdout)
             continue
         if run.is_finished():
             if run.name in spent:
                 seconds.setdefault(run.kind, []).append(spent[run.name])
-            print(f"{where}: finished before, {_result(run)}", flush=True)
+            say(f"{where}: finished before, {_result(run)}", file=sys.stdout)
             continue
         if left_out := _is_left_out(plan, run, spent, seconds):
-            print(f"{where}: left out, {left_out}", flush=True)
+            say(f"{where}: left out, {left_out}", file=sys.stdout)
             continue
         left = [one for one, counting in plan.entries[number - 1 :] if one == counting and not one.is_finished()]
-        print(f"{where}: started, {estimate_time_left(left, seconds)}", flush=True)
+        say(f"{where}: started, {estimate_time_left(left, seconds)}", file=sys.stdout)
         start = time.monotonic()
         log = plan.output_directory / "logs" / f"{run.name}.log"
         try:
@@ -199,10 +200,10 @@ def run_plan(plan: Plan) -> list[str]:
             _write_plan(plan, spent)
         if status == 0 and run.is_finished():
             seconds.setdefault(run.kind, []).append(took)
-            print(f"{where}: {_result(run)}, {_duration(took)}", flush=True)
+            say(f"{where}: {_result(run)}, {_duration(took)}", file=sys.stdout)
         else:
             failures.append(f"{run.name} failed (status {status}): {_last_error(log)}. See {log}.")
-            print(f"{where}: failed: {_last_error(log)}", file=sys.stderr, flush=True)
+            say(f"{where}: failed: {_last_error(log)}")
     return failures
 
 
@@ -288,7 +289,7 @@ def _launch_or_join(plan: Plan, run: Planned, log: Path, where: str) -> int:
     while True:
         holder = find_holder(run.directory)
         if holder is not None:
-            print(f"{where}: {holder} is at work on it, waiting for its end", flush=True)
+            say(f"{where}: {holder} is at work on it, waiting for its end", file=sys.stdout)
             while find_holder(run.directory) is not None:
                 time.sleep(POLL_SECONDS)
         if run.is_finished():
@@ -305,7 +306,7 @@ def _launch(command: Sequence[str], log: Path, where: str) -> int:
     """
     caught: list[int] = []
     with log.open("a", encoding="utf-8") as file:
-        file.write(f"$ {' '.join(command)}\n")
+        file.write(f"$ {to_terminal(' '.join(command))}\n")
         file.flush()
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
         process = subprocess.Popen(
@@ -378,9 +379,9 @@ class _Ticker:
         line = f"{self.where}: {_duration(now - self.started)}, {self._find_last_line()}"
         if self.is_live:
             width = shutil.get_terminal_size().columns - 1
-            print(f"\r\x1b[K{line[:width]}", end="", flush=True)
+            print(f"\r\x1b[K{to_terminal(line)[:width]}", end="", flush=True)
         else:
-            print(line, flush=True)
+            say(line, file=sys.stdout)
 
     def _find_last_line(self) -> str:
         """Read the end of what this start of the run has logged."""

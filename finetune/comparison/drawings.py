@@ -24,8 +24,9 @@ from finetune.comparison.plots import (
 )
 from finetune.comparison.report import Report
 from finetune.comparison.statistics import Interval
-from finetune.comparison.table import METRIC_NAMES, format_interval, format_metric
-from finetune.metrics import GREATER_IS_BETTER, MULTI_LABEL, REGRESSION
+from finetune.comparison.table import BETTER_IF_GREATER, METRIC_NAMES, format_interval, format_metric
+from finetune.escape import to_terminal
+from finetune.metrics import MULTI_LABEL, REGRESSION
 
 __all__ = ["Drawing", "draw_report"]
 
@@ -103,7 +104,7 @@ def _draw_quality(report: Report) -> Iterator[Parts]:
     factor, label = _scale(metric)
     verdict = report.verdict
     if verdict is not None:
-        greater = GREATER_IS_BETTER[metric]
+        greater = BETTER_IF_GREATER[metric]
         unit, shown = (" in points", 100) if greater else ("", 1)
         differences = {group.name: verdict.comparisons[group.name].difference for group in report.groups}
         alt = f"Difference of each method to {verdict.best} in {name}{unit} with 95 % intervals: " + "; ".join(
@@ -152,7 +153,7 @@ def _draw_costs(report: Report) -> Iterator[Parts]:
         )
         axes = plot_quality_by_cost(
             [row.name for row in rows], [value / unit for value in known], [_times(one, factor) for one in quality],
-            axis, label, GREATER_IS_BETTER[metric],
+            axis, label, BETTER_IF_GREATER[metric],
         )  # fmt: skip
         name = f"cost-{cost.replace('_', '-')}"
         yield name, "cost", f"{_capital(METRIC_NAMES[metric])} against {short}", alt, axes
@@ -190,7 +191,7 @@ def _curve(history: Sequence[dict[str, float]], key: str, factor: float) -> tupl
 
 
 def _draw_errors(report: Report) -> Iterator[Parts]:
-    names = report.label_names
+    names = [to_terminal(name) for name in report.label_names]
     if report.problem_type == REGRESSION:
         for position, group in enumerate(report.groups):
             predicted = np.mean([run.test.logits[:, 0] for run in group.runs], axis=0)
@@ -198,7 +199,10 @@ def _draw_errors(report: Report) -> Iterator[Parts]:
             alt = f"Predicted numbers of {group.name} against the labels, correlation {_correlate(predicted, labels)}"
             yield f"predictions-{position}", "confusion", group.name, alt, plot_predictions(predicted, labels, position)
         return
-    f1 = {method: np.array([table[label]["f1"] for label in names]) for method, table in report.per_class.items()}
+    f1 = {
+        method: np.array([table[label]["f1"] for label in report.label_names])
+        for method, table in report.per_class.items()
+    }
     spread = np.ptp(list(f1.values()), axis=0) if len(f1) > 1 else -next(iter(f1.values()))
     shown = np.sort(np.argsort(-spread, kind="stable")[:MOST_CLASSES])
     title = "F1 of each class"

@@ -85,7 +85,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
         return []
     except (OSError, ValueError, RecursionError):
         looks = None
-    if not isinstance(looks, list) or not all(isinstance(look, dict) for look in looks):
+    if not isinstance(looks, list) or not all(isinstance(look, dict) and "train_sha256" in look for look in looks):
         raise FinetuneError(
             f"Expected earlier looks at these runs in {str(path)!r}, but it can't be read. Restore it, or move it away "
             "to count from one."

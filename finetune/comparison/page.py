@@ -22,16 +22,23 @@ from finetune.comparison.drawings import Drawing
 from finetune.comparison.plots import COLOURS
 from finetune.comparison.report import Report
 from finetune.comparison.runs import SPLITS, StoredRun
-from finetune.comparison.table import METRIC_NAMES, Row, format_interval, format_metric
+from finetune.comparison.table import BETTER_IF_GREATER, METRIC_NAMES, Row, format_interval, format_metric
 from finetune.comparison.text import COST_NOTE, count_groups, describe_subject, describe_verdict
-from finetune.metrics import GREATER_IS_BETTER, MULTI_LABEL, REGRESSION
+from finetune.escape import to_terminal
+from finetune.metrics import MULTI_LABEL, REGRESSION
 
 __all__ = ["build_page"]
 
-# Signs that turn the direction of what follows: a label's must not turn the figures beside it.
-DIRECTIONS = dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A)])
 BEGINNING, MOST = 220, 20_000  # characters of a text: those that are shown, and those that can be unfolded
 MORE_IS_BETTER = ("tokens_per_second", "texts_per_second")
+
+
+def _show(value: Any) -> Any:
+    """Show what is hidden in a name or a text from outside, line by line; Jinja escapes what HTML takes for its own."""
+    if not isinstance(value, str) or hasattr(value, "__html__"):
+        return value
+    lines = value.replace("\r\n", "\n").split("\n")
+    return "\n".join("\t".join(to_terminal(part) for part in line.split("\t")) for line in lines)
 
 
 def build_page(report: Report, drawings: Sequence[Drawing]) -> str:
@@ -39,7 +46,11 @@ def build_page(report: Report, drawings: Sequence[Drawing]) -> str:
     folder = files("finetune.comparison")
     template, style, script = (folder.joinpath(f"page.{kind}").read_text("utf-8") for kind in ("html", "css", "js"))
     environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        autoescape=True,
+        finalize=_show,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
     )
     sections = {drawing.section for drawing in drawings}
     shown = {
@@ -98,7 +109,7 @@ def _verdict(report: Report) -> dict[str, Any]:
     metric, cost = METRIC_NAMES[report.metric], VERDICT_COSTS[report.cost]
     state = "none" if verdict is None else "decided" if verdict.decided else "open"
     margin = f"{report.margin:.4g}"
-    if GREATER_IS_BETTER[report.metric]:
+    if BETTER_IF_GREATER[report.metric]:
         margin = f"{100 * report.margin:g} {'point' if 100 * report.margin == 1 else 'points'}"
     return {
         "state": state,
@@ -112,7 +123,7 @@ def _table(report: Report) -> dict[str, Any]:
     metrics = list(report.rows[0].quality)
     columns = [{"heading": "method", "kind": "", "sort": "none"}]
     for name in metrics:
-        kind = "more" if GREATER_IS_BETTER[name] else "less"
+        kind = "more" if BETTER_IF_GREATER[name] else "less"
         sort = ("descending" if kind == "more" else "ascending") if name == report.metric else "none"
         columns.append({"heading": METRIC_NAMES[name], "kind": kind, "sort": sort})
     for name, heading in COSTS.items():
@@ -168,7 +179,7 @@ def _best(rows: Sequence[Row], name: str) -> float | None:
     known = [value for value in values if value is not None and np.isfinite(value)]
     if len(set(known)) < 2 or name == "trainable_parameters":
         return None
-    more = name in MORE_IS_BETTER or GREATER_IS_BETTER.get(name, False)
+    more = name in MORE_IS_BETTER or BETTER_IF_GREATER.get(name, False)
     return max(known) if more else min(known)
 
 
@@ -280,7 +291,7 @@ def _example(report: Report, example: Example) -> dict[str, Any]:
         "answers": [
             {
                 "method": method,
-                "text": answer.text.translate(DIRECTIONS),
+                "text": answer.text,
                 "right": answer.is_right,
                 "colour": _colour(position),
             }

@@ -1,6 +1,5 @@
 """The report in plain text for the terminal, and as Markdown."""
 
-import re
 import shlex
 import shutil
 import textwrap
@@ -12,6 +11,8 @@ from finetune.comparison.drawings import Drawing
 from finetune.comparison.report import Report
 from finetune.comparison.runs import StoredRun
 from finetune.comparison.table import METRIC_NAMES, format_interval
+from finetune.escape import to_markdown as _escape
+from finetune.escape import to_markdown_code, to_terminal
 
 __all__ = [
     "COST_NOTE",
@@ -21,7 +22,6 @@ __all__ = [
     "describe_subject",
     "describe_verdict",
     "to_markdown",
-    "without_control_characters",
 ]
 
 COST_NOTE = (
@@ -59,8 +59,8 @@ def describe_verdict(report: Report) -> list[str]:
 def describe_report(report: Report) -> str:
     """Write the verdict and the table for a terminal."""
     width = min(120, shutil.get_terminal_size((120, 24)).columns)
-    parts = ["\n".join(textwrap.fill(sentence, width) for sentence in describe_verdict(report))]
-    parts.append("\n".join(textwrap.fill(line, width, subsequent_indent="  ") for line in report.conditions))
+    parts = ["\n".join(textwrap.fill(to_terminal(sentence), width) for sentence in describe_verdict(report))]
+    parts.append("\n".join(_fill(line, width) for line in report.conditions))
     metrics = list(report.rows[0].quality)
     quality = [["test split, 95 % intervals", "seeds", *(METRIC_NAMES[name] for name in metrics)]]
     costs = [["mean over seeds", *COSTS.values()]]
@@ -69,23 +69,23 @@ def describe_report(report: Report) -> str:
         quality.append([row.name, seeds, *(format_interval(name, row.quality[name]) for name in metrics)])
         costs.append([row.name, *(format_cost(name, row.costs[name]) for name in COSTS)])
     parts += [_align(quality), _align(costs)]
-    settings = [f"{row.name}: {row.settings}" for row in report.rows if row.settings]
+    settings = [to_terminal(f"{row.name}: {row.settings}") for row in report.rows if row.settings]
     parts += ["\n".join(settings)] if settings else []
     found = [f"data doctor: {finding.message}" for finding in report.findings if finding.severity != "note"]
-    parts += ["\n".join(textwrap.fill(line, width, subsequent_indent="  ") for line in found)] if found else []
-    return without_control_characters("\n\n".join([describe_subject(report), *parts]))
+    parts += ["\n".join(_fill(line, width) for line in found)] if found else []
+    return "\n\n".join([to_terminal(describe_subject(report)), *parts])
+
+
+def _fill(line: str, width: int) -> str:
+    return textwrap.fill(to_terminal(line), width, subsequent_indent="  ")
 
 
 def _align(table: Sequence[Sequence[str]]) -> str:
+    table = [[to_terminal(cell) for cell in line] for line in table]
     widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table
     )
-
-
-def without_control_characters(text: str) -> str:
-    """Replace what would move a terminal's cursor or change its colours, and what has no encoding; line ends stay."""
-    return re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
 
 
 def to_markdown(report: Report, drawings: Sequence[Drawing]) -> str:
@@ -140,7 +140,12 @@ def _show(drawings: Sequence[Drawing], section: str) -> list[str]:
     lines = []
     for drawing in drawings:
         if drawing.section == section:
-            lines += [f"![{_escape(drawing.alt)}](figures/{drawing.name}.svg)", "", f"*{_escape(drawing.title)}*", ""]
+            lines += [
+                f"![{_escape(drawing.alt)}](figures/{drawing.name}.svg)",
+                "",
+                f"*{_escape(drawing.title)}*",
+                "",
+            ]
     return lines
 
 
@@ -167,8 +172,8 @@ def _examples(report: Report) -> Iterator[str]:
 
 def _example(report: Report, example: Example) -> str:
     answers = "; ".join(f"{method}: {answer.text}" for method, answer in example.answers.items())
-    name = _code(report.runs[0].test.ids[example.row].as_py())
-    line = f"- `{name}` label **{_escape(example.label)}**. {_escape(answers)}."
+    name = to_markdown_code(report.runs[0].test.ids[example.row].as_py())
+    line = f"- {name} label **{_escape(example.label)}**. {_escape(answers)}."
     if report.texts is None:
         return line
     text = " / ".join(part for part in report.texts.get(example.row) if part)
@@ -183,7 +188,7 @@ def _provenance(report: Report) -> Iterator[str]:
         [[name, f"{split.rows:,}", split.sha256, split.origin] for name, split in splits],
     )
     for run in report.runs:
-        yield f"- `{_code(str(run.directory))}`: `{_code(shlex.join(run.record.command))}`."
+        yield f"- {to_markdown_code(str(run.directory))}: {to_markdown_code(shlex.join(run.record.command))}."
         yield f"  {_escape(describe_machine(run))}."
     yield ""
     for line in report.left_out:
@@ -209,15 +214,7 @@ def describe_machine(run: StoredRun) -> str:
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     lines = [head, ["---"] * len(head), *rows]
-    return [*(f"| {' | '.join(_escape(cell) if cell != '---' else cell for cell in line)} |" for line in lines), ""]
-
-
-def _escape(text: str) -> str:
-    """Write text such that Markdown shows it as it is, in one line."""
-    text = without_control_characters(" ".join(text.split()))
-    return re.sub(r"([\\`*_\[\]<>|~#&$])", r"\\\1", text)
-
-
-def _code(text: str) -> str:
-    """Write text for between backticks, which can't be escaped there."""
-    return without_control_characters(" ".join(text.split())).replace("`", "'").replace("|", "¦")
+    return [
+        *(f"| {' | '.join(_escape(cell) if cell != '---' else cell for cell in line)} |" for line in lines),
+        "",
+    ]

@@ -57,6 +57,7 @@ READ_ENDINGS = {
     ".md",
     ".arrow",
 }
+JSON_BETWEEN = re.compile(r"[ \t\r\n,]*")  # values of a list
 NO_CLASSES = {"readme", "license", "about", "urls"}
 # Of one text a line: at most so many files for each class, with so many lines on average.
 MAX_FILES_OF_LINES, MIN_LINES = 3, 5
@@ -65,10 +66,18 @@ UNLABELLED_FOLDER = "unsup"  # the original IMDb archive keeps reviews without a
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table: its values by column, and where it stands, for messages."""
+    """A row of a table.
+
+    Attributes:
+        values: By column.
+        place: Where it stands, for messages.
+        source: The row as the file has it, for who hands it on: the fields of separated values, the text of an object
+            in JSON, or an Arrow batch and the row's place in it; None of other formats.
+    """
 
     values: dict[str, Any]
     place: str
+    source: Any = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +92,7 @@ class Table:
         layout: How its rows are written, for the person who reads it, such as "separated by commas".
         label: The column of the label, where the format says so.
         ignored: What of the file is left out, for the same person.
+        header: The name above each field of its rows' `source`, where these are separated values.
     """
 
     columns: list[str]
@@ -92,6 +102,7 @@ class Table:
     layout: str = ""
     label: str | None = None
     ignored: tuple[str, ...] = ()
+    header: tuple[str, ...] | None = None
 
 
 def open_table(path: Path, encoding: str | None = None, fallback: str | None = None) -> Table:
@@ -364,6 +375,7 @@ def _read_separated(path: Path, open_lines: Callable[[], Iterator[str]], tab: bo
     columns = [name.strip() for name in header]
     second, third = next(found, None), next(found, None)
     columns = _fit_columns(columns, [row[0] for row in (second, third) if row is not None])
+    names_above = tuple(header if len(header) == len(columns) else columns)
     _refuse_markdown(path, second)
     kinds = _read_orange_header(columns, second, third)
     if kinds is None:
@@ -390,12 +402,11 @@ def _read_separated(path: Path, open_lines: Callable[[], Iterator[str]], tab: bo
             values = dict(zip(columns, fields, strict=True))
             if unnamed:
                 del values[""]
-            yield Row(values, f"line {number}")
+            yield Row(values, f"line {number}", fields)
 
     layout = f"separated by {SEPARATORS.get(separator, repr(separator))}"
-    return Table(
-        named, rows(), None, {}, layout + (", with Orange's three lines of header" if kinds else ""), label, ignored
-    )
+    layout += ", with Orange's three lines of header" if kinds else ""
+    return Table(named, rows(), None, {}, layout, label, ignored, names_above)
 
 
 def _find_quotes(names: str, separator: str, open_lines: Callable[[], Iterator[str]]) -> dict[str, Any]:
@@ -509,30 +520,30 @@ def _read_json(path: Path, lines: Iterator[str]) -> Table:
     layout = "an object a line"
     whole: Any = None
     if first[0].lstrip().startswith("["):
-        layout, whole = "a list of objects", _parse_json("".join([first[0], *(line for line, _ in rest)]), path, "it")
+        layout, whole = "a list of objects", _parse_list("".join([first[0], *(line for line, _ in rest)]), path)
     elif first[0].lstrip().startswith("{") and (second is None or not _is_json(first[0])):
         held = list(rest)
         text = "".join([first[0], *(line for line, _ in held)])
         rest = iter(held)
         found = _find_objects(path, json.loads(text)) if _is_json(text) else None
         if found is not None:
-            layout, whole = found
+            layout, whole = found[0], [(value, None) for value in found[1]]
 
-    def objects() -> Iterator[tuple[Any, str]]:
+    def objects() -> Iterator[tuple[Any, str, str | None]]:
         if whole is not None:
-            yield from ((value, f"object {number}") for number, value in enumerate(whole, 1))
+            yield from ((value, f"object {number}", text) for number, (value, text) in enumerate(whole, 1))
         else:
             for line, number in itertools.chain([first], rest):
-                yield _parse_json(line, path, f"line {number}"), f"line {number}"
+                yield _parse_json(line, path, f"line {number}"), f"line {number}", line
 
     def rows() -> Iterator[Row]:
-        for value, place in objects() if first[0] else ():
+        for value, place, source in objects() if first[0] else ():
             if not isinstance(value, dict):
                 raise FinetuneError(
                     f'Expected objects like {{"text": …, "label": …}} in {str(path)!r}, but {place} is a '
                     f"{type(value).__name__}."
                 )
-            yield Row(value, place)
+            yield Row(value, place, source)
 
     # The columns of a file whose objects need not have the same keys are those of its first hundred.
     made = rows()
@@ -587,9 +598,22 @@ def _parse_json(text: str, path: Path, place: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
+        if "integer string conversion" in str(error):  # Python has no integers of more than 4,300 digits
+            return json.loads(text, parse_int=float)
         raise FinetuneError(
             f"Expected JSON in {str(path)!r}, but {place} is not. Write one object a line, or one list of objects."
         ) from error
+
+
+def _parse_list(text: str, path: Path) -> list[tuple[Any, str]]:
+    """Parse a list, and return each of its values with its own text."""
+    _parse_json(text, path, "it")
+    decoder, found = json.JSONDecoder(), []
+    end = text.index("[") + 1
+    while text[start := JSON_BETWEEN.match(text, end).end()] != "]":  # type: ignore[union-attr]  # it always matches
+        value, end = decoder.raw_decode(text, start)
+        found.append((value, text[start:end]))
+    return found
 
 
 def _read_lines(path: Path, open_lines: Callable[[], Iterator[str]]) -> Table:
@@ -610,11 +634,28 @@ def _open_parquet(path: Path) -> Table:
     def rows() -> Iterator[Row]:
         number = 0
         for batch in file.iter_batches(1_000):
-            for values in batch.to_pylist():
+            for place, values in enumerate(_to_values(batch)):
                 number += 1
-                yield Row(values, f"row {number}")
+                yield Row(values, f"row {number}", (batch, place))
 
     return Table(columns, _guarded(path, rows()), None, class_names)
+
+
+def _to_values(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    """Return the values of rows; in words where Python has none, as of dates beyond the year 9999."""
+    try:
+        return batch.to_pylist()
+    except (ValueError, OverflowError, pa.ArrowException):
+        columns = [_to_list(column) for column in batch.columns]
+        return [dict(zip(batch.schema.names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _to_list(column: pa.Array) -> list[Any]:
+    try:
+        return column.to_pylist()
+    except (ValueError, OverflowError, pa.ArrowException):
+        # The name of a time zone may be one that nobody here knows.
+        return column.cast(pa.int64() if pa.types.is_timestamp(column.type) else pa.string()).to_pylist()
 
 
 def _read_class_names(path: Path, schema: pa.Schema) -> dict[str, list[str]]:

@@ -1,5 +1,6 @@
 """`finetune doctor`: the data flags of the recipes, and what to look for."""
 
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,8 @@ from finetune.data.understood import describe_understanding
 from finetune.data_doctor.examine import examine
 from finetune.data_doctor.findings import describe_findings, has_errors, to_json
 from finetune.errors import FinetuneError
-from finetune.files import write_json
+from finetune.escape import say
+from finetune.files import is_replaced, write_json
 from finetune.models.load import load_pretrained_tokenizer
 from finetune.quiet import quiet_program
 from finetune.settings.parts import DataArguments
@@ -75,8 +77,7 @@ def main(argv: Sequence[str]) -> int:
     if data.max_length < 3:
         raise FinetuneError(f"Expected --max_length of at least 3, but got {data.max_length}.")
     output = Path(doctor.output_json).absolute() if doctor.output_json else None
-    if output and (output.is_dir() or not output.parent.is_dir()):
-        raise FinetuneError(f"Expected --output_json to be a file in a folder that exists, but got {str(output)!r}.")
+    replaces = output is not None and is_replaced(output, "--output_json")
     quiet_program()
     unused = [f"--{name}" for name in UNUSED if any(word.split("=")[0] == f"--{name}" for word in argv)]
     if unused:
@@ -85,8 +86,8 @@ def main(argv: Sequence[str]) -> int:
     splits = load_given_splits(data)
     tokenizer = load_pretrained_tokenizer(doctor.model_name_or_path) if doctor.model_name_or_path else None
     findings = examine(splits, tokenizer, data.max_length, doctor.check_labels)
-    print("\n".join(describe_understanding(splits)))
-    print(describe_findings(findings))
+    say(*describe_understanding(splits), file=sys.stdout)
+    say(*describe_findings(findings).split("\n"), file=sys.stdout)
     if output:
-        write_json(output, to_json(findings))
+        write_json(output, to_json(findings), replaces)
     return int(has_errors(findings))

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import datasets
@@ -17,6 +16,7 @@ from finetune.data_doctor.checks import CHECKS, check_lengths, check_readings
 from finetune.data_doctor.doubtful_labels import find_doubtful_labels
 from finetune.data_doctor.facts import Facts, collect_facts
 from finetune.data_doctor.findings import Finding, from_json, to_json
+from finetune.files import write_aside
 
 __all__ = ["examine"]
 
@@ -64,9 +64,8 @@ def examine(
     if check_labels:
         findings += find_doubtful_labels(facts, task)
     file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_suffix(f".{os.getpid()}.partial")
-    aside.write_text(json.dumps(to_json(findings)), encoding="utf-8")
-    aside.rename(file)
+    with write_aside(file) as aside:
+        aside.write_text(json.dumps(to_json(findings)), encoding="utf-8")
     return findings
 
 

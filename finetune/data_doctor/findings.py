@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from finetune.escape import to_terminal
+
 __all__ = ["SEVERITIES", "Finding", "describe_findings", "from_json", "has_errors", "to_json"]
 
 # Errors stop a training; warnings change what its figures mean; notes are good to know.
@@ -64,4 +66,4 @@ def describe_findings(findings: Sequence[Finding], with_notes: bool = True) -> s
                 lines.append(f"{'':<8} → {finding.advice}")
     counts = {severity: sum(finding.severity == severity for finding in findings) for severity in SEVERITIES}
     lines.append(", ".join(f"{count} {severity}{'s' if count != 1 else ''}" for severity, count in counts.items()))
-    return "\n".join(lines)
+    return "\n".join(map(to_terminal, lines))

@@ -14,12 +14,13 @@ __all__ = ["CHECKSUMS_FILE", "READ", "warn_of_changes", "write_checksums"]
 
 CHECKSUMS_FILE = "checksums.json"
 # What libraries read of a model. Code beside it is not, unless it is trusted, nor is a card.
-READ = {".json", ".safetensors", ".txt", ".model", ".onnx", ".data"}
+READ = {".json", ".safetensors", ".txt", ".model", ".onnx", ".data", ".onnx_data"}
+GRAPHS = "onnx"  # where an export has its graph
 
 
 def write_checksums(folder: Path) -> None:
     """Write the sums of the files in a folder that libraries read; call it when all of them are written."""
-    write_json(folder / CHECKSUMS_FILE, {file.name: _hash(file) for file in _list(folder)})
+    write_json(folder / CHECKSUMS_FILE, {name: _hash(file) for name, file in _list(folder).items()})
 
 
 def warn_of_changes(folder: Path) -> None:
@@ -32,7 +33,7 @@ def warn_of_changes(folder: Path) -> None:
     check_file(file)
     if not file.is_file():
         return
-    saved, found = read_object(file), {file.name: file for file in _list(folder)}
+    saved, found = read_object(file), _list(folder)
     changed = [name for name in sorted(saved.keys() & found.keys()) if _hash(found[name]) != saved[name]]
     told = [
         f"{what} {', '.join(names)}"
@@ -51,12 +52,13 @@ def warn_of_changes(folder: Path) -> None:
         )
 
 
-def _list(folder: Path) -> list[Path]:
-    return [
-        file
-        for file in sorted(folder.iterdir())
+def _list(folder: Path) -> dict[str, Path]:
+    """Return the files that libraries read, by their names in the folder."""
+    return {
+        file.relative_to(folder).as_posix(): file
+        for file in sorted([*folder.glob("*"), *folder.glob(f"{GRAPHS}/*")])
         if file.suffix in READ and file.name != CHECKSUMS_FILE and file.is_file()
-    ]
+    }
 
 
 def _hash(file: Path) -> str:

@@ -45,12 +45,12 @@ def examine_pretrained(folder: Path) -> None:
     _examine(folder, _fingerprint(folder), False)
 
 
-def examine_export(folder: Path, graph: str) -> None:
+def examine_export(folder: Path, graph: Path) -> None:
     """Examine what `finetune export` wrote.
 
     Args:
         folder: Its folder.
-        graph: The name of the ONNX file in it.
+        graph: The ONNX file in it.
 
     Raises:
         FinetuneError: As for `examine_saved`.
@@ -64,7 +64,7 @@ def examine_export(folder: Path, graph: str) -> None:
         raise refusal(file, "id2label to name the outputs", "none", "Export the model again.")
     check_problem_type(_read_problem_type(folder), len(names), folder / SAYS_FILE, file)
     check_tokenizer(folder, read_vocabulary_size(config))
-    check_graph(folder / graph)
+    check_graph(graph)
 
 
 def _check_files(folder: Path) -> None:

@@ -1,7 +1,8 @@
 """Write a model as ONNX, and measure on the validation split what that costs and gives before it counts as done.
 
 transformers' own exporters trace the plain model: the attention, dropout and number formats that make training fast
-here stay out of the graph. What is written runs by `finetune.inference.exported`, without torch.
+here stay out of the graph. What is written takes what the tokenizer gives, so that anything runs it that runs ONNX; the
+folder is laid out as transformers.js wants it. `finetune.inference.exported` runs it without torch.
 """
 
 import contextlib
@@ -10,7 +11,7 @@ import inspect
 import io
 import json
 import logging
-import shutil
+import os
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -26,31 +27,47 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from finetune import __version__
-from finetune.accelerated.attention import use_unpadded_attention
 from finetune.adapted import has_adapter
 from finetune.comparison.statistics import mean_interval, paired_difference
 from finetune.data.labels import label_matrix
 from finetune.data.load import read_examples
+from finetune.decisions.saved import copy_rules, read_rules
 from finetune.environment import describe_environment
 from finetune.errors import FinetuneError
+from finetune.escape import blank_tokens
 from finetune.examination.checksums import write_checksums
-from finetune.files import replace_folder, write_json
-from finetune.inference.exported import EXPORT_FILE, MODEL_FILE, ExportedPredictor, is_exported
+from finetune.export.attention import use_exported_attention
+from finetune.files import write_folder_aside, write_json
+from finetune.inference.exported import (
+    EXPORT_FILE,
+    INT8_FILE,
+    MODEL_FILE,
+    ExportedPredictor,
+    find_graph,
+    is_exported,
+    open_session,
+)
 from finetune.inference.load import find_model_folder, find_saved_family, load
 from finetune.methods.merging import merge_adapter
 from finetune.models.answers import TextClassifier, unit_of_logits
 from finetune.models.finetune_config import FINETUNE_CONFIG_FILE, FinetuneConfig, read_finetune_config
-from finetune.models.inputs import shortest_input
+from finetune.models.inputs import needs_equal_lengths, shortest_input
 from finetune.progress_bar import progress_bar
 from finetune.settings.parts import DataArguments
 from finetune.tasks import MULTI_LABEL, REGRESSION, Task
 
 __all__ = ["Examples", "describe", "export", "measure_cost", "read_validation", "write_onnx"]
 
+TRACED_FILE = "model.onnx"  # by the name that transformers gives it
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 MAX_DIFFERENCE = 1e-3  # of logits in float32, where nothing but the order of sums changes
 QUANTIZATION: dict[str, Any] = {"per_channel": True, "reduce_range": True}
-SAMPLE = "A text of several words, since sizes of one would be taken for fixed."
+# Of several words, since sizes of one would be taken for fixed, and of two lengths, since a batch has padding.
+SAMPLE = ["A text of several words, and of some more beside them.", "A text of several words."]
+NUM_SCALE_TEXTS = 128  # that the scales of 8 bits are found on
+NUM_PADDED_TEXTS = 8  # that are computed alone and padded
+MAX_PADDED_DIFFERENCE = 1e-4  # of logits in float32; in 8 bits a rounding can fall the other way
+MAX_PADDED_DIFFERENCE_INT8 = 0.1
 NUM_LATENCY_TEXTS, NUM_THROUGHPUT_TEXTS, BATCH_SIZE = 100, 256, 32
 
 
@@ -106,6 +123,7 @@ def export(
     Raises:
         FinetuneError: If the model can't be exported, there is nothing to measure on, or too much is lost. Then there
             is no folder `output`.
+        FileExistsError: If something came into being there meanwhile.
     """
     output = Path(output)
     _check_packages()
@@ -114,7 +132,7 @@ def export(
     folder = find_model_folder(path)
     if is_exported(folder):
         raise FinetuneError(f"Expected a trained model, but {str(path)!r} is exported already. Pass its run.")
-    if output.exists():
+    if os.path.lexists(output):
         raise FinetuneError(f"Expected a new folder to write to, but {str(output)!r} exists. Pass another one.")
     model, tokenizer = load(folder)
     if not isinstance(model, PreTrainedModel | PeftModel):
@@ -133,38 +151,42 @@ def export(
     config = read_finetune_config(folder)
     family = find_saved_family(folder, config)
     reference = family.build_predictor(model, tokenizer, config.text, torch.float32)
-    reference.follow(config)
+    reference.follow(config, read_rules(folder, reference.task, config.thresholds))
     examples = _sample(
         _read_examples(path, reference.task, validation_file, columns or {}, config.encoding), max_samples
     )
 
-    aside = output.with_name(output.name + ".partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        aside.mkdir(parents=True)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with write_folder_aside(output) as aside:
         plain = load(folder)[0]  # the predictor has changed how the first one computes
         plain = merge_adapter(plain) if has_adapter(plain) else plain
         told = replace(config, problem_type=reference.task.problem_type, text=reference.text_config, four_bit=False)
-        write_onnx(aside, plain, tokenizer, told, int8)
+        some = _sample(examples, NUM_SCALE_TEXTS)
+        write_onnx(aside, plain, tokenizer, told, int8, (some.texts, some.pairs))
+        copy_rules(folder, aside)
         del plain
         exported = ExportedPredictor(aside, torch.get_num_threads())
         measured = _measure(reference, exported, examples)
+        if needs_equal_lengths(model):
+            warnings.warn(
+                f"padding changes the answers of {type(model).__name__}: whoever runs this export by other means than "
+                "finetune must give it texts of one length",
+                stacklevel=2,
+            )
+        else:
+            measured["max_padded_difference"] = _compare_padded(aside, exported, tokenizer, examples)
         measured["bytes"] = {
             "original": sum(one.numel() * one.element_size() for one in model.parameters()),
-            "exported": sum(file.stat().st_size for file in aside.glob(f"{MODEL_FILE}*")),
+            "exported": sum(file.stat().st_size for file in find_graph(aside).parent.glob("model*.onnx*")),
         }
         _check(measured, int8, tolerance)
         manifest = json.loads((aside / EXPORT_FILE).read_text(encoding="utf-8"))
         write_json(
             aside / EXPORT_FILE,
-            {**manifest, "tolerance": tolerance, "measured": measured, "finetune_version": __version__,
+            {**manifest, "tolerance": tolerance, "measured": blank_tokens(measured), "finetune_version": __version__,
              "environment": describe_environment()},
         )  # fmt: skip
         write_checksums(aside)
-        replace_folder(output, aside)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
     return measured
 
 
@@ -184,21 +206,28 @@ def _check_packages() -> None:
         ) from None
 
 
-def write_onnx(folder: Path, model: PreTrainedModel, tokenizer: Any, config: FinetuneConfig, int8: bool) -> None:
+def write_onnx(
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: Any,
+    config: FinetuneConfig,
+    int8: bool,
+    texts: tuple[list[str], list[str] | None],
+) -> None:
     """Trace a model with any batch and any length, and write it with all that its use needs.
 
-    The graph takes no `attention_mask`: a batch holds texts of one length, so that nothing is padded. The mask would
-    cost a tenth of the time at 256 tokens and a fifth at 512.
+    The graph takes what the tokenizer gives, `attention_mask` too, so that a text has the same logits alone and padded.
 
-    8 bits: weights of matrix products a scale a column, activations a scale a text, found while it runs; the sums and
+    8 bits: weights of matrix products a scale a column, activations a scale that is found on `texts`; the sums and
     everything else stay in float32. Weights take 7 of the 8 bits, since processors without VNNI overflow on 8.
 
     Args:
         folder: An existing folder.
         model: As it was loaded, in float32, not what a `Predictor` has changed. Its attention is changed here.
-        tokenizer: Its tokenizer.
+        tokenizer: Its tokenizer, whose inputs become those of the graph.
         config: How texts are cut, the task, thresholds.
         int8: Hold weights in 8 bits.
+        texts: What the scales of 8 bits are found on, and the second ones of pairs.
 
     Raises:
         FinetuneError: If the model can't be traced.
@@ -206,25 +235,69 @@ def write_onnx(folder: Path, model: PreTrainedModel, tokenizer: Any, config: Fin
     from transformers.exporters import OnnxConfig, OnnxExporter, OnnxRuntimeDynamicConfig, OnnxRuntimeQuantizer
 
     taken = inspect.signature(model.forward).parameters
-    encoded = tokenizer(SAMPLE, truncation=True, max_length=16, return_attention_mask=False)
-    inputs: dict[str, Any] = {name: torch.tensor([tokens] * 3) for name, tokens in encoded.items() if name in taken}
+    encoded = tokenizer([*SAMPLE, SAMPLE[0]], truncation=True, max_length=16, padding=True, return_tensors="pt")
+    inputs: dict[str, Any] = {name: tokens for name, tokens in encoded.items() if name in taken}
+    tokenizer.model_input_names = list(inputs)
+    if config.text is not None:  # to which other readers cut
+        tokenizer.model_max_length = min(tokenizer.model_max_length, config.text.max_length)
     if config.is_paired and "pair_input_ids" in taken:  # each text of a pair has tokens of its own
         inputs |= {f"pair_{name}": tokens[:, :-2] for name, tokens in inputs.items()}
-    use_unpadded_attention(model)
+    use_exported_attention(model)
     quantizer = OnnxRuntimeQuantizer(OnnxRuntimeDynamicConfig(**QUANTIZATION)) if int8 else None
     try:
         with _quiet():
             exported = OnnxExporter().export(model.eval(), inputs, OnnxConfig(dynamic=True, quantizer=quantizer))
             exported.save_pretrained(folder)
-        manifest = json.loads((folder / EXPORT_FILE).read_text(encoding="utf-8"))
-        write_json(folder / EXPORT_FILE, {**manifest, "int8": int8})
+        tokenizer.backend_tokenizer.no_padding()  # the last call's would be saved
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.save_pretrained(str(folder))
+        write_json(folder / FINETUNE_CONFIG_FILE, config.to_dict())
+        _lay_out(folder, INT8_FILE if int8 else MODEL_FILE)
+        if int8:
+            _fix_scales(folder, texts)
     except Exception as error:  # whatever torch's tracer and three libraries raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise FinetuneError(
             f"Expected a model that can be written as ONNX, but {type(model).__name__} can't: {reason}"
         ) from error
-    tokenizer.save_pretrained(str(folder))
-    write_json(folder / FINETUNE_CONFIG_FILE, config.to_dict())
+
+
+def _lay_out(folder: Path, file: str) -> None:
+    """Move a graph and its weights to where transformers.js looks for them, and let `config.json` say so."""
+    import onnx
+
+    weights = f"{file}_data"
+    (folder / file).parent.mkdir()
+    graph = onnx.load(str(folder / TRACED_FILE), load_external_data=False)
+    for tensor in onnx.external_data_helper._get_all_tensors(graph):
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = Path(weights).name
+    onnx.save(graph, str(folder / file))
+    (folder / TRACED_FILE).unlink()
+    (folder / f"{TRACED_FILE}.data").rename(folder / weights)
+    manifest = json.loads((folder / EXPORT_FILE).read_text(encoding="utf-8"))
+    (component,) = manifest["components"].values()
+    component["file"] = file
+    write_json(folder / EXPORT_FILE, {**manifest, "int8": file == INT8_FILE})
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if config.pop("auto_map", None) is not None:  # a class of our own, whose code is in the graph now
+        config |= {"model_type": "bert", "architectures": ["BertForSequenceClassification"]}
+    config["transformers.js_config"] = {
+        "dtype": "q8" if file == INT8_FILE else "fp32",
+        "use_external_data_format": {Path(file).name: 1},
+    }
+    write_json(folder / "config.json", config)
+
+
+def _fix_scales(folder: Path, texts: tuple[list[str], list[str] | None]) -> None:
+    """Find the scales of activations on texts, each computed by itself."""
+    from finetune.export.scales import fix_scales
+
+    predictor = ExportedPredictor(folder, torch.get_num_threads())
+    fix_scales(find_graph(folder), predictor.feeds(*texts, max_tokens=1))
+    manifest = json.loads((folder / EXPORT_FILE).read_text(encoding="utf-8"))
+    write_json(folder / EXPORT_FILE, {**manifest, "num_scale_texts": len(texts[0])})
 
 
 @contextlib.contextmanager
@@ -304,6 +377,39 @@ def _measure(reference: TextClassifier, exported: ExportedPredictor, examples: E
     }
 
 
+def _compare_padded(folder: Path, exported: ExportedPredictor, tokenizer: Any, examples: Examples) -> float:
+    """Return by how much logits differ between texts alone and padded to the longest, by onnxruntime alone.
+
+    Raises:
+        FinetuneError: If it is much: the model doesn't heed its mask.
+    """
+    order = sorted(range(len(examples)), key=lambda row: len(examples.texts[row]))
+    rows = sorted({order[len(order) * part // NUM_PADDED_TEXTS] for part in range(NUM_PADDED_TEXTS)} | {order[-1]})
+    texts, pairs = examples.take(rows)
+    session = open_session(folder, torch.get_num_threads())
+
+    def compute(texts: list[str], pairs: list[str] | None) -> np.ndarray:
+        how: dict[str, Any] = {"padding": True, "truncation": True, "return_tensors": "np"}  # as any reader would
+        if pairs is None or "pair_input_ids" not in exported.input_names:
+            feed = dict(tokenizer(texts, pairs, **how))
+        else:
+            feed = dict(tokenizer(texts, **how)) | {
+                f"pair_{name}": row for name, row in tokenizer(pairs, **how).items()
+            }
+        return session.run(["logits"], feed)[0]
+
+    alone = [compute([text], None if pairs is None else [pairs[at]]) for at, text in enumerate(texts)]
+    found = np.concatenate(alone)
+    difference = float(np.abs(compute(texts, pairs) - found).max())
+    most = MAX_PADDED_DIFFERENCE_INT8 if find_graph(folder).name == Path(INT8_FILE).name else MAX_PADDED_DIFFERENCE
+    if not difference <= most * unit_of_logits(found, exported.task.problem_type):
+        raise FinetuneError(
+            f"Expected the same logits of a text alone and padded, but they differ by {difference:.1e}. Nothing was "
+            "written; please report this."
+        )
+    return difference
+
+
 def _compare(reference: TextClassifier, before: np.ndarray, after: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     """Compare the logits of an export with those of the original, text by text.
 
@@ -316,7 +422,7 @@ def _compare(reference: TextClassifier, before: np.ndarray, after: np.ndarray, l
         scores = [-np.abs(one[:, 0] - labels) / spread for one in (before, after)]
         agreement = float((np.abs(after - before)[:, 0] <= 0.01 * spread).mean())
     else:
-        chosen = [reference.decide(reference.to_probabilities(one)) for one in (before, after)]
+        chosen = [reference.rules.decide(reference.rules.to_probabilities(one)) for one in (before, after)]
         agreement = float((chosen[0] == chosen[1]).all(axis=1).mean())
         if reference.task.problem_type == MULTI_LABEL:
             right = labels.astype(bool)

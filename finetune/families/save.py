@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from finetune.data.cutting import TextConfig
+from finetune.decisions.saved import copy_rules
 from finetune.errors import FinetuneError
 from finetune.examination.checksums import write_checksums
 from finetune.family import Family
-from finetune.files import is_disk_full, replace_folder, write_json
+from finetune.files import is_disk_full, write_folder_aside, write_json
 from finetune.lookup import name_of
 from finetune.models.finetune_config import FINETUNE_CONFIG_FILE, FinetuneConfig
 
@@ -28,36 +29,39 @@ def write_model(
     is_paired: bool | None = None,
     encoding: str | None = None,
     is_numbered: bool | None = None,
+    rules_from: Path | None = None,
+    replaces: bool = False,
 ) -> None:
     """Write a model, its tokenizer and its label names aside and rename the folder, so that it is always whole.
 
     `finetune_config.json` beside them holds what transformers' own files don't: the family that reads them, how texts
     are cut, whether they come in pairs, how their bytes were read, and the kind of task; `checksums.json` by what they
-    are known to be unchanged. `weights` are the whole ones of a model that is divided over processes.
+    are known to be unchanged. `weights` are the whole ones of a model that is divided over processes. `rules_from` is a
+    folder whose rules for answers hold for this model too.
+    With `replaces` it takes the place of an earlier model of the same run.
 
     Raises:
+        FileExistsError: If it does not replace what has the folder's name.
         FinetuneError: If the disk is full.
     """
-    aside = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(aside, ignore_errors=True)
     try:
-        aside.mkdir()
-        family.save(model, tokenizer, aside, weights)
-        config = FinetuneConfig(
-            family.task_of(model).problem_type,
-            text_config,
-            None if thresholds is None else list(thresholds),
-            family.is_four_bit(model),
-            is_paired,
-            encoding,
-            is_numbered,
-            name_of(family),
-        )
-        write_json(aside / FINETUNE_CONFIG_FILE, config.to_dict())
-        write_checksums(aside)
-        replace_folder(folder, aside)
+        with write_folder_aside(folder, replaces) as aside:
+            family.save(model, tokenizer, aside, weights)
+            config = FinetuneConfig(
+                family.task_of(model).problem_type,
+                text_config,
+                None if thresholds is None else list(thresholds),
+                family.is_four_bit(model),
+                is_paired,
+                encoding,
+                is_numbered,
+                name_of(family),
+            )
+            write_json(aside / FINETUNE_CONFIG_FILE, config.to_dict())
+            if rules_from is not None:
+                copy_rules(rules_from, aside)
+            write_checksums(aside)
     except Exception as error:
-        shutil.rmtree(aside, ignore_errors=True)
         if not is_disk_full(error):
             raise
         free = shutil.disk_usage(folder.parent).free

@@ -18,6 +18,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 from finetune.catalogue import FAMILIES
 from finetune.data.embedded import EMBEDDED_MODEL_ID
 from finetune.errors import FinetuneError
+from finetune.escape import blank_tokens, holds_token, to_markdown, to_markdown_code, to_terminal
 from finetune.family import Shipped
 from finetune.lookup import find_method, name_of
 from finetune.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL
@@ -43,8 +44,11 @@ SETTINGS = {
         "weight_decay", "warmup_steps", "lr_scheduler_type", "label_smoothing_factor", "seed",
     ),
 }  # fmt: skip
+ADAPTER_NOTE = (
+    "Load it by PEFT, as above. `AutoModelForSequenceClassification.from_pretrained`, given an adapter, draws the head "
+    "at random in some versions of transformers (5.17 for one) and does not say so."
+)
 ABSOLUTE_PATH = re.compile(r"(?<![\w./:<`-])(?:[A-Za-z]:\\|/[\w.@+~-]+[/\\]|~/)[^\s'\"`|,;)]*|file://\S+")
-TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 
 
 def build_card(shipped: Shipped, record: CompleteRecord | None, comparison: dict[str, Any] | None = None) -> str:
@@ -65,13 +69,13 @@ def build_card(shipped: Shipped, record: CompleteRecord | None, comparison: dict
         "## Limitations\n\n" + _limitations(shipped, record),
     ]
     body = "\n\n".join(parts)
-    return f"---\n{_metadata(shipped, record)}\n---\n\n{_without_paths(body)}\n"
+    return f"---\n{_metadata(shipped, record)}\n---\n\n{blank_tokens(_without_paths(body))}\n"
 
 
 def _metadata(shipped: Shipped, record: CompleteRecord | None) -> str:
     results = None if record is None else _eval_results(record)
     library = "peft" if shipped.is_adapter else shipped.family.library_name
-    dataset = _dataset_of(record)[0] if record else None
+    dataset = _dataset_of(record, "train")[0] if record else None
     tags = ["text-classification", "finetune", *([record.method.rpartition(":")[2]] if record else [])]
     data = ModelCardData(
         model_name=shipped.name.split("/")[1],
@@ -93,22 +97,24 @@ def _relation(shipped: Shipped) -> str | None:
     return "adapter" if shipped.is_adapter else "finetune"
 
 
-def _dataset_of(record: CompleteRecord) -> tuple[str, str, str | None, str | None]:
-    """Return a data set's id on the Hub or a word for it, its name, configuration and revision."""
+def _dataset_of(record: CompleteRecord, split: str) -> tuple[str, str, str | None, str | None]:
+    """Return the id on the Hub of what a split is from, or a word for it, its name, configuration and revision."""
     data = record.arguments.data
-    name = data.get("dataset_name")
+    name, file = data.get("dataset_name"), data.get(f"{split}_file")
+    if file is not None:
+        name = None
     if name == "embedded":
         return "imdb", "IMDb, parts of the official training split", None, None
     if name is not None and not PurePath(name).is_absolute():
         return name, name, data.get("dataset_config_name"), record.data.commit
-    files = PurePath(str(data.get("train_file") or name)).name
-    return "local", files, None, None
+    file = file or data.get("train_file") or name
+    return "local", to_terminal(PurePath(str(file)).name), None, None
 
 
 def _eval_results(record: CompleteRecord) -> list[EvalResult]:
     results = []
-    dataset_type, dataset_name, dataset_config, revision = _dataset_of(record)
     for split, metrics in record.metrics:
+        dataset_type, dataset_name, dataset_config, revision = _dataset_of(record, split)
         for name in REPORTED[record.data.problem_type]:
             value = metrics.get(name)
             if value is None or not math.isfinite(value):
@@ -147,7 +153,7 @@ def read_results(card: str) -> dict[tuple[str, str], tuple[float, list[float] | 
 
 
 def _what_it_does(shipped: Shipped, record: CompleteRecord | None) -> str:
-    names = ", ".join(f"`{name}`" for name in shipped.label_names)
+    names = ", ".join(map(to_markdown_code, shipped.label_names))
     subject = "a pair of texts" if shipped.config.is_paired else "a text"
     what = {
         SINGLE_LABEL: f"Gives {subject} one of {len(shipped.label_names)} labels: {names}.",
@@ -156,7 +162,7 @@ def _what_it_does(shipped: Shipped, record: CompleteRecord | None) -> str:
     }[shipped.config.problem_type]
     if shipped.config.thresholds is not None:
         cuts = ", ".join(
-            f"`{name}` {threshold:.3f}"
+            f"{to_markdown_code(name)} {threshold:.3f}"
             for name, threshold in zip(shipped.label_names, shipped.config.thresholds, strict=True)
         )
         what += f"\n\nA label is predicted from this probability on, chosen on the validation split: {cuts}."
@@ -165,10 +171,14 @@ def _what_it_does(shipped: Shipped, record: CompleteRecord | None) -> str:
 
 def _how_to_use(shipped: Shipped) -> str:
     text = shipped.config.text
-    lines = [f"```python\n{shipped.family.write_snippet(shipped)}\n```"]
+    snippet = shipped.family.write_snippet(shipped)
+    lines = [_code_block("python", snippet)]
+    if shipped.is_adapter:
+        lines.append(ADAPTER_NOTE)
     if text is not None:
         cut = {
-            "head": f"Texts are cut at their end, to {text.max_length} tokens, as in training.",
+            "head": f"Texts are cut at their end, to {text.max_length} tokens, as in training"
+            + ("; without `truncation=True` a longer one fails." if "truncation=True" in snippet else "."),
             "tail": f"In training the last {text.max_length} tokens of a text were kept.",
             "head+tail": f"In training a long text was cut in its middle, to {text.max_length} tokens.",
             "window": f"In training texts were read in windows of {text.max_length} tokens, combined by "
@@ -182,8 +192,14 @@ def _how_to_use(shipped: Shipped) -> str:
     pair = ' --pairs "Its second text."' if shipped.config.is_paired else ""
     own = "" if name_of(shipped.family) in FAMILIES else f" --family {name_of(shipped.family)}"
     command = f'finetune predict {shipped.path} "A text to classify."{pair}{own}'
-    lines.append(f"As it was measured, with finetune:\n\n```bash\n{command}\n```")
+    lines.append("As it was measured, with finetune:\n\n" + _code_block("bash", command))
     return "\n\n".join(lines)
+
+
+def _code_block(language: str, code: str) -> str:
+    """Write code between fences that nothing in it ends."""
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", code)), default=0))
+    return f"{fence}{language}\n{code}\n{fence}"
 
 
 def _data(record: CompleteRecord | None) -> str:
@@ -191,18 +207,17 @@ def _data(record: CompleteRecord | None) -> str:
         return "Not recorded: the model was pushed without its run."
     rows = ["| split | from | rows | SHA-256 of labels and texts |", "|---|---|---|---|"]
     for name, split in record.data.splits:
-        rows.append(f"| {name} | {split.origin} | {split.rows:,} | `{split.sha256}` |")
+        rows.append(f"| {name} | {to_markdown(split.origin)} | {split.rows:,} | {to_markdown_code(split.sha256)} |")
     revision = record.data.commit
-    return "\n".join(rows) + (f"\n\nRevision `{revision}` of the data set." if revision else "")
+    return "\n".join(rows) + (f"\n\nRevision {to_markdown_code(revision)} of the data set." if revision else "")
 
 
 def _training(shipped: Shipped, record: CompleteRecord | None) -> str:
     lines = []
     if shipped.base is not None:
         name, revision = shipped.base
-        lines.append(
-            f"Base: [{name}](https://huggingface.co/{name})" + (f", revision `{revision}`." if revision else ".")
-        )
+        at = f", revision {to_markdown_code(revision)}" if revision else ""
+        lines.append(f"Base: [{name}](https://huggingface.co/{name}){at}.")
     if record is None:
         return "\n\n".join([*lines, "Not recorded: the model was pushed without its run."])
     method = find_method(record.method)
@@ -212,10 +227,11 @@ def _training(shipped: Shipped, record: CompleteRecord | None) -> str:
         vectors = record.word_vectors
         name = Path(str(record.arguments.model["word_vectors"])).name
         found = "" if vectors.found is None else f"; {vectors.found:,} of {vectors.words:,} training words have one"
-        lines.append(f"Word vectors: `{name}`, SHA-256 `{vectors.sha256}`{found}.")
+        lines.append(f"Word vectors: {to_markdown_code(name)}, SHA-256 `{vectors.sha256}`{found}.")
     if (made := record.pretraining) is not None:
         lines.append(
-            f"Before, the base was trained on texts alone: {made.task}, {made.losses}. Its seconds count below."
+            f"Before, the base was trained on texts alone: {made.task}, {to_markdown(made.losses)}. Its seconds count "
+            "below."
         )
     if record.teacher is not None:
         who = f"a model of method `{record.teacher.method}`" if record.teacher.method else "another model"
@@ -227,16 +243,16 @@ def _training(shipped: Shipped, record: CompleteRecord | None) -> str:
         )
     parts = {**SETTINGS, "family": tuple(record.arguments.family)}
     settings = [
-        f"`{name}` {value}"
+        f"`{name}` {to_markdown(str(value))}"
         for part, names in parts.items()
         for name in names
         if (value := dict(record.arguments)[part].get(name)) not in (None, -1, 0.0, "none")
     ]
     lines.append(f"Settings: {', '.join(settings)}.")
-    command = shlex.join(_without_folder(str(word)) for word in record.command)
-    lines.append(f"The exact command, without folders:\n\n```bash\naccelerate launch {command}\n```")
+    command = to_terminal(shlex.join(_without_folder(str(word)) for word in record.command))
+    lines.append("The exact command, without folders:\n\n" + _code_block("bash", f"accelerate launch {command}"))
     packages = ", ".join(f"{name} {version}" for name, version in record.environment.packages.items() if version)
-    lines.append(f"Made with {packages}, Python {record.environment.python}.")
+    lines.append(to_markdown(f"Made with {packages}, Python {record.environment.python}."))
     return "\n\n".join(lines)
 
 
@@ -276,7 +292,7 @@ def _results(record: CompleteRecord | None, comparison: dict[str, Any] | None) -
         table = ["| label (test) | precision | recall | F1 | examples |", "|---|---|---|---|---|"]
         for label, one in per_class.items():
             figures = " | ".join(f"{value:.3f}" for value in (one.precision, one.recall, one.f1))
-            table.append(f"| `{label}` | {figures} | {one.num_examples:,} |")
+            table.append(f"| {to_markdown_code(label, in_table=True)} | {figures} | {one.num_examples:,} |")
         parts.append("\n".join(table))
     if comparison is not None:
         parts.append(_comparison(comparison))
@@ -297,7 +313,7 @@ def _comparison(comparison: dict[str, Any]) -> str:
     for group in comparison["groups"]:
         found = group["quality"][metric]
         bounds = "" if found["low"] is None else f" ({found['low']:.4f} to {found['high']:.4f})"
-        lines.append(f"| {group['name']} | {len(group['seeds'])} | {found['estimate']:.4f}{bounds} |")
+        lines.append(f"| {to_markdown(str(group['name']))} | {len(group['seeds'])} | {found['estimate']:.4f}{bounds} |")
     return "\n".join(lines)
 
 
@@ -305,7 +321,7 @@ def _costs(record: CompleteRecord | None) -> str:
     if record is None:
         return "Not recorded: the model was pushed without its run."
     model, costs, environment = record.model, record.costs, record.environment
-    machine = ", ".join(environment.gpus) or environment.processor
+    machine = to_markdown(", ".join(environment.gpus) or environment.processor)
     return "\n".join(
         [
             f"- {model.trainable_parameters:,} parameters trained of {model.total_parameters:,}",
@@ -330,7 +346,7 @@ def _limitations(shipped: Shipped, record: CompleteRecord | None) -> str:
         del lines[2]
     if record is not None:
         rare = [
-            f"`{label}` ({one.num_examples})"
+            f"{to_markdown_code(label)} ({one.num_examples})"
             for label, one in record.metrics.test.per_class.items()
             if one.num_examples < 20
         ]
@@ -384,9 +400,9 @@ def check_card(card: str, shipped: Shipped, record: CompleteRecord | None) -> No
         wrong.append(f"base_model is not {shipped.base[0]}")
     headings = re.findall(r"^## (.+?)\s*$", card, re.MULTILINE)
     wrong += [f"there is no section '## {section}'" for section in SECTIONS if section not in headings]
-    if f"```python\n{shipped.family.write_snippet(shipped)}\n```" not in card:
+    if _code_block("python", shipped.family.write_snippet(shipped)) not in card:
         wrong.append("the snippet that loads the model is missing")
-    wrong += [f"the label {name!r} is not named" for name in shipped.label_names if f"`{name}`" not in card]
+    wrong += [f"the label {name!r} is not named" for name in shipped.label_names if to_markdown_code(name) not in card]
     if record is not None:
         try:
             claimed = read_results(card)
@@ -400,7 +416,7 @@ def check_card(card: str, shipped: Shipped, record: CompleteRecord | None) -> No
             elif claimed[key] != (result.metric_value, (result.metric_args or {}).get("interval_95")):
                 wrong.append(f"model-index has another {key[1]} on {key[0]} than run.json")
     wrong += [f"it names the path {match[0]!r}" for match in ABSOLUTE_PATH.finditer(card)]
-    if TOKEN.search(card):
+    if holds_token(card):
         wrong.append("it holds a token")
     if wrong:
         raise FinetuneError(f"Expected a whole model card, but {'; '.join(wrong)}. Nothing was uploaded.")

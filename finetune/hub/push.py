@@ -6,6 +6,7 @@ is downloaded into an empty cache and gives the same logits again.
 
 import fnmatch
 import re
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from huggingface_hub.utils import disable_progress_bars, logging
 
 from finetune.catalogue import FAMILIES
 from finetune.errors import FinetuneError
+from finetune.escape import blank_tokens, say
 from finetune.hub.stage import Staged, stage
 from finetune.hub_client import HUB_ERRORS, check_login, explain, parse_hub_id, retry
 from finetune.inference.load import download_model
@@ -82,16 +84,19 @@ def push(
             "Nothing was pushed.",
         )
         count = f"{len(staged.probes.texts)} texts, logits differ by at most"
-        print(f"reloaded in a fresh process: {count} {difference:.1e}")
+        say(f"reloaded in a fresh process: {count} {difference:.1e}", file=sys.stdout)
         kind = "adapter" if staged.shipped.is_adapter else name_of(staged.shipped.family)
-        what = message or f"{kind} model for {len(staged.shipped.label_names)} labels, by finetune"
+        what = blank_tokens(message or f"{kind} model for {len(staged.shipped.label_names)} labels, by finetune")
         commit = upload_folder(api, staged.folder, name, private=private, revision=revision, message=what)
-        print(f"pushed to {constants.ENDPOINT}/{name}: commit {commit}, {'private' if private else 'public'}")
+        say(
+            f"pushed to {constants.ENDPOINT}/{name}: commit {commit}, {'private' if private else 'public'}",
+            file=sys.stdout,
+        )
 
         pushed = download_model(name, commit, Path(workplace) / "cache")
         found, _ = load_predictor(pushed, torch.float32).compute_logits(staged.probes.texts, staged.probes.pairs)
         difference = _compare(staged, found, f"Don't use commit {commit}; please report this.")
-        print(f"downloaded into an empty cache: {count} {difference:.1e}")
+        say(f"downloaded into an empty cache: {count} {difference:.1e}", file=sys.stdout)
     return commit
 
 

@@ -1,40 +1,34 @@
 """Label a file of any size: rows in, the same rows out with label and probabilities added, in constant memory.
 
-What is done is kept in `OUTPUT.partial`, and `OUTPUT.state.json` says how much of it counts: a run that was cut off is
-continued exactly by the same command, each row once, in order. The output has its name only when it is whole.
+A run that was cut off is continued exactly by the same command, each row once, in order (`unfinished.py`). The output
+has its name only when it is whole.
 
 Several processes read the same rows and divide the batches of each chunk (`compute_rows`); the main one alone writes.
 """
 
 import collections
 import contextlib
-import csv
-import fcntl
 import hashlib
-import io
 import itertools
-import json
 import os
-import shutil
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import IO, Any
-
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import Any
 
 from finetune.data.columns import Columns, choose_columns
 from finetune.data.nested import get_value
-from finetune.data.read import Row, Table
+from finetune.data.read import Row
 from finetune.data.texts import COMPRESSIONS, find_ending, open_texts
+from finetune.decisions.rules import Wishes
 from finetune.errors import FinetuneError
-from finetune.files import write_json
+from finetune.escape import say
 from finetune.inference.exported import is_exported
+from finetune.inference.labelled_rows import JsonLines, RowFormat, choose_format
 from finetune.inference.predict import load_predictor
+from finetune.inference.unfinished import Unfinished, check_output
 from finetune.models.answers import TextClassifier
 from finetune.progress_bar import progress_bar
 from finetune.tasks import MULTI_LABEL, REGRESSION
@@ -55,12 +49,15 @@ def predict_file(
     columns: dict[str, Any],
     num_threads: int | None = None,
     accelerated: bool = True,
+    wishes: Wishes | None = None,
 ) -> int | None:
     """Label the texts of a file.
 
     The output has the columns of the input, then `predicted_label` (for several labels a text `predicted_labels`, a
     list, in CSV written in JSON; for a number `predicted_value`), and `probability_<label>` for each label. A text that
-    is missing is labelled as an empty one.
+    is missing is labelled as an empty one. With `--abstain` `is_answered` says whether a label is given, which else is
+    empty; with `--coverage` `prediction_set` is a list of labels, or `interval_low` and `interval_high` the ends around
+    a number.
 
     Args:
         path: What `load_predictor` takes. An export is run without torch.
@@ -71,6 +68,7 @@ def predict_file(
         columns: `text_column`, `text_pair_column` and `encoding`, where they can't be told.
         num_threads: Threads of an export; by default one for each physical core. Of others torch's own setting counts.
         accelerated: Whether to compute with `finetune.accelerated`.
+        wishes: What is asked of the answers, in place of what was saved with the model.
 
     Returns:
         The number of rows in the output; None in a process beside the main one.
@@ -89,35 +87,40 @@ def predict_file(
             from finetune.inference.load import find_model_folder
 
             folder = find_model_folder(path)
-        predictor = load_predictor(folder, accelerated=accelerated, num_threads=num_threads)
+        predictor = load_predictor(folder, accelerated=accelerated, num_threads=num_threads, wishes=wishes)
         model = _hash(*sorted(folder.glob("*")))
         plain = None if accelerated else True  # it computes the same but for rounding, which a file is not to mix
         asked = {"input": _hash_input(input_file), "model": model, "no_accelerated": plain, **columns}
+        if wishes is not None:
+            asked |= {name: value for name, value in vars(wishes).items() if value != getattr(Wishes(), name)}
         table = open_texts(input_file, predictor.task, columns.get("encoding"), predictor.encoding)
         sample = list(itertools.islice(table.rows, 100))
         chosen = choose_columns(table, sample, columns, repr(str(input_file)))
         added = _added_columns(predictor)
-        taken = sorted(set(added) & set(table.columns))
-        if taken:
-            raise FinetuneError(
-                f"Expected {str(input_file)!r} without the columns {taken}, which are added. Rename them."
-            )
+        _refuse_taken(input_file, table.columns, added)
+        if ending == ".jsonl":  # where any row may have columns of its own
+            for row in open_texts(input_file, predictor.task, table.encoding).rows:
+                _refuse_taken(input_file, row.values, added)
         rows = itertools.chain(sample, table.rows)
         if is_main:
             pair = "" if chosen.text_pair is None else f" and {chosen.text_pair!r}"
-            how = "".join(f", {one}" for one in (table.layout, *(f"without {what}" for what in table.ignored)) if one)
+            how = f", {table.layout}" * bool(table.layout)
             how += f", read as {table.encoding}" if table.encoding not in (None, "utf-8") else ""
-            print(f"texts from column {chosen.text!r}{pair}{how}", flush=True)
-            schema = _schema(input_file, table, added)
+            say(f"texts from column {chosen.text!r}{pair}{how}", file=sys.stdout)
+            form = choose_format(ending, input_file, table, added)
             empty: collections.Counter[str] = collections.Counter()
-            count = _write(output_file, ending, schema, asked, _watch(rows, chosen, empty), chosen, predictor, added)
+            count = _write(output_file, asked, form, _watch(rows, chosen, empty), chosen, predictor)
             for first, number in empty.items():
                 more = f" and {number - 1:,} more have" if number > 1 else " has"
                 warnings.warn(f"{first}{more} no text: the answer is that to an empty one", stacklevel=2)
+            if isinstance(form, JsonLines) and form.num_nulls:
+                warnings.warn(
+                    f"null stands for NaN and Infinity in {form.num_nulls:,} rows: JSON has neither", stacklevel=2
+                )
             return count
         done = _agree(0)
         for chunk in _chunks(itertools.islice(rows, done, None)):
-            _label(chunk, chosen, predictor, added)
+            _answer(chunk, chosen, predictor)
         return None
 
 
@@ -136,65 +139,44 @@ def _check_files(input_file: Path, output_file: Path) -> str:
             f"Expected --output_file to end in {ending}, as {str(input_file)!r} is read, but got {output_file}. "
             "Give it that ending."
         )
-    if output_file.exists():
-        raise FinetuneError(f"Expected a new --output_file, but {str(output_file)!r} exists. Pass another one.")
-    if not output_file.parent.is_dir():
-        raise FinetuneError(f"Expected --output_file in a folder, but {str(output_file.parent)!r} is none. Make it.")
+    check_output(output_file)
     return ending
+
+
+def _refuse_taken(input_file: Path, columns: Iterable[str], added: Sequence[str]) -> None:
+    """Refuse columns of the input that have the name of one that is added, in whatever case, which SQL doesn't tell."""
+    ours = {name.casefold() for name in added}
+    taken = sorted(name for name in columns if name.casefold() in ours)
+    if taken:
+        raise FinetuneError(f"Expected {str(input_file)!r} without the columns {taken}, which are added. Rename them.")
 
 
 def _write(
     output_file: Path,
-    ending: str,
-    schema: pa.Schema,
     asked: dict[str, Any],
+    form: RowFormat,
     rows: Iterator[Row],
     columns: Columns,
     predictor: TextClassifier,
-    added: Sequence[str],
 ) -> int:
     """Label the rows that are not done yet, and give the output its name when it is whole."""
-    partial = output_file.with_name(f"{output_file.name}.partial")
-    state_file = output_file.with_name(f"{output_file.name}.state.json")
-    try:
-        opened = partial.open("ab")
-    except OSError as error:
-        raise FinetuneError(
-            f"Expected to write {str(partial)!r}, but got: {error.strerror}. Pass another --output_file."
-        ) from error
-    with opened as sink:
-        try:
-            fcntl.flock(sink, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise FinetuneError(
-                f"Expected to write {str(partial)!r} alone, but another process is at it. Wait for it to end."
-            ) from None
-        try:
-            done = _agree(_resume(sink, state_file, asked))
-            next(itertools.islice(rows, done, done), None)  # past those that are done
-            if done == 0:
-                _write_head(sink, ending, schema)
-            with progress_bar(0, "Predicting") as advance:
-                for chunk in _chunks(rows):
-                    _write_rows(sink, ending, schema, added, _label(chunk, columns, predictor, added))
-                    sink.flush()
-                    os.fsync(sink.fileno())
-                    done += len(chunk)
-                    write_json(state_file, {"asked": asked, "rows": done, "bytes": sink.tell()})
-                    advance(len(chunk))
-                    if "torch" in sys.modules:  # not for an export
-                        from finetune.hardware import release_memory
+    with Unfinished(output_file, asked) as output:
+        done = _agree(output.num_rows)
+        if output.is_placed:
+            return done
+        next(itertools.islice(rows, done, done), None)  # past those that are done
+        if form.head and output.num_bytes == 0:
+            output.append(form.head, 0)
+        with progress_bar(0, "Predicting") as advance:
+            for chunk in _chunks(rows):
+                output.append(form.encode(chunk, _answer(chunk, columns, predictor)), len(chunk))
+                advance(len(chunk))
+                if "torch" in sys.modules:  # not for an export
+                    from finetune.hardware import release_memory
 
-                        release_memory()
-            if ending == ".parquet":
-                _to_parquet(partial, schema)
-            partial.replace(output_file)
-        except BaseException:
-            if not state_file.is_file():  # there is nothing to go on from
-                partial.unlink(missing_ok=True)
-            raise
-    state_file.unlink(missing_ok=True)
-    return done
+                    release_memory()
+        output.finish(form.finish)
+    return output.num_rows
 
 
 @contextlib.contextmanager
@@ -254,49 +236,13 @@ def _hash(*files: Path) -> str:
 
 
 def _added_columns(predictor: TextClassifier) -> list[str]:
-    names = [f"probability_{name}" for name in predictor.task.label_names]
-    match predictor.task.problem_type:
-        case "regression":
-            return ["predicted_value"]
-        case "multi_label_classification":
-            return ["predicted_labels", *names]
-    return ["predicted_label", *names]
-
-
-def _schema(input_file: Path, table: Table, added: Sequence[str]) -> pa.Schema:
-    """Return names and types of the output's columns; of text formats the names alone matter."""
-    if input_file.suffix.lower() == ".parquet":
-        fields = list(pq.ParquetFile(input_file).schema_arrow)
-    else:
-        fields = [pa.field(name, pa.string()) for name in table.columns]
-    kinds = {"predicted_label": pa.string(), "predicted_labels": pa.list_(pa.string())}
-    return pa.schema([*fields, *(pa.field(name, kinds.get(name, pa.float32())) for name in added)])
-
-
-def _resume(sink: IO[bytes], state_file: Path, asked: dict[str, Any]) -> int:
-    """Cut off what an earlier run left half-written; gives the number of rows that count."""
-    if not state_file.is_file():
-        sink.truncate(0)
-        return 0
-    try:
-        state = json.loads(state_file.read_text(encoding="utf-8"))
-        before, is_whole = state["asked"], sink.seek(0, io.SEEK_END) >= state["bytes"]
-    except (ValueError, KeyError, TypeError):
-        before, is_whole = {}, False
-    if not is_whole:
-        raise FinetuneError(
-            f"Expected {sink.name!r} as {str(state_file)!r} describes it, but one of them was changed. Delete both to "
-            "start over."
-        )
-    changed = [name for name, value in asked.items() if before.get(name) != value]
-    if changed:
-        raise FinetuneError(
-            f"Expected to continue the unfinished output with the same {' and '.join(changed)}, but found others. "
-            f"Restore them, or delete {str(state_file)!r} to start over."
-        )
-    sink.truncate(state["bytes"])
-    sink.seek(0, io.SEEK_END)
-    return int(state["rows"])
+    rules, names = predictor.rules, [f"probability_{name}" for name in predictor.task.label_names]
+    if predictor.task.problem_type == REGRESSION:
+        return ["predicted_value", *([] if rules.prediction_sets is None else ["interval_low", "interval_high"])]
+    several = predictor.task.problem_type == MULTI_LABEL
+    silence = [] if rules.abstention is None else ["is_answered"]
+    sets = [] if rules.prediction_sets is None else ["prediction_set"]
+    return ["predicted_labels" if several else "predicted_label", *silence, *sets, *names]
 
 
 def _watch(rows: Iterator[Row], columns: Columns, empty: collections.Counter[str]) -> Iterator[Row]:
@@ -313,21 +259,21 @@ def _chunks(rows: Iterator[Row]) -> Iterator[list[Row]]:
         yield chunk
 
 
-def _label(rows: list[Row], columns: Columns, predictor: TextClassifier, added: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the rows with the added columns."""
+def _answer(rows: list[Row], columns: Columns, predictor: TextClassifier) -> list[list[Any]]:
+    """Return the values of the added columns for each row."""
     texts = [_to_text(row, columns.text) for row in rows]
     pairs = None if columns.text_pair is None else [_to_text(row, columns.text_pair) for row in rows]
-    probabilities = predictor.compute_probabilities(texts, pairs)
-    names = predictor.task.label_names
-    if predictor.task.problem_type == REGRESSION:
-        found: Any = probabilities.astype(float).tolist()
-    else:
-        chosen = predictor.decide(probabilities)
-        labels: list[Any] = [[names[number] for number in np.flatnonzero(row)] for row in chosen]
-        if predictor.task.problem_type != MULTI_LABEL:
-            labels = [one[0] for one in labels]
-        found = [[label, *map(float, row)] for label, row in zip(labels, probabilities, strict=True)]
-    return [row.values | dict(zip(added, values, strict=True)) for row, values in zip(rows, found, strict=True)]
+    several = predictor.task.problem_type == MULTI_LABEL
+    found = []
+    for one in predictor.predict(texts, pairs):
+        if one.value is not None:
+            found.append([one.value, *(one.interval or ())])
+            continue
+        silence = [] if predictor.rules.abstention is None else [one.is_given]
+        sets = [] if one.label_set is None else [list(one.label_set)]
+        label = list(one.labels) if several else one.label
+        found.append([label, *silence, *sets, *one.all_probabilities.values()])
+    return found
 
 
 def _is_missing(value: Any) -> bool:
@@ -344,55 +290,3 @@ def _to_text(row: Row, column: str) -> str:
         )
     text = str(value)
     return text if text.isascii() else text.encode("utf-8", "replace").decode()  # "?" for half of a character
-
-
-def _write_head(sink: IO[bytes], ending: str, schema: pa.Schema) -> None:
-    if ending in (".csv", ".tsv"):
-        _write_lines(sink, ending, [schema.names])
-
-
-def _write_rows(
-    sink: IO[bytes], ending: str, schema: pa.Schema, added: Sequence[str], rows: list[dict[str, Any]]
-) -> None:
-    if ending == ".jsonl":
-        sink.write(b"".join(_to_json(row, added) for row in rows))
-    elif ending == ".parquet":
-        batch = pa.RecordBatch.from_pylist(rows, schema=schema)
-        with pa.ipc.new_stream(sink, schema) as writer:  # one after the other; they become Parquet at the end
-            writer.write_batch(batch)
-    else:
-        numbers = {name for name in added if not name.startswith("predicted_label")}
-        _write_lines(sink, ending, [[_cell(row.get(name), name in numbers) for name in schema.names] for row in rows])
-
-
-def _write_lines(sink: IO[bytes], ending: str, lines: Sequence[Sequence[Any]]) -> None:
-    text = io.StringIO()
-    delimiter = "\t" if ending == ".tsv" else ","
-    csv.writer(text, delimiter=delimiter, lineterminator="\n").writerows(lines)
-    sink.write(text.getvalue().encode("utf-8"))
-
-
-def _cell(value: Any, is_ours: bool) -> Any:
-    """Write a value; numbers of the model's with six digits, those of the input as they are."""
-    if isinstance(value, float) and is_ours:
-        return f"{value:.6g}"
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value
-
-
-def _to_json(row: dict[str, Any], added: Sequence[str]) -> bytes:
-    row = row | {name: float(f"{row[name]:.6g}") for name in added if isinstance(row[name], float)}
-    try:
-        return f"{json.dumps(row, ensure_ascii=False)}\n".encode()
-    except UnicodeEncodeError:  # half of a character, of which UTF-8 has none
-        return f"{json.dumps(row)}\n".encode()
-
-
-def _to_parquet(partial: Path, schema: pa.Schema) -> None:
-    """Turn the streams that lie one after the other into one Parquet file, a row group each."""
-    aside = partial.with_name(f"{partial.name}.parquet")
-    with partial.open("rb") as source, pq.ParquetWriter(aside, schema) as writer:
-        while source.peek(1):
-            with pa.ipc.open_stream(source) as stream:
-                for batch in stream:
-                    writer.write_batch(batch)
-    shutil.move(aside, partial)

@@ -6,7 +6,7 @@ It reads texts as the model that was exported does: the same tokens, cut the sam
 import functools
 import importlib.util
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from scipy.special import expit, softmax
 from tokenizers import Tokenizer
 
 from finetune.data.cutting import TextConfig, cut_contents, group_equal, type_tokens
+from finetune.decisions.saved import read_rules
 from finetune.errors import FinetuneError
 from finetune.examination.folder import examine_export
 from finetune.models.answers import TextClassifier
@@ -24,21 +25,40 @@ from finetune.threads import compute_side_by_side, default_num_threads
 
 __all__ = [
     "EXPORT_FILE",
+    "INT8_FILE",
     "MODEL_FILE",
     "ExportedPredictor",
+    "find_graph",
     "is_exported",
     "load_exported",
+    "open_session",
     "pool_windows",
 ]
 
-MODEL_FILE = "model.onnx"
+MODEL_FILE, INT8_FILE = "onnx/model.onnx", "onnx/model_quantized.onnx"  # where transformers.js looks for them
+OLD_MODEL_FILE = "model.onnx"  # of finetune 0.1, without `attention_mask`
 EXPORT_FILE = "export.json"  # transformers' manifest with our measurements in it, written last
+MASK = "attention_mask"
 MAX_TOKENS = 512  # computed at once: what the processor's caches hold
 
 
 def is_exported(path: str | Path) -> bool:
     """Return whether a path is a folder that `finetune export` wrote."""
     return (Path(path) / EXPORT_FILE).is_file()
+
+
+def find_graph(folder: Path) -> Path:
+    """Return the model itself in an exported folder, also in one of finetune 0.1.
+
+    Raises:
+        FinetuneError: If it is not there.
+    """
+    for name in (MODEL_FILE, INT8_FILE, OLD_MODEL_FILE):
+        if (folder / name).is_file():
+            return folder / name
+    raise FinetuneError(
+        f"Expected {MODEL_FILE} or {INT8_FILE} in {str(folder)!r}, but there is neither. Export the model again."
+    )
 
 
 def load_exported(path: str | Path, num_threads: int | None = None) -> "ExportedPredictor":
@@ -76,24 +96,25 @@ class ExportedPredictor(TextClassifier):
     """
 
     def __init__(self, folder: Path, num_threads: int):
-        examine_export(folder, MODEL_FILE)
+        examine_export(folder, find_graph(folder))
         config = read_finetune_config(folder)
         names = json.loads((folder / "config.json").read_text(encoding="utf-8"))["id2label"]
         self.task = Task(config.problem_type, [names[str(number)] for number in range(len(names))])
         self.text_config: TextConfig = config.text or TextConfig(512)
-        self.follow(config)
+        self.follow(config, read_rules(folder, self.task, config.thresholds))
         self.tokenizer = _TextTokenizer(folder)
         self.folder, self.num_threads = folder, num_threads
-        self.session = _open_session(folder, num_threads)
+        self.session = open_session(folder, num_threads)
         manifest = json.loads((folder / EXPORT_FILE).read_text(encoding="utf-8"))
-        # In 8 bits a batch shares the scale of its activations: alone, a text's answer is always the same.
-        self.max_tokens = 1 if manifest.get("int8") else MAX_TOKENS
+        # In 8 bits a batch of finetune 0.1 shares the scale of its activations: alone, a text's answer is the same.
+        searches_scales = manifest.get("int8") and "num_scale_texts" not in manifest
+        self.max_tokens = 1 if searches_scales else MAX_TOKENS
         self.input_names = [one.name for one in self.session.get_inputs()]
 
     @functools.cached_property
     def single_threaded_session(self) -> Any:
         """The model once more, for threads of our own that each compute a text."""
-        return self.session if self.num_threads == 1 else _open_session(self.folder, 1)
+        return self.session if self.num_threads == 1 else open_session(self.folder, 1)
 
     def compute_logits(
         self,
@@ -103,24 +124,16 @@ class ExportedPredictor(TextClassifier):
     ) -> tuple[np.ndarray, np.ndarray]:
         """Score texts; see `TextClassifier`."""
         self.check_pairs(pairs)
-        apart = pairs is not None and "pair_input_ids" in self.input_names  # each text of a pair has tokens of its own
-        rows, types, counts = self.tokenizer.encode(texts, None if apart else pairs, self.text_config)
-        columns = {"input_ids": rows, "token_type_ids": types}
-        lengths, pair_lengths = [len(row) for row in rows], None
-        if apart:
-            assert pairs is not None
-            others, other_types, _ = self.tokenizer.encode(pairs, None, self.text_config)
-            columns |= {"pair_input_ids": others, "pair_token_type_ids": other_types}
-            pair_lengths = [len(row) for row in others]
-        logits = np.zeros((len(rows), len(self.task.label_names)), dtype=np.float32)
+        columns, counts = self._encode(texts, pairs)
+        lengths, pair_lengths = _count_tokens(columns)
+        logits = np.zeros((len(lengths), len(self.task.label_names)), dtype=np.float32)
         groups = group_equal(lengths, self.max_tokens, pair_lengths)[::-1]  # longest first, so that no thread is late
         # A thread for each group beats all threads on one: products of a few hundred rows don't divide well.
         side_by_side = len(groups) >= self.num_threads
         session = self.single_threaded_session if side_by_side else self.session
 
         def compute(group: list[int]) -> None:
-            feed = {name: np.array([columns[name][at] for at in group], np.int64) for name in self.input_names}
-            logits[group] = session.run(["logits"], feed)[0]
+            logits[group] = session.run(["logits"], self._feed(columns, group))[0]
 
         results = compute_side_by_side(compute, groups, self.num_threads if side_by_side else 1)
         for group, _ in zip(groups, results, strict=True):
@@ -132,14 +145,50 @@ class ExportedPredictor(TextClassifier):
         owners = np.repeat(np.arange(len(counts)), counts)
         return logits, np.bincount(owners, weights=lengths, minlength=len(counts)).astype(np.int64)
 
+    def feeds(
+        self, texts: Sequence[str], pairs: Sequence[str] | None = None, max_tokens: int = MAX_TOKENS
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Yield what the model is given of texts, batch by batch, each of rows of one length."""
+        columns, _ = self._encode(texts, pairs)
+        lengths, pair_lengths = _count_tokens(columns)
+        for group in group_equal(lengths, max_tokens, pair_lengths):
+            yield self._feed(columns, group)
 
-def _open_session(folder: Path, num_threads: int) -> Any:
+    def _encode(
+        self, texts: Sequence[str], pairs: Sequence[str] | None
+    ) -> tuple[dict[str, list[list[int]]], list[int]]:
+        """Return the rows of each input, and how many of them each text has."""
+        apart = pairs is not None and "pair_input_ids" in self.input_names  # each text of a pair has tokens of its own
+        rows, types, counts = self.tokenizer.encode(texts, None if apart else pairs, self.text_config)
+        columns = {"input_ids": rows, "token_type_ids": types}
+        if apart:
+            assert pairs is not None
+            others, other_types, _ = self.tokenizer.encode(pairs, None, self.text_config)
+            columns |= {"pair_input_ids": others, "pair_token_type_ids": other_types}
+        return columns, counts
+
+    def _feed(self, columns: dict[str, list[list[int]]], group: Sequence[int]) -> dict[str, np.ndarray]:
+        """Return the inputs of rows of one length, of which none is padded."""
+        feed = {name: np.array([columns[name][at] for at in group], np.int64)
+                for name in self.input_names if not name.endswith(MASK)}  # fmt: skip
+        masks = [name for name in self.input_names if name.endswith(MASK)]
+        return feed | {name: np.ones_like(feed[name.replace(MASK, "input_ids")]) for name in masks}
+
+
+def _count_tokens(columns: dict[str, list[list[int]]]) -> tuple[list[int], list[int] | None]:
+    """Return the tokens of each row, and of its second text where that is read apart."""
+    pairs = columns.get("pair_input_ids")
+    return [len(row) for row in columns["input_ids"]], None if pairs is None else [len(row) for row in pairs]
+
+
+def open_session(folder: Path, num_threads: int) -> Any:
+    """Open the model of an exported folder with onnxruntime."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(folder / MODEL_FILE, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(find_graph(folder), options, providers=["CPUExecutionProvider"])
 
 
 class _TextTokenizer:

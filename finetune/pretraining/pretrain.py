@@ -11,7 +11,6 @@ import hashlib
 import os
 import shutil
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Iterable, Sequence
@@ -28,8 +27,9 @@ from transformers import AutoModel
 from finetune.accelerated import enable
 from finetune.data.tokenize import TextConfig, find_cache, tokenize_dataset
 from finetune.errors import FinetuneError
+from finetune.escape import say
 from finetune.families.embeddings.vectors import read_beside
-from finetune.files import is_disk_full, read_json, replace_folder, write_json
+from finetune.files import is_disk_full, read_json, write_folder_aside, write_json
 from finetune.hardware import cpu_seconds, peak_memory_bytes
 from finetune.models.inputs import add_embeddings
 from finetune.models.load import (
@@ -77,7 +77,7 @@ def pretrain_encoder(run: Run, *sources: Dataset | None) -> None:
         made = _find_or_make(
             run, list_texts(source for source in sources if source is not None), run.run_directory.encoder
         )
-        print(f"pretraining: {made.task}: {made.losses} ({made.seconds:.0f} s)", file=sys.stderr)
+        say(f"pretraining: {made.task}: {made.losses} ({made.seconds:.0f} s)")
     run.record_pretraining(made)
 
 
@@ -110,7 +110,7 @@ def make_encoder(arguments: Arguments, text_config: TextConfig, texts: Sequence[
     examples = _spread_windows(tokenize_dataset(Dataset.from_dict({"text": list(texts)}), tokenizer, text_config))
     objective = load_objective(arguments.model, tokenizer, arguments.run.max_tokens_per_micro_batch or 0)
     _warn_of_lost_head(arguments.model)
-    print(f"pretraining: {objective.what} on {len(texts):,} texts without labels", file=sys.stderr)
+    say(f"pretraining: {objective.what} on {len(texts):,} texts without labels")
     if arguments.run.accelerated:
         enable(objective.model)
     dtype = torch.bfloat16 if arguments.training.bf16 else torch.float32  # in fp16 gradients would have to be scaled
@@ -249,14 +249,10 @@ def _put(folder: Path, write: Any) -> None:
     Raises:
         FinetuneError: If the disk is full.
     """
-    aside = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
     try:
-        aside.mkdir()
-        write(aside)
-        replace_folder(folder, aside)
+        with write_folder_aside(folder, replaces=True) as aside:
+            write(aside)
     except Exception as error:
-        shutil.rmtree(aside, ignore_errors=True)
         if not is_disk_full(error):
             raise
         raise FinetuneError(

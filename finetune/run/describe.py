@@ -14,6 +14,7 @@ from datasets import Dataset, DatasetDict
 from finetune.data.labels import Task
 from finetune.data.split import describe_split
 from finetune.environment import describe_environment
+from finetune.escape import blank_tokens
 from finetune.family import Family
 from finetune.hardware import fastest_precision, measure_precision
 from finetune.lookup import family_of
@@ -31,7 +32,7 @@ def start_record(arguments: Arguments) -> RunRecord:
         id=uuid.uuid4().hex,
         status="running",
         started=now(),
-        command=[Path(sys.argv[0]).name, *sys.argv[1:]],
+        command=blank_tokens([Path(sys.argv[0]).name, *sys.argv[1:]]),
         method=arguments.method.method,
         seed=arguments.training.seed,
         arguments=Settings(**arguments.to_dict()),

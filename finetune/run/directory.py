@@ -13,11 +13,12 @@ tensorboard/    with --report_to tensorboard
 
 import contextlib
 import shutil
-import sys
 from pathlib import Path
 
 from finetune.adapted import ENCODER_FOLDER
 from finetune.errors import FinetuneError
+from finetune.escape import say
+from finetune.files import is_aside, remove_asides
 from finetune.run.lock import LOCK_FILE, DirectoryLock
 from finetune.run.record import RECORD_FILE, RunRecord, has_record
 from finetune.training.checkpoints import find_resumable, list_checkpoints, tidy
@@ -31,14 +32,11 @@ TRIAL_FOLDER = "trial"  # the checkpoints of the trial at work
 FILES = (RECORD_FILE, FINDINGS_FILE, HISTORY_FILE)
 ENTRIES = (
     *FILES,
-    *(f"{name}.partial" for name in FILES),
     TRIALS_FILE,
     TRIAL_FOLDER,
     ENCODER_FOLDER,
-    f"{ENCODER_FOLDER}.partial",
     f"{ENCODER_FOLDER}.replaced",
     "model",
-    "model.partial",
     "model.replaced",
     "predictions",
     "checkpoints",
@@ -92,8 +90,11 @@ class RunDirectory:
         if self.set_aside.is_dir() and not (self.path / RECORD_FILE).exists():  # killed while it started over
             self._bring_back()
         if not self._holds_something():
+            remove_asides(self.path)
             return None
         before = self._read_record()
+        for folder in (self.path, self.path / "predictions"):
+            remove_asides(folder)
         if restart:
             self._start_over(before.status == "complete")
             return None
@@ -111,9 +112,9 @@ class RunDirectory:
         self.started_here = not list_checkpoints(self.checkpoints)
         checkpoint, skipped = find_resumable(self.checkpoints, run_id)
         for line in skipped:
-            print(f"warning: {line}", file=sys.stderr)
+            say(f"warning: {line}")
         if checkpoint is None and skipped:
-            print("warning: no checkpoint is whole: starting from the first step", file=sys.stderr)
+            say("warning: no checkpoint is whole: starting from the first step")
         return checkpoint
 
     def leave_nothing_behind(self) -> None:
@@ -163,7 +164,7 @@ class RunDirectory:
     def _holds_something(self) -> bool:
         """Return whether there is anything but what a process leaves that was killed before its first line."""
         names = {path.name for path in self.path.iterdir()} if self.path.is_dir() else set()
-        return bool(names - {LOCK_FILE, f"{RECORD_FILE}.partial"})
+        return any(name != LOCK_FILE and not (name.startswith(RECORD_FILE) and is_aside(name)) for name in names)
 
     def _read_record(self) -> RunRecord:
         found = "other files"

@@ -1,11 +1,11 @@
 """What may differ between a run that was cut off and its continuation: settings, data, machine."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 from finetune.errors import FinetuneError
+from finetune.escape import say
 from finetune.hub_client import is_commit
 from finetune.lookup import family_of
 from finetune.run.fields import Change, Environment, Settings
@@ -57,14 +57,14 @@ def go_on_from(before: RunRecord, record: RunRecord, checkpoint: Path, arguments
     step = int(str(checkpoint).rpartition("-")[2])
     if changed:
         changes.append(Change(after_step=step, changed=changed))
-        print(f"warning: changed after step {step}: {', '.join(changed)}", file=sys.stderr)
+        say(f"warning: changed after step {step}: {', '.join(changed)}")
     elif _has_moved(before, record) and before.data is not None and record.data is not None:
         moved = f"from commit {before.data.commit} to {record.data.commit}"
-        print(f"warning: the data set moved {moved}: the same rows", file=sys.stderr)
+        say(f"warning: the data set moved {moved}: the same rows")
     if changes:
         record.changes = changes
     for name in _changed_machine(before.environment, record.environment):
-        print(f"warning: {name} since the checkpoint: the last bits of the result may differ", file=sys.stderr)
+        say(f"warning: {name} since the checkpoint: the last bits of the result may differ")
     return any(change.after_step >= step for change in changes)
 
 

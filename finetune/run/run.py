@@ -5,7 +5,6 @@ processes say to each other in `.processes`, what `run.json` holds in `.record`.
 """
 
 import contextlib
-import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -26,7 +25,9 @@ from finetune.data.tokenize import TextConfig
 from finetune.data.understood import describe_understanding
 from finetune.data_doctor.examine import examine
 from finetune.data_doctor.findings import describe_findings, to_json
+from finetune.decisions.rules import check_wishes
 from finetune.errors import FinetuneError
+from finetune.escape import blank_tokens, say
 from finetune.families.save import write_model
 from finetune.files import write_json
 from finetune.hardware import cpu_seconds, peak_memory_bytes, time_hashes, use_processor
@@ -39,6 +40,7 @@ from finetune.quiet import quiet_program
 from finetune.run.describe import describe_computation, describe_data, describe_model, now, start_record
 from finetune.run.directory import FINDINGS_FILE, HISTORY_FILE, RunDirectory
 from finetune.run.fields import (
+    Answers,
     DataRecord,
     Floor,
     MeasuredSplits,
@@ -193,7 +195,7 @@ class Run:
         if isinstance(given, GivenSplits):
             self.encoding, self.is_numbered = given.encoding, given.task.is_numbered or None
             self.understood = describe_understanding(given)
-            print("\n".join(self.understood), file=sys.stderr)
+            say(*self.understood)
         findings = examine(given, max_length=self.arguments.data.max_length)
         errors = [finding for finding in findings if finding.severity == "error"]
         if errors:
@@ -204,8 +206,8 @@ class Run:
             raise FinetuneError(
                 f"Expected data without errors, but found: {found}. {errors[0].advice} `finetune doctor` shows more."
             )
-        write_json(self.directory / FINDINGS_FILE, to_json(findings))
-        print(describe_findings(findings, with_notes=False), file=sys.stderr)
+        write_json(self.directory / FINDINGS_FILE, blank_tokens(to_json(findings)))
+        say(*describe_findings(findings, with_notes=False).split("\n"))
 
     def record_data(self, splits: DatasetDict, unlabeled: Dataset | None = None) -> Task:
         """Note the origin, size and content hash of each split, and settle what depends on the task.
@@ -218,6 +220,7 @@ class Run:
             The task that the labels of train define.
         """
         task = task_of(splits["train"].features)
+        check_wishes(self.arguments.decisions.to_wishes(), task)
         self.is_paired = "text_pair" in splits["train"].column_names
         is_taught = self.arguments.method.teacher is not None and "teacher" not in self.arguments.unused()
         num_rows = len(splits["train"]) + (len(unlabeled) if unlabeled is not None and is_taught else 0)
@@ -228,7 +231,7 @@ class Run:
             len(splits["validation"]),
         )
         if notes and self.is_main:
-            print("\n".join(notes), file=sys.stderr)
+            say(*notes)
         self.record.arguments = Settings(**self.arguments.to_dict())
         commit = self.arguments.data.dataset_revision if self.arguments.data.is_on_hub else None
         self.record.data = data = describe_data(task, splits, commit, self.understood, unlabeled)
@@ -271,10 +274,9 @@ class Run:
         assert self.record.word_vectors is not None, "record_data comes first"
         self.record.word_vectors = WordVectorsRecord(sha256=self.record.word_vectors.sha256, **coverage._asdict())
         more = f"; with others the model knows {coverage.kept:,}" if coverage.kept > coverage.found else ""
-        print(
+        say(
             f"{coverage.found:,} of {coverage.words:,} words of the training texts have a vector in "
-            f"{Path(str(self.arguments.model.word_vectors)).name}{more}",
-            file=sys.stderr,
+            f"{Path(str(self.arguments.model.word_vectors)).name}{more}"
         )
         self._write()
 
@@ -340,7 +342,7 @@ class Run:
             FinetuneError: If the checkpoint's optimizer or random streams are a pickle of anything but numbers.
         """
         if self.checkpoint is not None and self.is_main:
-            print(f"resuming from {self.checkpoint}", file=sys.stderr)
+            say(f"resuming from {self.checkpoint}")
         self.record_words(trainer.processing_class)
         environment = self.record.environment
         environment.precision, compilation = describe_computation(trainer.accelerator)
@@ -417,6 +419,7 @@ class Run:
                 is_paired=self.is_paired,
                 encoding=self.encoding,
                 is_numbered=self.is_numbered,
+                replaces=True,
             )
             starts_from = "model_name_or_path" not in self.arguments.unused()
             name = self.record.arguments.model["model_name_or_path"] if starts_from else None
@@ -432,6 +435,7 @@ class Run:
         texts_per_second: float,
         tokenize_seconds: tuple[float, float] | None = None,
         thresholds: Thresholds | None = None,
+        answers: Answers | None = None,
         floor: Floor | None = None,
     ) -> None:
         """Add the results of the evaluation and mark the run complete."""
@@ -444,6 +448,7 @@ class Run:
                 texts_per_second=texts_per_second,
                 tokenize_seconds=tokenize_seconds,
                 thresholds=thresholds,
+                answers=answers,
                 floor=floor,
             )
             self._write()

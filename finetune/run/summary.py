@@ -4,6 +4,7 @@ import math
 import shlex
 from pathlib import Path
 
+from finetune.escape import to_terminal
 from finetune.run.fields import Metrics, Search, SplitRecord
 from finetune.run.record import CompleteRecord
 from finetune.settings.describe import describe_settings
@@ -59,7 +60,7 @@ def summarize(record: CompleteRecord, directory: Path) -> str:
         rows.append(("floor (test)", f"{_quality(record.floor.test)}, by TF-IDF and a linear model on whole texts"))
     rows.append(("model", str(directory / "model")))
     rows.append(("next", f'finetune predict {shlex.quote(str(directory))} "A text to classify."'))
-    return "\n".join(f"{name:<16} {text}" for name, text in rows)
+    return "\n".join(f"{name:<16} {to_terminal(text)}" for name, text in rows)
 
 
 def _describe_search(search: Search) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers.integrations import TensorBoardCallback
 
+from finetune.escape import blank_tokens
 from finetune.run.record import RunRecord
 from finetune.settings.arguments import Arguments
 from finetune.training.trainer import FineTuningTrainer
@@ -44,7 +45,7 @@ def tracked(
         args.run_name = f"{record.method}-seed{record.seed}-{record.id[:6]}"
     if "project" not in arguments.given:
         args.project = PROJECT
-    args.others = arguments.settings_of_run()
+    args.others = blank_tokens(arguments.settings_of_run())
     if checkpoint is not None and (unaware := sorted(set(trackers) - set(GO_ON))):
         warnings.warn(f"what follows is another run in {', '.join(unaware)}, which begins anew", stacklevel=2)
     if args.process_index == 0:

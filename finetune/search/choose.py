@@ -1,7 +1,6 @@
 """Hyperparameter search before a run: the best settings by validation rows, with which it is then trained."""
 
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from datasets import DatasetDict
 from finetune.data.labels import Task
 from finetune.data.soft_labels import count_labelled_rows, without_teacher
 from finetune.errors import FinetuneError
+from finetune.escape import say
 from finetune.hardware import cpu_seconds
 from finetune.metrics import METRICS, SINGLE_LABEL
 from finetune.run.fields import Search, Settings
@@ -60,11 +60,11 @@ def choose_settings(run: Run, splits: DatasetDict, task: Task) -> None:
     present = {name: arguments.values()[name] for name in space}
     study = _Study(space, present, trials, arguments.training.seed, greater_is_better)
     where = f"{by_folds} folds of the training split" if by_folds else f"{len(splits['validation']):,} validation rows"
-    print(f"search: {', '.join(f'--{name}' for name in space)}, judged by {metric} on {where}", file=sys.stderr)
+    say(f"search: {', '.join(f'--{name}' for name in space)}, judged by {metric} on {where}")
     while not _is_over(trials, arguments.run.trials, arguments.run.budget):
         trial = _try(run, study, folds, task, metric)
         trials.add(trial)
-        print(_describe_trial(trial, metric), file=sys.stderr)
+        say(_describe_trial(trial, metric))
     best = trials.find_best(greater_is_better)
     assert best is not None, "the first trial was completed"
     chosen = {name: type(present[name])(value) for name, value in best.settings.items()}
@@ -84,7 +84,7 @@ def choose_settings(run: Run, splits: DatasetDict, task: Task) -> None:
     )
     run.record.arguments = Settings(**arguments.to_dict())
     what = "the settings of a run without a search" if best.number == 0 else describe_settings(chosen)
-    print(f"search: best of {len(states)} trials is number {best.number + 1}: {what}", file=sys.stderr)
+    say(f"search: best of {len(states)} trials is number {best.number + 1}: {what}")
 
 
 class _Study:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -90,4 +91,4 @@ class Trials:
                 "Restore them to go on, or pass --restart to start over."
             )
         if whole != lines:
-            self.path.write_text("".join(whole), encoding="utf-8")
+            os.truncate(self.path, len("".join(whole).encode()))

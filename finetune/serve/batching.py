@@ -2,13 +2,14 @@
 
 The model runs on a thread of its own, one batch at a time. Requests share it fairly: each batch takes texts from all
 that wait, in turns, so that a long list does not hold up a single text. Within a batch the predictor sorts by length
-and bounds the tokens that it computes at once.
+and bounds the tokens that it computes at once. A batch that fails is computed again request by request, so that only
+the one that the model can't take fails. What is cancelled is not computed.
 """
 
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from finetune.models.answers import TextClassifier
 
-__all__ = ["BatchingQueue", "QueueFullError"]
+__all__ = ["BatchingQueue", "QueueClosedError", "QueueFullError"]
 
 MAX_BATCH_TEXTS = 64
 SHARE = 8  # texts that a request may put into a batch before the next one's turn
@@ -26,7 +27,11 @@ class QueueFullError(Exception):
     """More texts wait than the queue holds."""
 
 
-@dataclass
+class QueueClosedError(Exception):
+    """Nothing is computed any more."""
+
+
+@dataclass(eq=False)
 class _Request:
     texts: Sequence[str]
     pairs: Sequence[str] | None
@@ -42,12 +47,20 @@ class BatchingQueue:
         predictor: Is called by one thread only.
         max_wait_seconds: How long a request waits for others to come.
         max_waiting_texts: Texts that may wait; more are refused.
+        on_batch: Called on the model's thread with a batch's number of texts and its seconds.
     """
 
-    def __init__(self, predictor: TextClassifier, max_wait_seconds: float = 0.004, max_waiting_texts: int = 8_192):
+    def __init__(
+        self,
+        predictor: TextClassifier,
+        max_wait_seconds: float = 0.004,
+        max_waiting_texts: int = 8_192,
+        on_batch: Callable[[int, float], None] = lambda num_texts, seconds: None,
+    ):
         self.predictor = predictor
         self.max_wait_seconds = max_wait_seconds
         self.max_waiting_texts = max_waiting_texts
+        self.on_batch = on_batch
         self._requests: deque[_Request] = deque()
         self._waiting_texts = 0
         self._closed = False
@@ -55,8 +68,18 @@ class BatchingQueue:
         self._thread = threading.Thread(target=self._work, name="predictor", daemon=True)
         self._thread.start()
 
+    @property
+    def num_waiting_texts(self) -> int:
+        """Texts that no batch has taken yet."""
+        return self._waiting_texts
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread runs that computes."""
+        return self._thread.is_alive()
+
     def submit(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> "Future[np.ndarray]":
-        """Queue texts; the future gives their probabilities, `(len(texts), num_labels)`.
+        """Queue texts; the future gives their probabilities, `(len(texts), num_labels)`, and may be cancelled.
 
         Args:
             texts: At least one.
@@ -64,11 +87,14 @@ class BatchingQueue:
 
         Raises:
             QueueFullError: If too many texts wait already.
+            QueueClosedError: After `close`.
         """
         request = _Request(texts, pairs)
-        request.future.set_running_or_notify_cancel()  # a client that goes away does not cancel it
+        request.future.add_done_callback(lambda future: self._forget(request) if future.cancelled() else None)
         with self._changed:
-            if self._closed or self._waiting_texts + len(texts) > self.max_waiting_texts:
+            if self._closed:
+                raise QueueClosedError
+            if self._waiting_texts + len(texts) > self.max_waiting_texts:
                 raise QueueFullError
             self._waiting_texts += len(texts)
             self._requests.append(request)
@@ -76,11 +102,29 @@ class BatchingQueue:
         return request.future
 
     def close(self) -> None:
-        """Answer what waits, take nothing new, and end the thread."""
+        """Take nothing new, answer what waits, and end the thread."""
         with self._changed:
             self._closed = True
             self._changed.notify()
         self._thread.join()
+
+    def abandon(self) -> None:
+        """Take nothing new, and fail what waits with `QueueClosedError`; the batch being computed is still answered."""
+        with self._changed:
+            self._closed = True
+            abandoned = list(self._requests)
+            self._requests.clear()
+            self._waiting_texts = 0
+            self._changed.notify()
+        for request in abandoned:
+            self._settle(request, QueueClosedError())
+
+    def _forget(self, request: _Request) -> None:
+        """Give up the place of a request that was cancelled."""
+        with self._changed:
+            if request in self._requests:
+                self._requests.remove(request)
+                self._waiting_texts -= len(request.texts) - request.taken
 
     def _work(self) -> None:
         while True:
@@ -93,7 +137,7 @@ class BatchingQueue:
                 while not self._closed and self._waiting_texts < MAX_BATCH_TEXTS:
                     if not self._changed.wait(until - time.monotonic()):
                         break
-                batch = self._take()
+                batch = self._take() if self._requests else []  # all may have been cancelled meanwhile
             self._answer(batch)
 
     def _take(self) -> list[tuple[_Request, slice]]:
@@ -123,17 +167,32 @@ class BatchingQueue:
             return
         texts = [text for request, part in batch for text in request.texts[part]]
         pairs = [pair for request, part in batch for pair in (request.pairs or ())[part]] or None
+        requests = list({id(request): request for request, _ in batch}.values())
+        start = time.perf_counter()
         try:
             rows = self.predictor.compute_probabilities(texts, pairs)
-        except Exception as error:
-            for request in {id(request): request for request, _ in batch}.values():
-                request.future.set_exception(error)
+        except BaseException as error:  # whatever it is, this thread has to go on
+            if len(requests) > 1:
+                for request in requests:
+                    self._answer([taken for taken in batch if taken[0] is request])
+            else:  # SystemExit would end the service where it is raised again
+                self._settle(requests[0], error if isinstance(error, Exception) else RuntimeError(repr(error)))
             return
-        start = 0
+        self.on_batch(len(texts), time.perf_counter() - start)
+        end = 0
         for request, part in batch:
-            count = part.stop - part.start
-            request.rows.append(rows[start : start + count])
-            start += count
-        for request in {id(request): request for request, _ in batch}.values():
+            begin, end = end, end + part.stop - part.start
+            request.rows.append(rows[begin:end])
+        for request in requests:
             if sum(map(len, request.rows)) == len(request.texts):
-                request.future.set_result(np.concatenate(request.rows))
+                self._settle(request, np.concatenate(request.rows))
+
+    def _settle(self, request: _Request, found: np.ndarray | BaseException) -> None:
+        """Answer a request, unless it was cancelled or abandoned."""
+        with self._changed:
+            if request.future.done() or not request.future.set_running_or_notify_cancel():
+                return
+        if isinstance(found, BaseException):
+            request.future.set_exception(found)
+        else:
+            request.future.set_result(found)

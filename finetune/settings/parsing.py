@@ -10,6 +10,7 @@ import importlib.util
 import json
 import os
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import timedelta
@@ -24,6 +25,7 @@ from transformers.utils import is_torch_tf32_available
 
 from finetune.catalogue import METHOD_DEFAULTS
 from finetune.errors import FinetuneError
+from finetune.escape import blank_tokens, holds_token
 from finetune.hardware import default_num_threads, fastest_precision
 from finetune.hub_client import parse_hub_id
 from finetune.lookup import family_of, file_name_of, find_method, import_method
@@ -35,6 +37,7 @@ from finetune.settings.launched import launched_defaults, launched_precision, la
 from finetune.settings.parts import (
     PARTS,
     DataArguments,
+    DecisionArguments,
     HubTarget,
     MethodArguments,
     ModelArguments,
@@ -47,6 +50,7 @@ __all__ = ["Flags", "parse_arguments", "parse_flags", "to_flags"]
 
 # A process that waits for a dead or unreachable one gives up after two minutes, not after half an hour.
 DDP_TIMEOUT = 120
+NAMES = ("run_name", "project")
 # What these settings need and the toolkit does not bring along: the package's name in Python, and that to install.
 PACKAGES = {"deepspeed": ("deepspeed", "deepspeed"), "use_liger_kernel": ("liger_kernel", "liger-kernel")}
 
@@ -67,6 +71,7 @@ class Flags:
         method: Which parameters move.
         model: What is fine-tuned.
         tuning: How fast.
+        decisions: How probabilities become answers.
         run: How it runs on this machine.
         family: The settings that the method's family has of its own, in its dataclass; None if it has none.
         given: Names of the settings that flags or `--config` name.
@@ -76,6 +81,7 @@ class Flags:
     model: ModelArguments
     method: MethodArguments
     tuning: TuningArguments
+    decisions: DecisionArguments
     run: RunArguments
     family: Any
     given: frozenset[str]
@@ -111,7 +117,7 @@ class Flags:
             FinetuneError: If a setting is outside its range, or two contradict each other.
         """
         track(training)
-        parts = self.data, self.model, self.method, self.tuning, self.run
+        parts = self.data, self.model, self.method, self.tuning, self.decisions, self.run
         arguments = Arguments(*parts, training, self.given, self.family, _take_hub_target(training))
         _fill_in(arguments)
         check_arguments(arguments)
@@ -207,13 +213,32 @@ def _parse(
     if unknown:
         raise FinetuneError(_unknown_setting(unknown[0].lstrip("-").split("=")[0], known))
     values = vars(namespace)
-    data, model, of_method, tuning, run = (_take(part, values) for part, _ in PARTS.values())
+    data, model, of_method, tuning, decisions, run = (_take(part, values) for part, _ in PARTS.values())
     of_method.method = method
     own = None if family.settings is None else _take(family.settings, values)
     training = {field.name: values[field.name] for field in fields(TrainingArguments) if field.init}
+    _keep_tokens_out(training)
     if not wants_help:
         _join_processes(words)
-    return Flags(data, model, of_method, tuning, run, own, given, training, parser, wants_help)
+    return Flags(data, model, of_method, tuning, decisions, run, own, given, training, parser, wants_help)
+
+
+def _keep_tokens_out(training: dict[str, Any]) -> None:
+    """Blank a token in a name, and refuse it in a path: what `TrainingArguments` hold is stored with checkpoints.
+
+    Raises:
+        FinetuneError: If a path holds one.
+    """
+    for name, value in training.items():
+        if not isinstance(value, str) or not holds_token(value):
+            continue
+        if name not in NAMES:
+            raise FinetuneError(
+                f"Expected no token or password in --{name}, which would be stored. Pass another one, and a token as "
+                "HF_TOKEN."
+            )
+        training[name] = blank_tokens(value)
+        warnings.warn(f"--{name} holds what looks like a token, which is left out: {training[name]}", stacklevel=2)
 
 
 def _take(part: Any, values: Mapping[str, Any]) -> Any:

@@ -10,6 +10,7 @@ A checkpoint is written aside, flushed to the disk, and renamed. It is read only
 says and none has been added, so nothing is unpickled or trained on that this run did not write.
 """
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -169,8 +170,11 @@ def _delete(checkpoints: Iterable[Path], folder: Path) -> None:
     """Move checkpoints out of sight before their files go, so that no half of one is ever found."""
     (folder / WRITING).mkdir(exist_ok=True)
     for checkpoint in checkpoints:
-        checkpoint.rename(folder / WRITING / checkpoint.name)
-    shutil.rmtree(folder / WRITING, ignore_errors=True)
+        out_of_sight = folder / WRITING / checkpoint.name
+        checkpoint.rename(out_of_sight)
+        shutil.rmtree(out_of_sight, ignore_errors=True)
+    with contextlib.suppress(OSError):  # it holds something of somebody else's
+        (folder / WRITING).rmdir()
 
 
 def _step(path: Path) -> int | None:

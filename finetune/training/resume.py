@@ -117,7 +117,9 @@ class ResumingTrainer(StepTrainer):
                 with contextlib.suppress(OSError):
                     (folder / WRITING).rmdir()
         except Exception as error:  # tokenizers has no class of its own for a full disk
-            shutil.rmtree(folder / WRITING, ignore_errors=True)
+            shutil.rmtree(folder / WRITING / name, ignore_errors=True)
+            with contextlib.suppress(OSError):  # it holds something of somebody else's
+                (folder / WRITING).rmdir()
             if not is_disk_full(error):
                 raise
             raise FinetuneError(
