@@ -170,10 +170,17 @@ def test_what_lies_on_the_hub_is_these_files_and_names_nothing_of_this_machine(h
         "adapter": {"adapter_config.json", "adapter_model.safetensors", "label_names.json", *tokenizer},
         "tfidf": {"label_names.json", "tfidf.safetensors", "tfidf_terms.json"},
     }  # fmt: skip
+    beside = {".gitattributes", "README.md", "finetune_config.json", "decisions.json", "validation.safetensors",
+              "checksums.json"}  # fmt: skip
     local = [str(Path(tiny_bert).parent), str(Path.home()), str(more_runs["full"].parent), str(find_embedded_model())]
     for method, name in NAMES.items():
         stored = hub.files_of(name)
-        assert stored.keys() == files[method] | {".gitattributes", "README.md", "finetune_config.json"}, method
+        assert stored.keys() == files[method] | beside, method
+            ".gitattributes",
+            "README.md",
+            "finetune_config.json",
+            "checksums.json",
+        }, method
         for path, content in stored.items():
             assert TOKEN.encode() not in content, path
             assert not [word for word in local if word.encode() in content], (method, path)

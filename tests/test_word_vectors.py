@@ -286,7 +286,7 @@ def test_a_folder_without_padding_or_unknown_tokens(tmp_path):
     ("spoil", "message"),
     [
         (lambda folder: (folder / "tokenizer.json").unlink(), "but there is no tokenizer.json. Pass such a folder"),
-        (lambda folder: (folder / "tokenizer.json").write_text("{"), "Expected word vectors in .*tokenizer.json"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{"), "Expected JSON in .*tokenizer.json"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"12345678"), "Expected word vectors in .*safetens"),
         (lambda folder: save_file({"a": torch.ones(2)}, folder / "model.safetensors"), "Expected a table 'embeddings'"),
         (

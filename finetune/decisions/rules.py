@@ -71,7 +71,17 @@ class DecisionRules:
     prediction_sets: PredictionSets | None = None
 
     def to_probabilities(self, logits: np.ndarray) -> np.ndarray:
-        """Turn logits `(texts, num_labels)` into probabilities; a regression's numbers stay what they are."""
+        """Turn logits `(texts, num_labels)` into probabilities; a regression's numbers stay what they are.
+
+        Raises:
+            FinetuneError: If they are no numbers.
+        """
+        if not np.isfinite(logits).all():
+            row = int(np.flatnonzero(~np.isfinite(logits).all(axis=1))[0])
+            raise FinetuneError(
+                f"Expected numbers as a model's answer, but it gives NaN or infinity for text {row} of {len(logits)}. "
+                "Save the model again, or compute in another format."
+            )
         if self.problem_type == REGRESSION:
             return logits
         scaled = logits if self.temperature == 1 else logits / np.asarray(self.temperature, logits.dtype)

@@ -19,6 +19,7 @@ from finetune.decisions.abstention import Abstention
 from finetune.decisions.prediction_sets import PredictionSets
 from finetune.decisions.rules import DecisionRules, HeldOut, Wishes, fit_rules
 from finetune.errors import FinetuneError
+from finetune.examination.checksums import write_checksums
 from finetune.files import write_aside, write_json
 from finetune.tasks import Task
 
@@ -37,10 +38,14 @@ HELD_OUT_FILE = "validation.safetensors"
 
 
 def write_rules(folder: Path, rules: DecisionRules, held_out: HeldOut) -> None:
-    """Write rules, but for the thresholds, which the model's own config has, and what they were fitted on."""
+    """Write rules, but for the thresholds, which the model's own config has, and what they were fitted on.
+
+    The sums of the files in the folder, which this changes, are written anew.
+    """
     with write_aside(folder / HELD_OUT_FILE) as aside:
         save_file({"logits": held_out.logits.astype(np.float32), "labels": np.asarray(held_out.labels)}, aside)
     write_json(folder / DECISIONS_FILE, _to_dict(rules))
+    write_checksums(folder)
 
 
 def copy_rules(source: Path, folder: Path) -> None:

@@ -35,6 +35,7 @@ from finetune.decisions.saved import copy_rules, read_rules
 from finetune.environment import describe_environment
 from finetune.errors import FinetuneError
 from finetune.escape import blank_tokens
+from finetune.examination.checksums import write_checksums
 from finetune.export.attention import use_exported_attention
 from finetune.files import write_folder_aside, write_json
 from finetune.inference.exported import (
@@ -185,6 +186,7 @@ def export(
             {**manifest, "tolerance": tolerance, "measured": blank_tokens(measured), "finetune_version": __version__,
              "environment": describe_environment()},
         )  # fmt: skip
+        write_checksums(aside)
     return measured
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from finetune.data.cutting import TextConfig
 from finetune.decisions.saved import copy_rules
 from finetune.errors import FinetuneError
+from finetune.examination.checksums import write_checksums
 from finetune.family import Family
 from finetune.files import is_disk_full, write_folder_aside, write_json
 from finetune.lookup import name_of
@@ -34,8 +35,9 @@ def write_model(
     """Write a model, its tokenizer and its label names aside and rename the folder, so that it is always whole.
 
     `finetune_config.json` beside them holds what transformers' own files don't: the family that reads them, how texts
-    are cut, whether they come in pairs, how their bytes were read, and the kind of task. `weights` are the whole ones
-    of a model that is divided over processes. `rules_from` is a folder whose rules for answers hold for this model too.
+    are cut, whether they come in pairs, how their bytes were read, and the kind of task; `checksums.json` by what they
+    are known to be unchanged. `weights` are the whole ones of a model that is divided over processes. `rules_from` is a
+    folder whose rules for answers hold for this model too.
     With `replaces` it takes the place of an earlier model of the same run.
 
     Raises:
@@ -58,6 +60,7 @@ def write_model(
             write_json(aside / FINETUNE_CONFIG_FILE, config.to_dict())
             if rules_from is not None:
                 copy_rules(rules_from, aside)
+            write_checksums(aside)
     except Exception as error:
         if not is_disk_full(error):
             raise
@@ -72,3 +75,4 @@ def write_thresholds(folder: Path, thresholds: Sequence[float]) -> None:
     """Add the probabilities from which on labels are predicted to a saved model."""
     content = json.loads((folder / FINETUNE_CONFIG_FILE).read_text(encoding="utf-8"))
     write_json(folder / FINETUNE_CONFIG_FILE, {**content, "thresholds": list(thresholds)})
+    write_checksums(folder)

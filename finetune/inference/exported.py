@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from finetune.data.cutting import TextConfig, cut_contents, group_equal, type_tokens
 from finetune.decisions.saved import read_rules
 from finetune.errors import FinetuneError
+from finetune.examination.folder import examine_export
 from finetune.models.answers import TextClassifier
 from finetune.models.finetune_config import read_finetune_config
 from finetune.tasks import MULTI_LABEL, Task
@@ -95,6 +96,7 @@ class ExportedPredictor(TextClassifier):
     """
 
     def __init__(self, folder: Path, num_threads: int):
+        examine_export(folder, find_graph(folder))
         config = read_finetune_config(folder)
         names = json.loads((folder / "config.json").read_text(encoding="utf-8"))["id2label"]
         self.task = Task(config.problem_type, [names[str(number)] for number in range(len(names))])

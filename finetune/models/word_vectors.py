@@ -27,6 +27,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from finetune.errors import FinetuneError
+from finetune.examination.tokenizers import check_tokenizer
 from finetune.files import read_json
 from finetune.models.inputs import NO_LIMIT
 
@@ -193,6 +194,7 @@ def load_static_model(folder: str, max_length: int) -> StaticModel:
             f"Expected {TENSORS}, {TOKENIZER} and {CONFIG}, as model2vec writes them, in --word_vectors {folder!r}, "
             f"but there is no {' and no '.join(missing)}. Pass such a folder, or a text file of word2vec or GloVe."
         )
+    check_tokenizer(path)
     try:
         tensors = load_file(path / TENSORS)
         tokenizer, unknown = _read_tokenizer(path / TOKENIZER, max_length)

@@ -43,7 +43,7 @@ trial: `number`, `settings`, `state` (`complete`, `pruned`, `failed`), `value`, 
 its tokenizer and `label_names.json`; for TF-IDF its arrays, terms and `label_names.json`; with each \
 `finetune_config.json`: `problem_type`, and `text`, how long texts are cut, \
 and where they are known `encoding`, of files that are not UTF-8, and `is_numbered`, whether numbers may stand for the \
-labels' names |
+labels' names; and `checksums.json`, the SHA-256 of these files ([faults.md](faults.md)) |
 | `predictions/validation.parquet`, `predictions/test.parquet` | one row per example: `id`, `text` and for pairs \
 `text_pair` (not with `--no_store_text`), `num_tokens`, `label` (not where it is withheld), `logits` (float32) |
 | `checkpoints/` | what a run resumes from: `--save_total_limit` of them, each with sizes and hashes in \
