@@ -6,36 +6,44 @@ import json
 import math
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["flush", "flush_folder", "is_disk_full", "read_json", "replace_folder", "write_aside", "write_json"]
+from finetune.errors import find_number
 
-FULL = {errno.ENOSPC, errno.EDQUOT}
-# Of safetensors and tokenizers; then of torch, whose archive writer says which of its steps failed, and not why.
-FULL_IN_WORDS = ("No space left", "os error 28", "file write failed", "unexpected pos", "iostream error")
+__all__ = ["flush", "flush_folder", "is_disk_full", "read_json", "replace_folder", "write_aside", "write_json"]
 
 
 @contextlib.contextmanager
-def write_aside(path: Path) -> Iterator[Path]:
-    """Yield a path to write a file to; when all is written it takes the place of `path`, else it is removed."""
-    aside = path.with_name(path.name + ".partial")
+def write_aside(path: Path, is_shared: bool = False) -> Iterator[Path]:
+    """Yield a path to write a file to; when all is written it takes the place of `path`, else it is removed.
+
+    Args:
+        path: In a folder that exists, unless the file is shared.
+        is_shared: Whether other processes may be writing it too, as one of a cache; its folder is made.
+    """
+    if is_shared:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial" if is_shared else f"{path.name}.partial")
     try:
         yield aside
         flush(aside)
         aside.replace(path)
         flush(path.parent)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = str(path)  # of writing to an open file, whose name the system does not repeat
         raise
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any, is_shared: bool = False) -> None:
     """Write JSON aside and rename it, so that a reader never sees half of it; NaN becomes null, which JSON has."""
     text = json.dumps(_without_nan(content), indent=2, ensure_ascii=False, default=str, allow_nan=False)
-    with write_aside(path) as aside:
+    with write_aside(path, is_shared) as aside:
         aside.write_text(text + "\n", encoding="utf-8")
 
 
@@ -70,18 +78,8 @@ def flush_folder(folder: Path) -> None:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Return whether an error, or what caused it, says that the disk or the quota is full.
-
-    safetensors, tokenizers and torch say it in words of their own.
-    """
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.errno in FULL:
-            return True
-        if any(words in str(cause) for words in FULL_IN_WORDS):
-            return True
-        cause = cause.__cause__ or cause.__context__
-    return False
+    """Return whether an error, or what it came from, says that the disk or the quota is full."""
+    return find_number(error) in (errno.ENOSPC, errno.EDQUOT)
 
 
 def flush(path: Path) -> None:

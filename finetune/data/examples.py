@@ -4,7 +4,6 @@ import hashlib
 import itertools
 import json
 import os
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from finetune.data.nested import get_value
 from finetune.data.read import MAX_CHARACTERS, Row, Table
 from finetune.data.vectors import name_bits
 from finetune.errors import FinetuneError
-from finetune.files import flush
+from finetune.files import write_aside
 
 __all__ = ["NO_GROUP", "iterate_examples", "name_group", "name_of", "name_values", "write_examples"]
 
@@ -54,18 +53,15 @@ def write_examples(path: Path, table: Table, columns: Columns, where: str) -> Pa
     target = Path(datasets.config.HF_DATASETS_CACHE) / "finetune" / f"read-{digest.hexdigest()}.arrow"
     if target.exists():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
     names = ["id", "text", "label", *(name for name in ("text_pair", "group") if getattr(columns, name) is not None)]
     schema = pa.schema([(name, pa.string() if name in ("id", "group") else pa.large_string()) for name in names])
-    aside = target.with_suffix(f".{uuid.uuid4().hex}.partial")  # other processes may be writing it too
-    try:
-        with pa.OSFile(str(aside), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-            for rows in _chunks(iterate_examples(table, columns, name_of(path), where), ROWS_AT_ONCE):
-                writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=schema))
-        flush(aside)
-        aside.rename(target)
-    finally:
-        aside.unlink(missing_ok=True)
+    with (
+        write_aside(target, is_shared=True) as aside,
+        pa.OSFile(str(aside), "wb") as sink,
+        pa.ipc.new_stream(sink, schema) as writer,
+    ):
+        for rows in _chunks(iterate_examples(table, columns, name_of(path), where), ROWS_AT_ONCE):
+            writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=schema))
     return target
 
 

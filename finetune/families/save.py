@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.data.cutting import TextConfig
-from finetune.errors import FinetuneError
+from finetune.errors import FinetuneError, failures_explained
 from finetune.family import Family
 from finetune.files import is_disk_full, replace_folder, write_json
 from finetune.lookup import name_of
@@ -53,11 +53,15 @@ def write_model(
             name_of(family),
         )
         write_json(aside / FINETUNE_CONFIG_FILE, config.to_dict())
+        mode = (aside / FINETUNE_CONFIG_FILE).stat().st_mode
+        for file in filter(Path.is_file, aside.rglob("*")):
+            file.chmod(mode)  # safetensors lets nobody but their owner read its files, whatever the umask says
         replace_folder(folder, aside)
     except Exception as error:
         shutil.rmtree(aside, ignore_errors=True)
         if not is_disk_full(error):
-            raise
+            with failures_explained(folder):
+                raise
         free = shutil.disk_usage(folder.parent).free
         raise FinetuneError(
             f"Expected {family.count_bytes(model):,} bytes free for the model in {str(folder)!r}, but found {free:,}. "

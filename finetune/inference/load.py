@@ -10,7 +10,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from finetune.catalogue import FAMILIES
-from finetune.errors import FinetuneError
+from finetune.errors import FinetuneError, explain_shortage
 from finetune.family import Family
 from finetune.inference.exported import is_exported
 from finetune.lookup import find_family, import_family
@@ -162,4 +162,6 @@ def load(path: str | Path, trust_remote_code: bool = False) -> tuple[Any, Any]:
         if isinstance(error, FinetuneError):
             raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise FinetuneError(f"Expected a loadable model in {str(folder)!r}, but got: {reason}") from error
+        raise explain_shortage(error) or FinetuneError(
+            f"Expected a loadable model in {str(folder)!r}, but got: {reason}"
+        ) from error

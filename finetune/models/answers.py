@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.special import expit, softmax
 
-from finetune.errors import FinetuneError
+from finetune.errors import FinetuneError, failures_explained
 from finetune.tasks import MULTI_LABEL, REGRESSION, Task
 
 if TYPE_CHECKING:
@@ -118,6 +118,7 @@ class TextClassifier:
                 "file name the --text_column."
             )
 
+    @failures_explained()
     def predict(self, texts: str | Iterable[str], pairs: str | Iterable[str] | None = None) -> list[Prediction]:
         """Return each text's most probable label, its labels, or its number.
 
@@ -140,6 +141,7 @@ class TextClassifier:
             predictions.append(Prediction(names, tuple(probabilities[name] for name in names), None, probabilities))
         return predictions
 
+    @failures_explained()
     def compute_probabilities(self, texts: str | Iterable[str], pairs: str | Iterable[str] | None = None) -> np.ndarray:
         """Return each label's probability, `(len(texts), num_labels)`; for regression the number, `(len(texts), 1)`.
 

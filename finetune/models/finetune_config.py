@@ -65,7 +65,7 @@ def read_finetune_config(folder: Path) -> FinetuneConfig:
         found = {name: content[name] for name in OPTIONAL if name in content}
         config = FinetuneConfig(content["problem_type"] or SINGLE_LABEL, text, **found)
         reason = _find_fault(config)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"{type(error).__name__} {error}"
     if reason is not None:
         raise FinetuneError(f"Expected {str(file)!r} as finetune writes it, but got: {reason}. Save the model again.")

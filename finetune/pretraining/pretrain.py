@@ -13,6 +13,7 @@ import shutil
 import statistics
 import sys
 import time
+import uuid
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ from transformers import AutoModel
 
 from finetune.accelerated import enable
 from finetune.data.tokenize import TextConfig, find_cache, tokenize_dataset
-from finetune.errors import FinetuneError
+from finetune.errors import FinetuneError, failures_explained
 from finetune.families.embeddings.vectors import read_beside
 from finetune.files import is_disk_full, read_json, replace_folder, write_json
 from finetune.hardware import cpu_seconds, peak_memory_bytes
@@ -237,19 +238,20 @@ def _keep(folder: Path, kept: Path, made: Pretraining) -> None:
     """Keep an encoder for other runs; where that is not possible, they make it again."""
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        _put(kept, lambda aside: _copy(folder, aside))
-        write_json(_facts_file(kept), made.to_dict())
+        if _read_kept(kept) is None:  # else another run has made it meanwhile, and others may be reading it
+            _put(kept, lambda aside: _copy(folder, aside), f".{uuid.uuid4().hex}")
+            write_json(_facts_file(kept), made.to_dict(), is_shared=True)
     except (OSError, FinetuneError) as error:
         warnings.warn(f"the pretrained encoder could not be kept for other runs: {error}", stacklevel=2)
 
 
-def _put(folder: Path, write: Any) -> None:
-    """Let a folder be written aside, and take its place when it is whole.
+def _put(folder: Path, write: Any, mark: str = "") -> None:
+    """Let a folder be written aside, under a name with a mark in it, and take its place when it is whole.
 
     Raises:
         FinetuneError: If the disk is full.
     """
-    aside = folder.with_name(f"{folder.name}.partial")
+    aside = folder.with_name(f"{folder.name}{mark}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir()
@@ -258,7 +260,8 @@ def _put(folder: Path, write: Any) -> None:
     except Exception as error:
         shutil.rmtree(aside, ignore_errors=True)
         if not is_disk_full(error):
-            raise
+            with failures_explained(folder):
+                raise
         raise FinetuneError(
             f"Expected room for the pretrained encoder in {str(folder)!r}, but the disk is full. Make room, and start "
             "the same command again."

@@ -239,8 +239,7 @@ def read_vectors(file: Path, count: int) -> tuple[np.ndarray, np.ndarray] | None
 def write_vectors(file: Path, vectors: np.ndarray, seconds: np.ndarray) -> None:
     """Keep vectors, and the wall and CPU seconds they took; on a full disk they are computed again the next time."""
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with write_aside(file) as aside:
+        with write_aside(file, is_shared=True) as aside:
             save_file({"vectors": vectors, "seconds": seconds}, aside)
     except (OSError, SafetensorError) as error:
         warnings.warn(f"the vectors could not be kept for the next fit: {error}", stacklevel=2)

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -16,7 +15,8 @@ from transformers import PreTrainedTokenizerFast
 
 from finetune.data.split import iterate_texts
 from finetune.data.words import UNSPACED
-from finetune.files import flush
+from finetune.errors import failures_explained
+from finetune.files import write_aside
 
 __all__ = ["SPECIAL_TOKENS", "build_splitter", "build_word_tokenizer", "load_word_tokenizer", "train_word_tokenizer"]
 
@@ -39,11 +39,8 @@ def load_word_tokenizer(train: Dataset, vocabulary_size: int, max_length: int) -
     with contextlib.suppress(Exception):  # tokenizers has nothing narrower for a file that is missing or cut short
         return _wrap(Tokenizer.from_file(str(file)), max_length)
     tokenizer = train_word_tokenizer((text or "" for text in iterate_texts(train)), vocabulary_size, max_length)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_suffix(f".{os.getpid()}.partial")
-    tokenizer.backend_tokenizer.save(str(aside))
-    flush(aside)
-    aside.rename(file)
+    with failures_explained(file), write_aside(file, is_shared=True) as aside:
+        tokenizer.backend_tokenizer.save(str(aside))
     return tokenizer
 
 
