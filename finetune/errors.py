@@ -56,7 +56,7 @@ FIXES = {
     errno.EAGAIN: "Raise the limit of processes and threads (ulimit -u), or lower --num_threads.",
     errno.ENOMEM: "Free some, raise the limit of memory (ulimit -v), or pass a smaller model or batch.",
 }  # fmt: skip
-SHORTAGES = (errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.EIO)
+SHORTAGES = (errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.EIO, errno.EACCES, errno.EPERM)
 OUT_OF_MEMORY = re.compile(
     "can't allocate memory"  # torch on a CPU
     "|not enough memory"
@@ -207,7 +207,7 @@ def explain_failure(error: BaseException, where: Path | None = None) -> Finetune
 
 
 def explain_shortage(error: BaseException) -> FinetuneError | None:
-    """Explain an exception as `explain_failure` does, where the machine has too little of something, whatever is read.
+    """Explain an exception as `explain_failure` does, if the machine has too little of something or forbids to read.
 
     Whoever takes all that a library raises on a file for a fault of the file asks this first.
     """
@@ -217,7 +217,7 @@ def explain_shortage(error: BaseException) -> FinetuneError | None:
 def find_number(error: BaseException) -> int | None:
     """Find the number of the system's error (`errno`) that an exception, or what it came from, stands for."""
     number = _number_of(error)
-    return number if number is not None or error.__cause__ is None else find_number(error.__cause__)
+    return number if number is not None or error.__cause__ in (None, error) else find_number(error.__cause__)
 
 
 def _number_of(error: BaseException) -> int | None:

@@ -50,7 +50,7 @@ def write_json(path: Path, content: Any, is_shared: bool = False) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file; None if it is not there, or none."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     except (OSError, ValueError, RecursionError):
         return None
 

@@ -369,10 +369,10 @@ def raise_id(folder: str, kind: str) -> str:
 @pytest.mark.parametrize("kind", ["larger", "an id of 10^9", "one too many"])
 def test_a_foreign_tokenizer_is_refused_in_training_and_prediction(tmp_path, kind):
     base = raise_id(write_encoder(tmp_path / "base", "bert", foreign_tokenizer(kind)), kind)
-    with pytest.raises(FinetuneError, match=r"token numbers below 30, since .* Take the tokenizer that belongs to it"):
+    with pytest.raises(FinetuneError, match=r"token numbers below [\d,]+.* Take the tokenizer that belongs to it"):
         load_tokenizer(ModelArguments(model_name_or_path=base), 32)
     folder = raise_id(write_classifier(tmp_path / "model", "bert", foreign_tokenizer(kind)), kind)
-    with pytest.raises(FinetuneError, match="token numbers below 30, since"):
+    with pytest.raises(FinetuneError, match="token numbers below "):
         finetune.load(folder)
 
 
@@ -395,7 +395,7 @@ def test_a_tokenizer_without_an_unknown_token_is_refused(tmp_path):
     backend = Tokenizer(models.WordLevel({"[PAD]": 0, "good": 1, "a": 2}, unk_token="[UNK]"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]")
     base = write_encoder(tmp_path, "bert", tokenizer)
-    with pytest.raises(FinetuneError, match=r"reads any text, .* Give it an unknown token"):
+    with pytest.raises(FinetuneError, match=r"reads any text.* Give it an unknown token"):
         load_tokenizer(ModelArguments(model_name_or_path=base), 32)
 
 

@@ -437,17 +437,17 @@ def test_spoilt_weights_are_refused_in_a_line(base, spoil, load):
         assert "NaN or infinite" in refusal(load, base)
     elif load is not load_of_inference:  # which reads the file itself
         file.write_bytes(file.read_bytes()[:-100] if spoil == "cut off" else b"no weights")
-        assert "Expected to load the model" in refusal(load, base)
+        assert "Expected weights in safetensors" in refusal(load, base)
 
 
 @pytest.mark.parametrize(
     ("name", "fields", "message"),
     [
         ("config.json", {"model_type": "superbert"}, "model type `superbert`"),
-        ("config.json", {"num_attention_heads": 3}, "not a multiple"),
-        ("config.json", {"pad_token_id": 999}, "Padding_idx"),
+        ("config.json", {"num_attention_heads": 3}, "to divide the width 16"),
+        ("config.json", {"pad_token_id": 999}, "pad_token_id to be the number of a token"),
         ("config.json", {"vocab_size": 10}, "Expected token numbers below 10"),
-        ("tokenizer_config.json", {"padding_side": "top"}, "Padding side"),
+        ("tokenizer_config.json", {"padding_side": "top"}, "padding_side left or right"),
         ("tokenizer_config.json", {"pad_token": None}, "a padding token"),
     ],
 )

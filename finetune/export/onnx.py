@@ -32,7 +32,8 @@ from finetune.comparison.statistics import mean_interval, paired_difference
 from finetune.data.labels import label_matrix
 from finetune.data.load import read_examples
 from finetune.environment import describe_environment
-from finetune.errors import FinetuneError
+from finetune.errors import FinetuneError, explain_failure
+from finetune.examination.checksums import write_checksums
 from finetune.files import replace_folder, write_json
 from finetune.inference.exported import EXPORT_FILE, MODEL_FILE, ExportedPredictor, is_exported
 from finetune.inference.load import find_model_folder, find_saved_family, load
@@ -159,6 +160,7 @@ def export(
             {**manifest, "tolerance": tolerance, "measured": measured, "finetune_version": __version__,
              "environment": describe_environment()},
         )  # fmt: skip
+        write_checksums(aside)
         replace_folder(output, aside)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
@@ -218,7 +220,7 @@ def write_onnx(folder: Path, model: PreTrainedModel, tokenizer: Any, config: Fin
         write_json(folder / EXPORT_FILE, {**manifest, "int8": int8})
     except Exception as error:  # whatever torch's tracer and three libraries raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise FinetuneError(
+        raise explain_failure(error, folder) or FinetuneError(
             f"Expected a model that can be written as ONNX, but {type(model).__name__} can't: {reason}"
         ) from error
     tokenizer.save_pretrained(str(folder))

@@ -29,6 +29,7 @@ __all__ = ["Encoder"]
 
 LABEL_NAMES_FILE = "label_names.json"
 ADAPTER_FILE = "adapter_model.safetensors"
+ADAPTER_CONFIG_FILE = "adapter_config.json"
 
 
 class Encoder(NetworkFamily):
@@ -118,10 +119,13 @@ class Encoder(NetworkFamily):
 def _load_adapter(folder: Path, config: FinetuneConfig) -> PeftModel:
     """Load the base model with the label names, which the adapter itself does not hold, and put the adapter on."""
     import torch
-    from peft import PeftConfig, PeftModel
+    from peft import PeftConfig, PeftModel, get_peft_model_state_dict
     from transformers import AutoModelForSequenceClassification
 
     from finetune.data.embedded import EMBEDDED_MODEL_ID
+    from finetune.examination.documents import read_object
+    from finetune.examination.patterns import refuse_endless_patterns
+    from finetune.examination.weights import read_tensors
     from finetune.models.load import HEADS, SAFE_LOADING, resolve_model
     from finetune.models.quantization import four_bit_settings
 
@@ -133,6 +137,7 @@ def _load_adapter(folder: Path, config: FinetuneConfig) -> PeftModel:
         )
     if not (folder / ADAPTER_FILE).is_file():  # PEFT would take a pickle instead
         raise FinetuneError(f"Expected {ADAPTER_FILE} in {str(folder)!r}, but it is missing. Save the adapter again.")
+    content = read_object(folder / ADAPTER_CONFIG_FILE)
     adapter: Any = PeftConfig.from_pretrained(str(folder))
     base_name, revision = str(adapter.base_model_name_or_path), adapter.revision
     beside = folder.parent / ENCODER_FOLDER
@@ -161,7 +166,16 @@ def _load_adapter(folder: Path, config: FinetuneConfig) -> PeftModel:
             f"weights lack {random[0]!r} ({len(random)} in all). Restore the base."
         )
     base.hub_commit = commit
-    return PeftModel.from_pretrained(base, str(folder))
+    refuse_endless_patterns(content, [name for name, _ in base.named_modules()], folder / ADAPTER_CONFIG_FILE)
+    model = PeftModel.from_pretrained(base, str(folder))
+    left = sorted(read_tensors(folder / ADAPTER_FILE).keys() - get_peft_model_state_dict(model).keys())
+    if left:
+        warnings.warn(
+            f"{len(left)} weights of the adapter in {str(folder)!r}, such as {left[0]!r}, have no place where its "
+            f"{ADAPTER_CONFIG_FILE} puts it, and are left out: is the config that of these weights?",
+            stacklevel=2,
+        )
+    return model
 
 
 def _warn_of_pooling(model: ModelArguments) -> None:

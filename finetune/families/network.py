@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -151,6 +152,13 @@ class NetworkFamily(Family):
             raise FinetuneError(
                 f"Expected a trained classifier in {str(folder)!r}, but its weights lack "
                 f"{sorted(loading['missing_keys'])}. Pass the folder of a fine-tuned model."
+            )
+        if loading["unexpected_keys"]:
+            left = sorted(loading["unexpected_keys"])
+            warnings.warn(
+                f"{len(left)} weights in {str(folder)!r}, such as {left[0]!r}, have no place in the network that its "
+                "config describes, and are left out: is the config that of these weights?",
+                stacklevel=2,
             )
         return model
 

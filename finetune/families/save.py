@@ -8,6 +8,7 @@ from typing import Any
 
 from finetune.data.cutting import TextConfig
 from finetune.errors import FinetuneError, failures_explained
+from finetune.examination.checksums import write_checksums
 from finetune.family import Family
 from finetune.files import is_disk_full, replace_folder, write_json
 from finetune.lookup import name_of
@@ -31,8 +32,8 @@ def write_model(
     """Write a model, its tokenizer and its label names aside and rename the folder, so that it is always whole.
 
     `finetune_config.json` beside them holds what transformers' own files don't: the family that reads them, how texts
-    are cut, whether they come in pairs, how their bytes were read, and the kind of task. `weights` are the whole ones
-    of a model that is divided over processes.
+    are cut, whether they come in pairs, how their bytes were read, and the kind of task; `checksums.json` by what they
+    are known to be unchanged. `weights` are the whole ones of a model that is divided over processes.
 
     Raises:
         FinetuneError: If the disk is full.
@@ -53,6 +54,7 @@ def write_model(
             name_of(family),
         )
         write_json(aside / FINETUNE_CONFIG_FILE, config.to_dict())
+        write_checksums(aside)
         mode = (aside / FINETUNE_CONFIG_FILE).stat().st_mode
         for file in filter(Path.is_file, aside.rglob("*")):
             file.chmod(mode)  # safetensors lets nobody but their owner read its files, whatever the umask says
@@ -73,3 +75,4 @@ def write_thresholds(folder: Path, thresholds: Sequence[float]) -> None:
     """Add the probabilities from which on labels are predicted to a saved model."""
     content = json.loads((folder / FINETUNE_CONFIG_FILE).read_text(encoding="utf-8"))
     write_json(folder / FINETUNE_CONFIG_FILE, {**content, "thresholds": list(thresholds)})
+    write_checksums(folder)

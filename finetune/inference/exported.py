@@ -15,7 +15,8 @@ from scipy.special import expit, softmax
 from tokenizers import Tokenizer
 
 from finetune.data.cutting import TextConfig, cut_contents, group_equal, type_tokens
-from finetune.errors import FinetuneError
+from finetune.errors import FinetuneError, explain_shortage
+from finetune.examination.folder import examine_export
 from finetune.models.answers import TextClassifier
 from finetune.models.finetune_config import read_finetune_config
 from finetune.tasks import MULTI_LABEL, Task
@@ -57,9 +58,11 @@ def load_exported(path: str | Path, num_threads: int | None = None) -> "Exported
         )
     try:
         return ExportedPredictor(Path(path), num_threads or default_num_threads())
+    except FinetuneError:
+        raise
     except Exception as error:  # onnxruntime and tokenizers raise errors of their own, without a common class
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise FinetuneError(
+        raise explain_shortage(error) or FinetuneError(
             f"Expected a model that was exported to {str(path)!r}, but got: {reason} Export it again."
         ) from error
 
@@ -73,6 +76,7 @@ class ExportedPredictor(TextClassifier):
     """
 
     def __init__(self, folder: Path, num_threads: int):
+        examine_export(folder, MODEL_FILE)
         config = read_finetune_config(folder)
         names = json.loads((folder / "config.json").read_text(encoding="utf-8"))["id2label"]
         self.task = Task(config.problem_type, [names[str(number)] for number in range(len(names))])

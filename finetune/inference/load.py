@@ -7,10 +7,9 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from finetune.catalogue import FAMILIES
 from finetune.errors import FinetuneError, explain_shortage
+from finetune.examination.folder import examine_saved
 from finetune.family import Family
 from finetune.inference.exported import is_exported
 from finetune.lookup import find_family, import_family
@@ -93,6 +92,8 @@ def find_model_folder(path: str | Path, trust_remote_code: bool = False) -> Path
             raise FinetuneError(
                 f"Expected a finished run in {str(path)!r}, but it has no model/ yet. Start its recipe again to resume."
             )
+    if not is_exported(folder):  # which is examined as it is loaded
+        examine_saved(folder)
     says = (folder / FINETUNE_CONFIG_FILE).is_file() and read_finetune_config(folder).family is not None
     if not says and not any(import_family(name).recognises(folder) for name in FAMILIES):
         raise FinetuneError(
@@ -148,20 +149,10 @@ def load(path: str | Path, trust_remote_code: bool = False) -> tuple[Any, Any]:
     family = find_saved_family(folder, config)
     try:
         return family.load(folder, config, trust_remote_code)
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        ArithmeticError,
-        AssertionError,
-        SafetensorError,
-    ) as error:
-        if isinstance(error, FinetuneError):
-            raise
+    except (FinetuneError, MemoryError):
+        raise
+    except Exception as error:  # transformers and PEFT raise whatever they come upon in a config that lies
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise explain_shortage(error) or FinetuneError(
-            f"Expected a loadable model in {str(folder)!r}, but got: {reason}"
+            f"Expected a loadable model in {str(folder)!r}, but got: {reason}. Fetch it again, or save it again."
         ) from error

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from finetune.errors import FinetuneError
+from finetune.errors import FinetuneError, explain_shortage
 from finetune.inference.exported import is_exported, load_exported
 from finetune.models.finetune_config import read_finetune_config
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from finetune.models.answers import TextClassifier
 
 __all__ = ["load_predictor"]
+
+PROBES = ["A text.", "nobody expected this \u2603"]
 
 
 def load_predictor(
@@ -50,9 +54,12 @@ def load_predictor(
     else:
         model, tokenizer = load(folder, trust_remote_code)
         config = read_finetune_config(folder)
-        predictor = find_saved_family(folder, config).build_predictor(model, tokenizer, config.text, dtype, accelerated)
-        predictor.follow(config)
-        predictor.compute_in()
+        with _in_one_line(folder):
+            predictor = find_saved_family(folder, config).build_predictor(
+                model, tokenizer, config.text, dtype, accelerated
+            )
+            predictor.follow(config)
+            predictor.compute_in()
     if not (accelerated or hasattr(predictor, "accelerated")):
         warnings.warn(
             f"{str(path)!r} is no network that torch computes: --no_accelerated (accelerated=False) changes nothing",
@@ -64,4 +71,33 @@ def load_predictor(
             f"Expected thresholds for {count} labels in {str(folder)!r}, but found {np.size(predictor.thresholds)}. "
             "Save the model again."
         )
+    with _in_one_line(folder):
+        _try(predictor)
     return predictor
+
+
+def _try(predictor: TextClassifier) -> None:
+    """Let a model answer once, since some faults show only then."""
+    logits = predictor.compute_logits(PROBES, PROBES[::-1] if predictor.is_paired else None)[0]
+    expected = (len(PROBES), len(predictor.label_names))
+    if logits.shape != expected:
+        raise ValueError(f"logits of shape {logits.shape} in place of {expected}.")
+    predictor.to_probabilities(logits)
+
+
+@contextlib.contextmanager
+def _in_one_line(folder: Path) -> Iterator[None]:
+    """Say in one line what three libraries raise about a model that can't answer.
+
+    Raises:
+        FinetuneError: In place of anything but a lack of memory.
+    """
+    try:
+        yield
+    except (FinetuneError, MemoryError):
+        raise
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise explain_shortage(error) or FinetuneError(
+            f"Expected a model that answers in {str(folder)!r}, but got: {reason} Fetch it again, or save it again."
+        ) from error

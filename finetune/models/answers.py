@@ -158,7 +158,17 @@ class TextClassifier:
         return self.to_probabilities(self.compute_logits(first, second)[0])
 
     def to_probabilities(self, logits: np.ndarray) -> np.ndarray:
-        """Turn logits `(texts, num_labels)` into probabilities; a regression's numbers stay what they are."""
+        """Turn logits `(texts, num_labels)` into probabilities; a regression's numbers stay what they are.
+
+        Raises:
+            FinetuneError: If the model computes no numbers.
+        """
+        if not np.isfinite(logits).all():
+            row = int(np.flatnonzero(~np.isfinite(logits).all(axis=1))[0])
+            raise FinetuneError(
+                f"Expected numbers as a model's answer, but it gives NaN or infinity for text {row} of {len(logits)}. "
+                "Save the model again, or compute in another format."
+            )
         if self.task.problem_type == REGRESSION:
             return logits
         return expit(logits) if self.task.problem_type == MULTI_LABEL else softmax(logits, axis=-1)

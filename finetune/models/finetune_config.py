@@ -1,18 +1,20 @@
 """What a saved model's own files don't say; cheap to import, since a model without torch needs it too."""
 
 import codecs
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from finetune.data.cutting import TRUNCATIONS, WINDOW_POOLINGS, TextConfig
 from finetune.errors import FinetuneError
+from finetune.examination.documents import is_whole, read_object
 from finetune.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 __all__ = ["FINETUNE_CONFIG_FILE", "FinetuneConfig", "read_finetune_config"]
 
+MOST_TOKENS = 10**9  # of a text, and of what its windows share
 FINETUNE_CONFIG_FILE = "finetune_config.json"
+KNOWN = ("problem_type", "text")
 OPTIONAL = ("thresholds", "four_bit", "is_paired", "encoding", "is_numbered", "family")
 
 
@@ -60,11 +62,14 @@ def read_finetune_config(folder: Path) -> FinetuneConfig:
     if not file.is_file():
         return FinetuneConfig()
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_object(file)
+        unknown = [name for name in content if name not in (*KNOWN, *OPTIONAL)]
         text = content.get("text") and TextConfig(**content["text"])
         found = {name: content[name] for name in OPTIONAL if name in content}
         config = FinetuneConfig(content["problem_type"] or SINGLE_LABEL, text, **found)
-        reason = _find_fault(config)
+        reason = f"{unknown[0]!r}, which nothing reads" if unknown else _find_fault(config)
+    except FinetuneError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"{type(error).__name__} {error}"
     if reason is not None:
@@ -81,7 +86,7 @@ def _find_fault(config: FinetuneConfig) -> str | None:
         return f"text {text.to_dict()}"
     if text is not None and not (_is_count(text.max_length, 1) and _is_count(text.window_stride, 0)):
         return f"text {text.to_dict()}"
-    if thresholds is not None and not all(isinstance(value, float | int) and 0 <= value <= 1 for value in thresholds):
+    if thresholds is not None and not _are_probabilities(thresholds):
         return f"thresholds {thresholds}"
     wrong = [
         name for name in ("four_bit", "is_paired", "is_numbered") if not isinstance(getattr(config, name), bool | None)
@@ -93,6 +98,12 @@ def _find_fault(config: FinetuneConfig) -> str | None:
     return f"{wrong[0]} {getattr(config, wrong[0])!r}" if wrong else None
 
 
+def _are_probabilities(values: Any) -> bool:
+    return isinstance(values, list) and all(
+        isinstance(one, float | int) and not isinstance(one, bool) and 0 <= one <= 1 for one in values
+    )
+
+
 def _is_encoding(name: Any) -> bool:
     try:
         return isinstance(name, str) and bool(codecs.lookup(name))
@@ -101,4 +112,4 @@ def _is_encoding(name: Any) -> bool:
 
 
 def _is_count(value: Any, least: int) -> bool:
-    return isinstance(value, int) and value >= least
+    return is_whole(value) and least <= value <= MOST_TOKENS

@@ -4,6 +4,7 @@ The seed is set before any weight is drawn, so that a head depends on the seed a
 """
 
 import contextlib
+import functools
 import hashlib
 import warnings
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
@@ -24,8 +26,12 @@ from transformers import (
 
 from finetune.data.embedded import EMBEDDED_MODEL_ID, find_embedded_model
 from finetune.data.labels import Task
-from finetune.errors import FinetuneError
-from finetune.hub_client import find_commit
+from finetune.errors import FinetuneError, explain_shortage
+from finetune.examination.configs import check_config
+from finetune.examination.documents import read_object
+from finetune.examination.folder import examine_pretrained
+from finetune.examination.weights import INDEX_FILE, WEIGHTS_FILE
+from finetune.hub_client import HUB_ERRORS, explain, find_commit, retry
 from finetune.models.inputs import (
     add_embeddings,
     fit_model,
@@ -85,19 +91,42 @@ def resolve_model(name: str, revision: str | None = None) -> tuple[str, str | No
         What `from_pretrained` takes as name and as `revision`: a folder and None, or `user/name` and its commit.
 
     Raises:
-        FinetuneError: If the embedded model is not installed, a folder has no `config.json`, or the Hub has no such
-            model or revision.
+        FinetuneError: If the embedded model is not installed, a folder has no `config.json`, the Hub has no such model
+            or revision, or what is there does not pass the examination.
     """
     if name == "embedded":
         return str(find_embedded_model()), None
     if Path(name).is_dir():
         if not (Path(name) / "config.json").is_file():
             raise FinetuneError(f"Expected a model folder with a config.json, but {name!r} has none. Check the path.")
+        examine_pretrained(Path(name).resolve())
         return str(Path(name).resolve()), None  # an adapter names its base by this, and may be used from elsewhere
     if name.startswith((".", "/")) or name.count("/") > 1:
         what = "is a file" if Path(name).exists() else "does not exist"
         raise FinetuneError(f"Expected a model folder, but {name!r} {what}. Check the path.")
-    return name, find_commit(name, revision)
+    commit = find_commit(name, revision)
+    _examine_on_hub(name, commit)
+    return name, commit
+
+
+@functools.cache
+def _examine_on_hub(name: str, commit: str) -> None:
+    """Fetch what transformers is about to read of a model on the Hub, and examine it; first what is not weights.
+
+    Raises:
+        FinetuneError: If it does not pass, or can't be had.
+    """
+    fetch = functools.partial(HfApi().snapshot_download, name, revision=commit, ignore_patterns=["*/*"], max_workers=1)
+    try:
+        folder = Path(retry(functools.partial(fetch, allow_patterns=["*.json", "*.txt", "*.model"])))
+        check_config(read_object(folder / "config.json"), folder / "config.json")
+        index = folder / INDEX_FILE
+        shards = read_object(index).get("weight_map") if index.is_file() else None
+        wanted = sorted(set(map(str, shards.values()))) if isinstance(shards, dict) else [WEIGHTS_FILE]
+        folder = Path(retry(functools.partial(fetch, allow_patterns=wanted)))
+    except HUB_ERRORS as error:
+        raise explain(error, name) from None
+    examine_pretrained(folder)
 
 
 def fingerprint_model(name: str, revision: str | None = None) -> str:
@@ -446,7 +475,7 @@ def newly_initialised_modules(model: PreTrainedModel) -> list[str]:
 
 def _not_loaded(what: str, name: str, error: Exception) -> FinetuneError:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return FinetuneError(
+    return explain_shortage(error) or FinetuneError(
         f"Expected to load the {what} {name!r}, but got: {reason} "
         "Without the Hub, pass --model_name_or_path embedded or a folder."
     )

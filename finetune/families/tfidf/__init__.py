@@ -34,7 +34,9 @@ class TfidfSettings:
     tfidf_c: Annotated[float, Setting(above=0, below=float("inf"))] = setting(
         10.0, "Inverse of the linear model's penalty: more follows the training rows more closely."
     )
-    tfidf_max_ngram: Annotated[int, Setting(at_least=1)] = setting(2, "Most neighbouring words that are a term.")
+    tfidf_max_ngram: Annotated[int, Setting(at_least=1, at_most=100)] = setting(
+        2, "Most neighbouring words that are a term."
+    )
 
 
 class Tfidf(Family):

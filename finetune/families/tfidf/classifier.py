@@ -17,9 +17,12 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from finetune.data.words import ANALYSIS
 from finetune.families.tfidf import LABEL_NAMES_FILE, TERMS_FILE, WEIGHTS_FILE
 from finetune.models.answers import TextClassifier
-from finetune.tasks import SINGLE_LABEL, Task
+from finetune.tasks import REGRESSION, SINGLE_LABEL, Task
 
 __all__ = ["TfidfClassifier", "TfidfPredictor", "analysis_of"]
+
+
+MOST_WORDS = 100  # of a term, since each text is cut into all that are as long
 
 
 class TfidfClassifier:
@@ -84,14 +87,21 @@ class TfidfClassifier:
         arrays = load_file(Path(folder) / WEIGHTS_FILE)
         if not all(isinstance(words, list) and {str} == set(map(type, words)) for words in (terms, label_names)):
             raise ValueError(f"{TERMS_FILE} or {LABEL_NAMES_FILE} is no list of words")
+        if len(set(terms)) < len(terms):
+            raise ValueError(f"a term twice in {TERMS_FILE}")
+        longest = max(term.count(" ") for term in terms) + 1
+        if longest > MOST_WORDS:
+            raise ValueError(f"a term of {longest:,} words in {TERMS_FILE}, where {MOST_WORDS} are the most")
         rows = len(label_names)
+        if problem_type == REGRESSION and rows != 1:
+            raise ValueError(f"{rows} labels for numbers to predict")
         if problem_type == SINGLE_LABEL and rows <= 2:
             rows -= 1
         expected = {"idf": (len(terms),), "coefficients": (rows, len(terms)), "intercepts": (rows,)}
         found = {name: array.shape for name, array in arrays.items()}
         if found != expected:
             raise ValueError(f"arrays {found} for {len(label_names)} labels and {len(terms)} terms")
-        analysis = analysis_of(max(term.count(" ") for term in terms) + 1)
+        analysis = analysis_of(longest)
         vectorizer = TfidfVectorizer(**analysis, vocabulary={term: column for column, term in enumerate(terms)})
         vectorizer.idf_ = arrays["idf"]
         return cls(vectorizer, arrays["coefficients"], arrays["intercepts"], label_names, problem_type)
