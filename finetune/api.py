@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -156,7 +156,16 @@ def doctor(
 
 
 @failures_explained()
-def load_classifier(path: str | Path, trust_remote_code: bool = False, accelerated: bool = True) -> TextClassifier:
+def load_classifier(
+    path: str | Path,
+    trust_remote_code: bool = False,
+    accelerated: bool = True,
+    calibrate: bool = True,
+    abstain: float | None = None,
+    coverage: float | None = None,
+    class_conditional: bool = False,
+    costs: Mapping[str, Mapping[str, float]] | None = None,
+) -> TextClassifier:
     """Load what a run saved, whatever its method, as an object that takes texts.
 
     The module of a family of your own has to be imported before; a folder can't make this function do it.
@@ -166,6 +175,13 @@ def load_classifier(path: str | Path, trust_remote_code: bool = False, accelerat
         trust_remote_code: Whether a model on the Hub may run code of its own; finetune's own don't.
         accelerated: Whether a network computes with `finetune.accelerated`, the same up to rounding; else with
             transformers' own modules alone.
+        calibrate: Whether probabilities are scaled so that they hold, as they were fitted to in training.
+        abstain: The share of the given answers that is to be right, in (0, 1), such as 0.98; what was asked for in
+            training if None. A prediction without an answer has no labels, and `is_given` is False.
+        coverage: The share of texts whose `label_set`, or `interval`, is to hold the right label or number, in (0, 1);
+            likewise.
+        class_conditional: Whether that is to hold for each class by itself.
+        costs: What wrong answers cost, by the names of the true and the answered label; `{"spam": {"ham": 10}}`.
 
     Returns:
         A classifier: `predict(texts)` gives each text's label, its probability and all probabilities, for pairs with
@@ -174,15 +190,18 @@ def load_classifier(path: str | Path, trust_remote_code: bool = False, accelerat
     Raises:
         finetune.errors.FinetuneError: If there is no model, or it can't be loaded.
     """
+    from finetune.decisions.rules import Wishes
     from finetune.inference.load import uses_torch
     from finetune.inference.predict import load_predictor
 
+    wishes = Wishes(calibrate, abstain, coverage, class_conditional, costs)
+    asked = None if wishes == Wishes() else wishes
     if not uses_torch(path):  # nor the libraries that have to be quietened
-        return load_predictor(path, accelerated=accelerated)
+        return load_predictor(path, accelerated=accelerated, wishes=asked)
     from finetune.quiet import quietly
 
     with quietly():
-        return load_predictor(path, trust_remote_code=trust_remote_code, accelerated=accelerated)
+        return load_predictor(path, trust_remote_code=trust_remote_code, accelerated=accelerated, wishes=asked)
 
 
 @failures_explained()

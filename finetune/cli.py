@@ -12,7 +12,8 @@ from finetune import __version__
 from finetune.errors import FinetuneError, exit_on_error, show_warning
 
 if TYPE_CHECKING:
-    from finetune.models.answers import TextClassifier
+    from finetune.decisions.rules import Wishes
+    from finetune.models.answers import Prediction, TextClassifier
 
 __all__ = [
     "build_parser",
@@ -215,6 +216,15 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_prediction_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num_threads", type=_count, help="threads (default: the physical cores)")
     parser.add_argument("--no_accelerated", action="store_true", help="compute by transformers' own modules alone")
+    parser.add_argument("--no_calibrate", action="store_true", help="show probabilities as the model gives them")
+    parser.add_argument(
+        "--abstain", type=_share, metavar="SHARE", help="answer only where this share of the answers is right: 0.98"
+    )
+    parser.add_argument(
+        "--coverage", type=_share, metavar="SHARE", help="sets of labels that hold the right one for this share: 0.9"
+    )
+    parser.add_argument("--class_conditional", action="store_true", help="let --coverage hold for each class by itself")
+    parser.add_argument("--cost_matrix", metavar="FILE", help="YAML of what mistakes cost: 'spam: {ham: 10}'")
     _add_family_flag(parser)
 
 
@@ -237,6 +247,17 @@ def _count(word: str) -> int:
     if not word.isdecimal() or int(word) < 1:
         raise argparse.ArgumentTypeError(f"Expected a number of at least 1, but got {word!r}")
     return int(word)
+
+
+def _share(word: str) -> float:
+    """Read the value of a flag that is a share between 0 and 1."""
+    try:
+        value = float(word)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"Expected a share between 0 and 1, such as 0.98, but got {word!r}")
+    return value
 
 
 def _add_label_flags(parser: argparse.ArgumentParser) -> None:
@@ -315,7 +336,12 @@ def run_predict(arguments: argparse.Namespace) -> None:
         columns = {name: getattr(arguments, name) for name in ("text_column", "text_pair_column", "encoding")}
         files = Path(arguments.input_file), Path(arguments.output_file)
         count = predict_file(
-            arguments.path, *files, columns, arguments.num_threads, accelerated=not arguments.no_accelerated
+            arguments.path,
+            *files,
+            columns,
+            arguments.num_threads,
+            accelerated=not arguments.no_accelerated,
+            wishes=_read_wishes(arguments),
         )
         if count is not None:  # else the main process says it
             print(f"{count:,} rows in {arguments.output_file}")
@@ -326,12 +352,21 @@ def run_predict(arguments: argparse.Namespace) -> None:
         texts, pairs = _read_characters(texts), arguments.pairs and _read_characters(arguments.pairs)
         seconds = pairs or itertools.repeat(None)
         for text, second, prediction in zip(texts, seconds, predictor.predict(texts, pairs), strict=False):
-            if prediction.value is not None:
-                found = f"{prediction.value:.4f}"
-            else:
-                found = f"{','.join(prediction.labels)}\t{','.join(f'{p:.4f}' for p in prediction.probabilities)}"
-            print("\t".join([found, *(" ".join(one.split()) for one in (text, second) if one is not None)]))
+            print(
+                "\t".join([*_show(prediction), *(" ".join(one.split()) for one in (text, second) if one is not None)])
+            )
         sys.stdout.flush()
+
+
+def _show(prediction: "Prediction") -> list[str]:
+    """Return the columns that are printed of a prediction: label, probability, and the set if sets were asked for."""
+    if prediction.value is not None:
+        low, high = prediction.interval or (None, None)
+        return [f"{prediction.value:.4f}", *([] if low is None else [f"{low:.4f} to {high:.4f}"])]
+    sets = [] if prediction.label_set is None else [f"{{{', '.join(prediction.label_set)}}}"]
+    if not prediction.is_given:
+        return ["(not sure)", f"{max(prediction.all_probabilities.values()):.4f}", *sets]
+    return [",".join(prediction.labels), ",".join(f"{p:.4f}" for p in prediction.probabilities), *sets]
 
 
 def _load_predictor(arguments: argparse.Namespace) -> "TextClassifier":
@@ -339,8 +374,24 @@ def _load_predictor(arguments: argparse.Namespace) -> "TextClassifier":
     _prepare_prediction(arguments)
     from finetune.inference.predict import load_predictor
 
-    how = {"accelerated": not arguments.no_accelerated, "num_threads": arguments.num_threads}
-    return load_predictor(arguments.path, **how)
+    return load_predictor(
+        arguments.path,
+        accelerated=not arguments.no_accelerated,
+        num_threads=arguments.num_threads,
+        wishes=_read_wishes(arguments),
+    )
+
+
+def _read_wishes(arguments: argparse.Namespace) -> "Wishes | None":
+    """Read what is asked of answers; None where it is what was saved with the model."""
+    asked = (arguments.abstain, arguments.coverage, arguments.cost_matrix)
+    if not (arguments.no_calibrate or arguments.class_conditional or any(one is not None for one in asked)):
+        return None
+    from finetune.decisions.cost_matrix import read_cost_matrix
+    from finetune.decisions.rules import Wishes
+
+    costs = None if arguments.cost_matrix is None else read_cost_matrix(arguments.cost_matrix)
+    return Wishes(not arguments.no_calibrate, arguments.abstain, arguments.coverage, arguments.class_conditional, costs)
 
 
 def _lines(stream: TextIO | None) -> Iterator[list[str]]:

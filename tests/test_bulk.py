@@ -16,13 +16,12 @@ import pytest
 from conftest import make_reviews, write_csv
 
 from finetune.cli import main as finetune_command
-from finetune.data.labels import Task
+from finetune.decisions.rules import DecisionRules
 from finetune.families.tfidf.fit import fit_tfidf
 from finetune.inference import bulk
 from finetune.inference.predict import load_predictor
 from finetune.metrics import MULTI_LABEL, tune_thresholds
 from finetune.models.answers import TextClassifier
-from finetune.models.predictor import Predictor
 
 COUNT = 50
 
@@ -339,9 +338,9 @@ def test_tuned_thresholds_travel_with_the_model_and_decide(classify, tmp_path, c
     assert record["thresholds"]["values"] == values
     assert values[record["data"]["label_names"].index("any")] == 0.5  # every text has it
     predictor = load_predictor(run)
-    assert predictor.thresholds.tolist() == values
+    assert predictor.rules.thresholds.tolist() == values
     table = pq.read_table(run / "predictions/test.parquet").to_pydict()
-    probabilities = 1 / (1 + np.exp(-np.array(table["logits"])))
+    probabilities = predictor.rules.to_probabilities(np.array(table["logits"]))
     for one, row in zip(predictor.predict(table["text"]), probabilities, strict=True):
         wanted = np.flatnonzero(row >= values)
         assert one.labels == tuple(predictor.task.label_names[number] for number in wanted)
@@ -380,6 +379,5 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 def test_a_task_of_several_labels_decides_by_thresholds():
-    predictor = object.__new__(Predictor)
-    predictor.task, predictor.thresholds = Task(MULTI_LABEL, ["a", "b"]), np.array([0.2, 0.9])
-    assert predictor.decide(np.array([[0.3, 0.8], [0.1, 0.95]])).tolist() == [[True, False], [False, True]]
+    rules = DecisionRules(MULTI_LABEL, thresholds=np.array([0.2, 0.9]))
+    assert rules.decide(np.array([[0.3, 0.8], [0.1, 0.95]])).tolist() == [[True, False], [False, True]]

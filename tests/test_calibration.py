@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import softmax
 
-from finetune.comparison.calibration import (
+from finetune.decisions.calibration import (
+    brier_score,
     compute_probabilities,
     expected_calibration_error,
     fit_temperature,
@@ -61,13 +62,29 @@ def test_the_temperature_that_spoilt_the_logits_is_found(temperature):
 
 
 def test_temperatures_stay_within_bounds():
-    logits = np.array([[5.0, 0.0], [0.0, 5.0]])
-    # All right: the colder the better, until the loss is 0 in float64.
-    coldest = fit_temperature(logits, np.array([0, 1]))
-    assert 0.01 <= coldest < 0.2
-    assert compute_log_loss(logits / coldest, np.array([0, 1])) < 1e-12
-    # All wrong: the hotter the better.
-    assert fit_temperature(logits, np.array([1, 0])) == pytest.approx(100, rel=0.01)
+    logits = np.repeat([[5.0, 0.0], [0.0, 5.0]], 10_000, axis=0)
+    labels = np.repeat([0, 1], 10_000)
+    assert 0.01 <= fit_temperature(logits, labels) < 0.6  # all right: the colder the better
+    assert 20 < fit_temperature(logits, 1 - labels) <= 100  # all wrong: the hotter the better
+
+
+def test_a_handful_of_rows_hardly_moves_the_temperature():
+    logits = np.array([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0]])
+    few = fit_temperature(logits, np.array([0, 1, 0]))
+    many = fit_temperature(np.repeat(logits, 500, axis=0), np.repeat([0, 1, 0], 500))
+    assert many < 0.2 < 0.4 < few < 1
+
+
+def test_several_labels_share_a_temperature():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, (5_000, 3))
+    labels = (rng.random((5_000, 3)) < 1 / (1 + np.exp(-logits))).astype(int)
+    assert fit_temperature(logits * 2.5, labels) == pytest.approx(2.5, rel=0.05)
+
+
+def test_brier_score_worked_by_hand():
+    assert brier_score(np.array([[0.8, 0.2]]), np.array([1])) == pytest.approx(0.64 + 0.64)
+    assert brier_score(np.array([[0.8, 0.2]]), np.array([[1, 1]])) == pytest.approx((0.04 + 0.64) / 2)
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 20))

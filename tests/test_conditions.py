@@ -40,7 +40,7 @@ def write_two(folder, of_lora, of_tfidf=None):
 def with_answers(run, logits, labels):
     """Return a run that gives these answers."""
     test = dataclasses.replace(run.test, labels=labels, logits=logits.astype(np.float32))
-    metrics = compute_metrics(test.logits, labels, run.problem_type, run.thresholds)
+    metrics = compute_metrics(test.logits, labels, run.problem_type)
     return dataclasses.replace(run, test=test, metrics=metrics)
 
 

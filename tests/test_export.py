@@ -163,7 +163,7 @@ def test_several_labels_in_windows_and_numbers_of_pairs(classify, tiny_bert, tmp
         found = exported.compute_logits(texts, pairs)[0]
         np.testing.assert_allclose(found, original.compute_logits(texts, pairs)[0], atol=1e-5)
         assert exported.task == original.task
-        assert np.all(exported.thresholds == original.thresholds)
+        assert np.all(exported.rules.thresholds == original.rules.thresholds)
         for one, other in zip(exported.predict(texts, pairs), original.predict(texts, pairs), strict=True):
             assert one.labels == other.labels
         measured = json.loads((folder / "export.json").read_text())["measured"]

@@ -123,7 +123,7 @@ class SharesOfLabels(TextClassifier):
     """Gives every text the logarithms of the labels' shares."""
 
     def __init__(self, shares: np.ndarray, names: list[str]):
-        self.shares, self.task, self.thresholds = shares, Task("single_label_classification", names), 0.5
+        self.shares, self.task = shares, Task("single_label_classification", names)
 
     def compute_logits(self, texts, pairs=None, on_batch=lambda num_examples: None):
         on_batch(len(texts))

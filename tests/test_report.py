@@ -21,7 +21,6 @@ from sklearn.metrics import f1_score, recall_score
 from synthetic_runs import COSTS, write_record, write_run
 
 from finetune.cli import main
-from finetune.comparison.calibration import fit_temperature
 from finetune.comparison.command import report_runs
 from finetune.comparison.costs import format_cost
 from finetune.comparison.differences import find_confusions, find_differences
@@ -32,6 +31,7 @@ from finetune.comparison.runs import Predictions, StoredRun, find_run_directorie
 from finetune.comparison.statistics import Interval, find_support, mean_interval
 from finetune.comparison.table import compute_scores, format_interval
 from finetune.comparison.verdict import decide
+from finetune.decisions.calibration import fit_temperature
 from finetune.errors import FinetuneError
 from finetune.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL, compute_metrics
 from finetune.run.fields import DataRecord

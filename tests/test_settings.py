@@ -81,6 +81,7 @@ FLIPS: dict[str, tuple[str, list[str]]] = {
     "textcnn_dropout": ("0.1", TEXTCNN),
     "method": ("bitfit", []),
     "peft_config": ("lora.yaml", LORA),
+    "cost_matrix": ("costs.yaml", []),
     "num_layers": ("1", ["--method", "last_layers"]),
     "reinit_layers": ("1", []),
     "class_weights": ("balanced", SKEWED),
@@ -185,6 +186,7 @@ def folder(tmp_path_factory):
     columns = dict(zip(("text", "label"), zip(*rows, strict=True), strict=True))
     pq.write_table(pa.table({name: list(values) for name, values in columns.items()}), folder / "shards/0.parquet")
     (folder / "lora.yaml").write_text("r: 2\n")
+    (folder / "costs.yaml").write_text("neg: {pos: 1000}\n")
     (folder / "vectors.txt").write_text("".join(f"{word} {number % 5} 1\n" for number, word in enumerate(OTHER + GOOD)))
     (folder / "other.txt").write_text("\n".join(text for text, _ in make_reviews(30, offset=500)))
     splits = [pd.read_csv(folder / f"{name}.csv") for name in ("train", "validation", "test")]
@@ -289,13 +291,13 @@ def test_the_page_of_settings_is_what_the_declarations_say():
 
 # Whoever adds a name here says that no result depends on it.
 NO_RESULT = """
-    activation_checkpointing activation_checkpointing_kwargs config dataloader_num_workers dataloader_pin_memory
-    ddp_backend ddp_broadcast_buffers ddp_bucket_cap_mb ddp_find_unused_parameters ddp_static_graph ddp_timeout
-    disable_tqdm floor full_determinism gradient_checkpointing gradient_checkpointing_kwargs hub_model_id
-    hub_private_repo hub_revision include_num_input_tokens_seen local_rank log_level log_level_replica
-    log_on_each_node logging_dir logging_first_step logging_nan_inf_filter logging_steps logging_strategy no_store_text
-    num_threads output_dir project push_to_hub report_to restart resume_with_changes run_name save_total_limit
-    skip_memory_metrics trackio_bucket_id trackio_space_id trackio_static_space_id
+    abstain activation_checkpointing activation_checkpointing_kwargs calibrate class_conditional config coverage
+    dataloader_num_workers dataloader_pin_memory ddp_backend ddp_broadcast_buffers ddp_bucket_cap_mb
+    ddp_find_unused_parameters ddp_static_graph ddp_timeout disable_tqdm floor full_determinism gradient_checkpointing
+    gradient_checkpointing_kwargs hub_model_id hub_private_repo hub_revision include_num_input_tokens_seen local_rank
+    log_level log_level_replica log_on_each_node logging_dir logging_first_step logging_nan_inf_filter logging_steps
+    logging_strategy no_store_text num_threads output_dir project push_to_hub report_to restart resume_with_changes
+    run_name save_total_limit skip_memory_metrics trackio_bucket_id trackio_space_id trackio_static_space_id
 """
 
 

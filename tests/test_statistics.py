@@ -38,7 +38,7 @@ def draw_labels(seed, num_examples=600):
 
 def test_importing_needs_no_torch_and_no_slow_package():
     code = (
-        "import sys, finetune.comparison.verdict, finetune.comparison.calibration; "
+        "import sys, finetune.comparison.verdict, finetune.decisions.calibration; "
         "print([name for name in ('torch', 'sklearn', 'scipy.stats', 'pandas') if name in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"

@@ -10,9 +10,9 @@ import numpy as np
 from finetune.comparison.groups import Group
 from finetune.comparison.runs import StoredRun
 from finetune.comparison.statistics import find_support, paired_difference
-from finetune.comparison.table import METRIC_NAMES, compute_scores
+from finetune.comparison.table import BETTER_IF_GREATER, METRIC_NAMES, compute_scores
 from finetune.comparison.verdict import join_names
-from finetune.metrics import GREATER_IS_BETTER, MULTI_LABEL, REGRESSION
+from finetune.metrics import MULTI_LABEL, REGRESSION
 from finetune.settings.declaration import Values
 from finetune.settings.declared import default_values, facts_of, is_used
 from finetune.settings.describe import describe_settings
@@ -20,7 +20,7 @@ from finetune.settings.describe import describe_settings
 __all__ = ["describe_conditions"]
 
 # Of the settings those that say how a method trains; the others where data lies and what is shown.
-PARTS = ("method", "family", "tuning", "training", "model")
+PARTS = ("method", "family", "tuning", "decisions", "training", "model")
 NOT_TUNED = {"method", "seed", "model_name_or_path", "model_revision", "trials", "budget", "teacher"}
 IMBALANCED = 10  # times as many test examples in the most frequent class as in the rarest
 LARGEST_SHARE = 0.8  # of the most frequent class
@@ -78,7 +78,7 @@ def _describe_gains(groups: Sequence[Group], metric: str) -> list[str]:
     support = find_support(metric, groups[0].runs[0].test.labels)
     if support is not None and not support.is_enough:
         return []
-    sign, points = (1, 100) if GREATER_IS_BETTER[metric] else (-1, 1)
+    sign, points = (1, 100) if BETTER_IF_GREATER[metric] else (-1, 1)
     lines = []
     for method in dict.fromkeys(group.method for group in groups):
         kinds = {tuned: [one for one in groups if (one.method, one.is_tuned) == (method, tuned)] for tuned in (0, 1)}

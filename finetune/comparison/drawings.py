@@ -24,8 +24,8 @@ from finetune.comparison.plots import (
 )
 from finetune.comparison.report import Report
 from finetune.comparison.statistics import Interval
-from finetune.comparison.table import METRIC_NAMES, format_interval, format_metric
-from finetune.metrics import GREATER_IS_BETTER, MULTI_LABEL, REGRESSION
+from finetune.comparison.table import BETTER_IF_GREATER, METRIC_NAMES, format_interval, format_metric
+from finetune.metrics import MULTI_LABEL, REGRESSION
 
 __all__ = ["Drawing", "draw_report"]
 
@@ -103,7 +103,7 @@ def _draw_quality(report: Report) -> Iterator[Parts]:
     factor, label = _scale(metric)
     verdict = report.verdict
     if verdict is not None:
-        greater = GREATER_IS_BETTER[metric]
+        greater = BETTER_IF_GREATER[metric]
         unit, shown = (" in points", 100) if greater else ("", 1)
         differences = {group.name: verdict.comparisons[group.name].difference for group in report.groups}
         alt = f"Difference of each method to {verdict.best} in {name}{unit} with 95 % intervals: " + "; ".join(
@@ -152,7 +152,7 @@ def _draw_costs(report: Report) -> Iterator[Parts]:
         )
         axes = plot_quality_by_cost(
             [row.name for row in rows], [value / unit for value in known], [_times(one, factor) for one in quality],
-            axis, label, GREATER_IS_BETTER[metric],
+            axis, label, BETTER_IF_GREATER[metric],
         )  # fmt: skip
         name = f"cost-{cost.replace('_', '-')}"
         yield name, "cost", f"{_capital(METRIC_NAMES[metric])} against {short}", alt, axes

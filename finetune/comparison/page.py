@@ -22,9 +22,9 @@ from finetune.comparison.drawings import Drawing
 from finetune.comparison.plots import COLOURS
 from finetune.comparison.report import Report
 from finetune.comparison.runs import SPLITS, StoredRun
-from finetune.comparison.table import METRIC_NAMES, Row, format_interval, format_metric
+from finetune.comparison.table import BETTER_IF_GREATER, METRIC_NAMES, Row, format_interval, format_metric
 from finetune.comparison.text import COST_NOTE, count_groups, describe_subject, describe_verdict
-from finetune.metrics import GREATER_IS_BETTER, MULTI_LABEL, REGRESSION
+from finetune.metrics import MULTI_LABEL, REGRESSION
 
 __all__ = ["build_page"]
 
@@ -98,7 +98,7 @@ def _verdict(report: Report) -> dict[str, Any]:
     metric, cost = METRIC_NAMES[report.metric], VERDICT_COSTS[report.cost]
     state = "none" if verdict is None else "decided" if verdict.decided else "open"
     margin = f"{report.margin:.4g}"
-    if GREATER_IS_BETTER[report.metric]:
+    if BETTER_IF_GREATER[report.metric]:
         margin = f"{100 * report.margin:g} {'point' if 100 * report.margin == 1 else 'points'}"
     return {
         "state": state,
@@ -112,7 +112,7 @@ def _table(report: Report) -> dict[str, Any]:
     metrics = list(report.rows[0].quality)
     columns = [{"heading": "method", "kind": "", "sort": "none"}]
     for name in metrics:
-        kind = "more" if GREATER_IS_BETTER[name] else "less"
+        kind = "more" if BETTER_IF_GREATER[name] else "less"
         sort = ("descending" if kind == "more" else "ascending") if name == report.metric else "none"
         columns.append({"heading": METRIC_NAMES[name], "kind": kind, "sort": sort})
     for name, heading in COSTS.items():
@@ -168,7 +168,7 @@ def _best(rows: Sequence[Row], name: str) -> float | None:
     known = [value for value in values if value is not None and np.isfinite(value)]
     if len(set(known)) < 2 or name == "trainable_parameters":
         return None
-    more = name in MORE_IS_BETTER or GREATER_IS_BETTER.get(name, False)
+    more = name in MORE_IS_BETTER or BETTER_IF_GREATER.get(name, False)
     return max(known) if more else min(known)
 
 

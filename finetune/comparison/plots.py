@@ -20,8 +20,8 @@ from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter
 from matplotlib.transforms import ScaledTranslation
 
-from finetune.comparison.calibration import ReliabilityBins
 from finetune.comparison.statistics import Interval
+from finetune.decisions.calibration import ReliabilityBins
 
 __all__ = [
     "COLOURS",

@@ -15,23 +15,15 @@ from scipy.special import expit
 
 from finetune import __version__
 from finetune.catalogue import FLOOR
-from finetune.comparison.calibration import (
-    ReliabilityBins,
-    compute_probabilities,
-    expected_calibration_error,
-    fit_temperature,
-    label_calibration_error,
-    label_reliability_bins,
-    reliability_bins,
-)
 from finetune.comparison.conditions import describe_conditions
 from finetune.comparison.costs import VERDICT_COSTS, choose_cost, describe_busy_machine
 from finetune.comparison.differences import Differences, find_differences
 from finetune.comparison.groups import Group, describe_machines, group_runs, refuse_different_splits
 from finetune.comparison.looks import note_look
-from finetune.comparison.runs import Predictions, StoredRun, Texts, load_findings, load_runs, load_texts
+from finetune.comparison.runs import StoredRun, Texts, load_findings, load_runs, load_texts
 from finetune.comparison.statistics import FEWEST_OF_A_CLASS, Support, find_support
 from finetune.comparison.table import (
+    BETTER_IF_GREATER,
     METRIC_NAMES,
     QUALITY_METRICS,
     TABLE_METRICS,
@@ -43,8 +35,17 @@ from finetune.comparison.table import (
 from finetune.comparison.verdict import Verdict, decide
 from finetune.data_doctor.findings import Finding
 from finetune.data_doctor.findings import to_json as findings_to_json
+from finetune.decisions.calibration import (
+    ReliabilityBins,
+    compute_probabilities,
+    expected_calibration_error,
+    fit_temperature,
+    label_calibration_error,
+    label_reliability_bins,
+    reliability_bins,
+)
 from finetune.errors import FinetuneError
-from finetune.metrics import GREATER_IS_BETTER, MULTI_LABEL, REGRESSION, SINGLE_LABEL, compute_per_class, present_labels
+from finetune.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL, compute_per_class, present_labels
 
 __all__ = ["REPORT_SCHEMA_VERSION", "Calibration", "Lengths", "Report", "build_report", "to_json"]
 
@@ -162,8 +163,8 @@ def build_report(
     Args:
         paths: Run directories, or folders that contain them.
         metric: That of the verdict, one of `QUALITY_METRICS` of the task; its first if None.
-        margin: The loss that doesn't matter, in points: hundredths of a metric in [0, 1], or of the standard deviation
-            (for `mse` the variance) of the numbers to predict.
+        margin: The loss that doesn't matter, in points: hundredths of a metric in [0, 1], of the standard deviation
+            (for `mse` the variance) of the numbers to predict, or of the greatest cost.
         cost: That of the verdict, one of `VERDICT_COSTS`; if None the one that a busy machine changes least.
 
     Raises:
@@ -182,10 +183,11 @@ def build_report(
     metric = metric or TABLE_METRICS[problem_type][0]
     if metric not in known:
         raise FinetuneError(f"Expected --metric for this task to be one of {', '.join(known)}, but got {metric!r}.")
-    sign = 1 if GREATER_IS_BETTER[metric] else -1
+    if metric == "cost_per_text":
+        _refuse_different_costs(runs)
+    sign = 1 if BETTER_IF_GREATER[metric] else -1
     groups.sort(key=lambda group: -sign * float(np.mean([run.metrics[metric] for run in group.runs])))
-    unit = {"mae": 1.0, "mse": 2.0}.get(metric, 0.0)
-    margin = margin / 100 * float(runs[0].test.labels.astype(np.float64).std()) ** unit
+    margin *= _unit_of(metric, runs[0]) / 100
 
     metrics = list(dict.fromkeys([metric, *TABLE_METRICS[problem_type]]))
     rows = build_rows(groups, metrics)
@@ -199,7 +201,7 @@ def build_report(
             scores={group.name: compute_scores(group, metric) for group in groups},
             costs=costs,
             margin=margin,
-            greater_is_better=GREATER_IS_BETTER[metric],
+            greater_is_better=BETTER_IF_GREATER[metric],
             metric=METRIC_NAMES[metric],
             deterministic={group.name for group in groups if group.is_deterministic},
             support=support,
@@ -232,6 +234,20 @@ def build_report(
         left_out=left_out + doubled,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def _refuse_different_costs(runs: Sequence[StoredRun]) -> None:
+    first = runs[0].rules.costs
+    if first is None or any(one is None or (one != first).any() for one in (run.rules.costs for run in runs)):
+        raise FinetuneError("Expected runs with the same --cost_matrix for --metric cost_per_text. Train them with it.")
+
+
+def _unit_of(metric: str, run: StoredRun) -> float:
+    """Return what a hundred points of a metric are: 1, a spread of the numbers to predict, or the greatest cost."""
+    if metric == "cost_per_text":
+        assert run.rules.costs is not None
+        return float(run.rules.costs.max())
+    return float(run.test.labels.astype(np.float64).std()) ** {"mae": 1.0, "mse": 2.0}.get(metric, 0.0)
 
 
 def _refuse_verdict(groups: Sequence[Group], metric: str, support: Support | None) -> str:
@@ -276,7 +292,11 @@ def _calibrate(group: Group) -> Calibration:
     before: list[np.ndarray] = []
     after: list[np.ndarray] = []
     for run in group.runs:
-        temperatures.append(fit_temperature(*_decisions(run.validation, several)))
+        answers = run.record.answers
+        if answers is not None and answers.calibration is not None:
+            temperatures.append(answers.calibration.temperature)
+        else:  # of the first runs, which saved none
+            temperatures.append(fit_temperature(run.validation.logits, run.validation.labels))
         for tables, temperature in ((before, 1.0), (after, temperatures[-1])):
             logits = run.test.logits.astype(np.float64)
             tables.append(expit(logits / temperature) if several else compute_probabilities(logits, temperature))
@@ -294,14 +314,6 @@ def _calibrate(group: Group) -> Calibration:
         bins_before=bins[0],
         bins_after=bins[1],
     )
-
-
-def _decisions(predictions: Predictions, several: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Return logits and class numbers; of several labels each is a decision of its own between no and yes."""
-    if not several:
-        return predictions.logits, predictions.labels
-    flat = predictions.logits.reshape(-1)
-    return np.column_stack([np.zeros_like(flat), flat]), predictions.labels.reshape(-1).astype(np.int64)
 
 
 def _per_class(group: Group) -> dict[str, dict[str, float]]:

@@ -19,14 +19,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from finetune.data_doctor.findings import Finding, from_json
+from finetune.decisions.rules import DecisionRules
 from finetune.errors import FinetuneError
 from finetune.lookup import find_method
-from finetune.metrics import MULTI_LABEL, REGRESSION, compute_metrics, predict_labels, present_labels
+from finetune.metrics import MULTI_LABEL, REGRESSION, compute_metrics, present_labels
 from finetune.run.fields import Metrics
 from finetune.run.record import RECORD_FILE, CompleteRecord
 
 __all__ = ["SPLITS", "Predictions", "StoredRun", "Texts", "find_run_directories", "load_findings",
-           "load_run", "load_runs", "load_texts"]  # fmt: skip
+           "load_run", "load_runs", "load_texts", "rules_of"]  # fmt: skip
 
 SPLITS = ("train", "validation", "test")
 # Any of these makes a folder a run directory, whole or not.
@@ -90,13 +91,13 @@ class StoredRun:
         return self.record.data.label_names
 
     @property
-    def thresholds(self) -> list[float] | None:
-        """Probabilities from which on the model predicts each of several labels; None for other tasks."""
-        return None if self.record.thresholds is None else self.record.thresholds.values
+    def rules(self) -> DecisionRules:
+        """How the model's scores become answers."""
+        return rules_of(self.record)
 
     def decide(self) -> np.ndarray:
-        """Return what the model answers on the test split, as `finetune.metrics.predict_labels` does."""
-        return predict_labels(self.test.logits, self.problem_type, self.thresholds)
+        """Return what the model answers on the test split: class numbers; of several labels 0 and 1."""
+        return self.rules.predict(self.test.logits)
 
     def cost(self, name: str) -> float | None:
         """Return one of `costs`, or of `model`, as it compares with those of other methods; None if there is none.
@@ -194,9 +195,11 @@ def load_run(directory: Path) -> StoredRun:
     """
     record = CompleteRecord.read(directory)
     problem_type, num_labels = record.data.problem_type, len(record.data.label_names)
-    thresholds = None if record.thresholds is None else record.thresholds.values
-    if thresholds is not None and len(thresholds) != num_labels:
-        raise FinetuneError(f"expected {num_labels} thresholds in run.json, but found {len(thresholds)}")
+    rules = rules_of(record)
+    if np.size(rules.thresholds) not in (1, num_labels):
+        raise FinetuneError(f"expected {num_labels} thresholds in run.json, but found {np.size(rules.thresholds)}")
+    if rules.costs is not None and rules.costs.shape != (num_labels, num_labels):
+        raise FinetuneError(f"expected costs of {num_labels} labels in run.json, but found {rules.costs.shape}")
     record_splits = dict(record.data.splits)
     predictions, metrics = {}, {}
     for split, recorded in record.metrics:
@@ -209,14 +212,26 @@ def load_run(directory: Path) -> StoredRun:
             raise FinetuneError(f"expected {rows} rows in {split}.parquet, as run.json says, but found {len(logits)}")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"sklearn\..*")  # of classes without examples, which have no ROC
-            decided = predict_labels(logits, problem_type, thresholds)
+            decided = rules.predict(logits)
             measured = at_half = compute_metrics(logits, labels, problem_type, decided)
             if record.thresholds is not None and record.thresholds.validation is not None:  # of 0.1
                 at_half = compute_metrics(logits, labels, problem_type)
+        if rules.costs is not None:
+            measured["cost_per_text"] = float(rules.costs[labels, decided].mean())
         _check_metrics(recorded, at_half, labels, num_labels, split)
         metrics[split] = measured
     history = _read_history(directory / "history.jsonl")
     return StoredRun(directory, record, predictions["validation"], predictions["test"], metrics["test"], history)
+
+
+def rules_of(record: CompleteRecord) -> DecisionRules:
+    """Return how a run's model turns scores into answers, by its record."""
+    answers, thresholds = record.answers, 0.5 if record.thresholds is None else np.asarray(record.thresholds.values)
+    if answers is None:  # of the first runs
+        return DecisionRules(record.data.problem_type, thresholds=thresholds)
+    temperature = 1.0 if answers.calibration is None else answers.calibration.temperature
+    costs = None if answers.costs is None else np.asarray(answers.costs)
+    return DecisionRules(record.data.problem_type, temperature, thresholds, costs)
 
 
 def load_findings(runs: Sequence[StoredRun]) -> list[Finding]:

@@ -10,10 +10,11 @@ from finetune.comparison.costs import COSTS
 from finetune.comparison.groups import Group
 from finetune.comparison.runs import StoredRun
 from finetune.comparison.statistics import INFLUENCE_METRICS, Interval, find_support, mean_interval, metric_influence
-from finetune.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from finetune.metrics import GREATER_IS_BETTER, MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from finetune.settings.describe import describe_settings
 
 __all__ = [
+    "BETTER_IF_GREATER",
     "METRIC_NAMES",
     "QUALITY_METRICS",
     "TABLE_METRICS",
@@ -26,7 +27,12 @@ __all__ = [
 ]
 
 # Metrics that are a mean over test examples, or as good as one, so that they have intervals and can be tested.
-QUALITY_METRICS = {**INFLUENCE_METRICS, REGRESSION: ("mae", "mse")}
+QUALITY_METRICS = {
+    **INFLUENCE_METRICS,
+    SINGLE_LABEL: (*INFLUENCE_METRICS[SINGLE_LABEL], "cost_per_text"),
+    REGRESSION: ("mae", "mse"),
+}
+BETTER_IF_GREATER = {**GREATER_IS_BETTER, "cost_per_text": False}
 # The columns of the table, the first by default that of the verdict.
 TABLE_METRICS = {
     SINGLE_LABEL: ("accuracy", "macro_f1", "mcc"),
@@ -39,6 +45,7 @@ METRIC_NAMES = {
     "macro_f1": "macro-F1",
     "micro_f1": "micro-F1",
     "mcc": "MCC",
+    "cost_per_text": "cost per text",
     "mae": "mean absolute error",
     "mse": "mean squared error",
     "r2": "R²",
@@ -111,6 +118,9 @@ def _compute_run_scores(run: StoredRun, name: str) -> np.ndarray:
     if name == "accuracy":
         right = labels == predictions
         return (right.all(axis=1) if right.ndim == 2 else right).astype(np.float64)
+    if name == "cost_per_text":
+        assert run.rules.costs is not None
+        return run.rules.costs[labels, predictions]
     estimate, influence = metric_influence(name, labels, predictions, len(run.label_names))
     return estimate + influence
 
@@ -142,7 +152,7 @@ def format_metric(name: str, value: float) -> str:
         return "–"
     if name in ("accuracy", "balanced_accuracy"):
         return f"{value:.1%}"
-    return f"{value:#.4g}".rstrip(".") if name in ("mae", "mse") else f"{value:.3f}"
+    return f"{value:#.4g}".rstrip(".") if name in ("mae", "mse", "cost_per_text") else f"{value:.3f}"
 
 
 def format_interval(name: str, interval: Interval) -> str:

@@ -31,5 +31,7 @@ def merge_folder(path: str | Path, output: str | Path) -> Path:
     config = read_finetune_config(folder)
     told = {name: getattr(config, name) for name in ("is_paired", "encoding", "is_numbered")}
     family = find_saved_family(folder, config)
-    write_model(output, family, merge_adapter(model), tokenizer, config.text, config.thresholds, **told)
+    write_model(
+        output, family, merge_adapter(model), tokenizer, config.text, config.thresholds, rules_from=folder, **told
+    )
     return output

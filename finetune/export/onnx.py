@@ -31,6 +31,7 @@ from finetune.adapted import has_adapter
 from finetune.comparison.statistics import mean_interval, paired_difference
 from finetune.data.labels import label_matrix
 from finetune.data.load import read_examples
+from finetune.decisions.saved import copy_rules, read_rules
 from finetune.environment import describe_environment
 from finetune.errors import FinetuneError, explain_failure
 from finetune.examination.checksums import write_checksums
@@ -133,7 +134,7 @@ def export(
     config = read_finetune_config(folder)
     family = find_saved_family(folder, config)
     reference = family.build_predictor(model, tokenizer, config.text, torch.float32)
-    reference.follow(config)
+    reference.follow(config, read_rules(folder, reference.task, config.thresholds))
     examples = _sample(
         _read_examples(path, reference.task, validation_file, columns or {}, config.encoding), max_samples
     )
@@ -146,6 +147,7 @@ def export(
         plain = merge_adapter(plain) if has_adapter(plain) else plain
         told = replace(config, problem_type=reference.task.problem_type, text=reference.text_config, four_bit=False)
         write_onnx(aside, plain, tokenizer, told, int8)
+        copy_rules(folder, aside)
         del plain
         exported = ExportedPredictor(aside, torch.get_num_threads())
         measured = _measure(reference, exported, examples)
@@ -316,7 +318,7 @@ def _compare(reference: TextClassifier, before: np.ndarray, after: np.ndarray, l
         scores = [-np.abs(one[:, 0] - labels) / spread for one in (before, after)]
         agreement = float((np.abs(after - before)[:, 0] <= 0.01 * spread).mean())
     else:
-        chosen = [reference.decide(reference.to_probabilities(one)) for one in (before, after)]
+        chosen = [reference.rules.decide(reference.rules.to_probabilities(one)) for one in (before, after)]
         agreement = float((chosen[0] == chosen[1]).all(axis=1).mean())
         if reference.task.problem_type == MULTI_LABEL:
             right = labels.astype(bool)

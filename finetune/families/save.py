@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.data.cutting import TextConfig
+from finetune.decisions.saved import copy_rules
 from finetune.errors import FinetuneError, failures_explained
 from finetune.examination.checksums import write_checksums
 from finetune.family import Family
@@ -28,12 +29,14 @@ def write_model(
     is_paired: bool | None = None,
     encoding: str | None = None,
     is_numbered: bool | None = None,
+    rules_from: Path | None = None,
 ) -> None:
     """Write a model, its tokenizer and its label names aside and rename the folder, so that it is always whole.
 
     `finetune_config.json` beside them holds what transformers' own files don't: the family that reads them, how texts
     are cut, whether they come in pairs, how their bytes were read, and the kind of task; `checksums.json` by what they
-    are known to be unchanged. `weights` are the whole ones of a model that is divided over processes.
+    are known to be unchanged. `weights` are the whole ones of a model that is divided over processes. `rules_from` is a
+    folder whose rules for answers hold for this model too.
 
     Raises:
         FinetuneError: If the disk is full.
@@ -54,6 +57,8 @@ def write_model(
             name_of(family),
         )
         write_json(aside / FINETUNE_CONFIG_FILE, config.to_dict())
+        if rules_from is not None:
+            copy_rules(rules_from, aside)
         write_checksums(aside)
         mode = (aside / FINETUNE_CONFIG_FILE).stat().st_mode
         for file in filter(Path.is_file, aside.rglob("*")):

@@ -94,7 +94,7 @@ def stage(
         _name_base(model, None if record is not None and record.pretraining is not None else base)
     shipping = merge_adapter(model) if is_adapter and not adapter else model
     told = {name: getattr(config, name) for name in ("is_paired", "encoding", "is_numbered")}
-    write_model(folder, family, shipping, tokenizer, config.text, config.thresholds, **told)
+    write_model(folder, family, shipping, tokenizer, config.text, config.thresholds, rules_from=source, **told)
     shipped = Shipped(
         name, revision, family, predictor.task.label_names, config, base, adapter, is_adapter and not adapter
     )

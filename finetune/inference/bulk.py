@@ -23,7 +23,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -31,6 +30,7 @@ from finetune.data.columns import Columns, choose_columns
 from finetune.data.nested import get_value
 from finetune.data.read import Row, Table
 from finetune.data.texts import COMPRESSIONS, find_ending, open_texts
+from finetune.decisions.rules import Wishes
 from finetune.errors import FinetuneError
 from finetune.files import write_json
 from finetune.inference.exported import is_exported
@@ -55,12 +55,15 @@ def predict_file(
     columns: dict[str, Any],
     num_threads: int | None = None,
     accelerated: bool = True,
+    wishes: Wishes | None = None,
 ) -> int | None:
     """Label the texts of a file.
 
     The output has the columns of the input, then `predicted_label` (for several labels a text `predicted_labels`, a
     list, in CSV written in JSON; for a number `predicted_value`), and `probability_<label>` for each label. A text that
-    is missing is labelled as an empty one.
+    is missing is labelled as an empty one. With `--abstain` `is_answered` says whether a label is given, which else is
+    empty; with `--coverage` `prediction_set` is a list of labels, or `interval_low` and `interval_high` the ends around
+    a number.
 
     Args:
         path: What `load_predictor` takes. An export is run without torch.
@@ -71,6 +74,7 @@ def predict_file(
         columns: `text_column`, `text_pair_column` and `encoding`, where they can't be told.
         num_threads: Threads of an export; by default one for each physical core. Of others torch's own setting counts.
         accelerated: Whether to compute with `finetune.accelerated`.
+        wishes: What is asked of the answers, in place of what was saved with the model.
 
     Returns:
         The number of rows in the output; None in a process beside the main one.
@@ -89,10 +93,12 @@ def predict_file(
             from finetune.inference.load import find_model_folder
 
             folder = find_model_folder(path)
-        predictor = load_predictor(folder, accelerated=accelerated, num_threads=num_threads)
+        predictor = load_predictor(folder, accelerated=accelerated, num_threads=num_threads, wishes=wishes)
         model = _hash(*sorted(folder.glob("*")))
         plain = None if accelerated else True  # it computes the same but for rounding, which a file is not to mix
         asked = {"input": _hash_input(input_file), "model": model, "no_accelerated": plain, **columns}
+        if wishes is not None:
+            asked |= {name: value for name, value in vars(wishes).items() if value != getattr(Wishes(), name)}
         table = open_texts(input_file, predictor.task, columns.get("encoding"), predictor.encoding)
         sample = list(itertools.islice(table.rows, 100))
         chosen = choose_columns(table, sample, columns, repr(str(input_file)))
@@ -254,13 +260,13 @@ def _hash(*files: Path) -> str:
 
 
 def _added_columns(predictor: TextClassifier) -> list[str]:
-    names = [f"probability_{name}" for name in predictor.task.label_names]
-    match predictor.task.problem_type:
-        case "regression":
-            return ["predicted_value"]
-        case "multi_label_classification":
-            return ["predicted_labels", *names]
-    return ["predicted_label", *names]
+    rules, names = predictor.rules, [f"probability_{name}" for name in predictor.task.label_names]
+    if predictor.task.problem_type == REGRESSION:
+        return ["predicted_value", *([] if rules.prediction_sets is None else ["interval_low", "interval_high"])]
+    several = predictor.task.problem_type == MULTI_LABEL
+    silence = [] if rules.abstention is None else ["is_answered"]
+    sets = [] if rules.prediction_sets is None else ["prediction_set"]
+    return ["predicted_labels" if several else "predicted_label", *silence, *sets, *names]
 
 
 def _schema(input_file: Path, table: Table, added: Sequence[str]) -> pa.Schema:
@@ -269,7 +275,9 @@ def _schema(input_file: Path, table: Table, added: Sequence[str]) -> pa.Schema:
         fields = list(pq.ParquetFile(input_file).schema_arrow)
     else:
         fields = [pa.field(name, pa.string()) for name in table.columns]
-    kinds = {"predicted_label": pa.string(), "predicted_labels": pa.list_(pa.string())}
+    labels = pa.list_(pa.string())
+    kinds = {"predicted_label": pa.string(), "predicted_labels": labels, "prediction_set": labels}
+    kinds["is_answered"] = pa.bool_()
     return pa.schema([*fields, *(pa.field(name, kinds.get(name, pa.float32())) for name in added)])
 
 
@@ -317,16 +325,16 @@ def _label(rows: list[Row], columns: Columns, predictor: TextClassifier, added: 
     """Return the rows with the added columns."""
     texts = [_to_text(row, columns.text) for row in rows]
     pairs = None if columns.text_pair is None else [_to_text(row, columns.text_pair) for row in rows]
-    probabilities = predictor.compute_probabilities(texts, pairs)
-    names = predictor.task.label_names
-    if predictor.task.problem_type == REGRESSION:
-        found: Any = probabilities.astype(float).tolist()
-    else:
-        chosen = predictor.decide(probabilities)
-        labels: list[Any] = [[names[number] for number in np.flatnonzero(row)] for row in chosen]
-        if predictor.task.problem_type != MULTI_LABEL:
-            labels = [one[0] for one in labels]
-        found = [[label, *map(float, row)] for label, row in zip(labels, probabilities, strict=True)]
+    several = predictor.task.problem_type == MULTI_LABEL
+    found = []
+    for one in predictor.predict(texts, pairs):
+        if one.value is not None:
+            found.append([one.value, *(one.interval or ())])
+            continue
+        silence = [] if predictor.rules.abstention is None else [one.is_given]
+        sets = [] if one.label_set is None else [list(one.label_set)]
+        label = list(one.labels) if several else one.label
+        found.append([label, *silence, *sets, *one.all_probabilities.values()])
     return [row.values | dict(zip(added, values, strict=True)) for row, values in zip(rows, found, strict=True)]
 
 

@@ -19,10 +19,15 @@ from finetune.catalogue import FLOOR
 from finetune.data.labels import Task, label_matrix
 from finetune.data.load import read_examples
 from finetune.data.tokenize import encode_texts
+from finetune.decisions.calibration import fit_temperature
+from finetune.decisions.rules import DecisionRules, HeldOut, Wishes, fit_rules
+from finetune.decisions.saved import write_rules
 from finetune.errors import FinetuneError
+from finetune.examination.checksums import write_checksums
 from finetune.families.save import write_thresholds
 from finetune.files import write_aside
 from finetune.hardware import cpu_seconds, fastest_precision
+from finetune.inference.figures import describe_answers
 from finetune.inference.predict import load_predictor
 from finetune.lookup import family_of, find_method
 from finetune.methods.merging import merge_adapter
@@ -34,7 +39,6 @@ from finetune.metrics import (
     compute_metrics,
     compute_per_class,
     mean_interval,
-    predict_labels,
     tune_thresholds,
 )
 from finetune.models.answers import TextClassifier, unit_of_logits
@@ -77,9 +81,14 @@ class ScoredRows:
     num_tokens: np.ndarray
     seconds: float
 
-    def decide(self, thresholds: Any = None) -> np.ndarray:
-        """Return the labels that are predicted, as `predict_labels` does."""
-        return predict_labels(self.logits, self.task.problem_type, thresholds)
+    @property
+    def held_out(self) -> HeldOut | None:
+        """Logits and labels; None where the labels are withheld."""
+        return None if self.labels is None else HeldOut(self.logits, self.labels)
+
+    def decide(self, rules: DecisionRules | None = None) -> np.ndarray:
+        """Return the labels that are predicted; of several labels those from one half on, without rules."""
+        return (rules or DecisionRules(self.task.problem_type)).predict(self.logits)
 
 
 def evaluate_run(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase | None, splits: DatasetDict) -> None:
@@ -108,17 +117,23 @@ def evaluate_run(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase | None
     scored = {name: score(predictor, splits[name], f"Evaluating on {name}") for name in ("validation", "test")}
     single = splits["test"].select(range(min(NUM_LATENCY_TEXTS, len(splits["test"]))))
     latency = measure_latency(_merge(predictor, run.record.method), single)
-    chosen = _choose_thresholds(scored["validation"])
-    thresholds = None if chosen is None else Thresholds(values=chosen, at_half=_decide_at_half(scored["test"]))
-    floor = None
+    wishes = run.arguments.decisions.to_wishes()
+    rules = _fit_rules(wishes, scored["validation"])
+    thresholds = None
+    if predictor.task.problem_type == MULTI_LABEL and scored["validation"].labels is not None:
+        thresholds = Thresholds(values=list(rules.thresholds), at_half=_decide_at_half(scored["test"]))
+    floor, held_out = None, scored["validation"].held_out
     if run.is_main:
         for name, rows in scored.items():
             write_predictions(run, name, rows)
-        if chosen is not None:
-            write_thresholds(run.model_directory, chosen)
+        if thresholds is not None:
+            write_thresholds(run.model_directory, thresholds.values)
+        if held_out is not None:
+            write_rules(run.model_directory, rules, held_out)
+            write_checksums(run.model_directory)
         if run.arguments.run.floor and run.record.method != FLOOR:
             floor = measure_floor(splits["train"], scored, run.arguments)
-    metrics = {name: Metrics(**measure(rows, rows.decide(chosen))) for name, rows in scored.items()}
+    metrics = {name: Metrics(**measure(rows, rows.decide(rules), rules.costs)) for name, rows in scored.items()}
     run.finish(
         metrics=MeasuredSplits(**metrics),
         reload=reload,
@@ -126,6 +141,7 @@ def evaluate_run(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase | None
         texts_per_second=len(splits["test"]) / scored["test"].seconds,
         tokenize_seconds=measure_tokenization(run, tokenizer, splits["train"]),
         thresholds=thresholds,
+        answers=None if held_out is None else describe_answers(rules, held_out, scored["test"].held_out),
         floor=floor,
     )
     run.wait()
@@ -164,11 +180,23 @@ def _texts(rows: Dataset) -> tuple[Any, Any]:
     return rows["text"][:], rows["text_pair"][:] if "text_pair" in rows.column_names else None
 
 
-def _choose_thresholds(validation: ScoredRows) -> list[float] | None:
-    """Choose from which probabilities on several labels are predicted; None for other tasks."""
-    if validation.task.problem_type != MULTI_LABEL or validation.labels is None:
-        return None
-    return tune_thresholds(validation.logits, validation.labels)
+def _fit_rules(wishes: Wishes, validation: ScoredRows) -> DecisionRules:
+    """Fit how scores become answers on the validation rows; the thresholds of several labels as well.
+
+    Raises:
+        FinetuneError: If something is asked for that needs their labels, which are withheld.
+    """
+    task, held_out = validation.task, validation.held_out
+    if held_out is None:
+        if wishes.abstain is not None or wishes.coverage is not None:
+            raise FinetuneError("Expected validation rows with labels for --abstain and --coverage. Leave them out.")
+        return fit_rules(wishes, None, task)
+    temperature, thresholds = 1.0, None
+    if wishes.calibrate and task.problem_type != REGRESSION:
+        temperature = fit_temperature(held_out.logits, held_out.labels)
+    if task.problem_type == MULTI_LABEL:
+        thresholds = tune_thresholds(held_out.logits / np.float32(temperature), held_out.labels)
+    return fit_rules(wishes, held_out, task, temperature, thresholds or 0.5)
 
 
 def _decide_at_half(test: ScoredRows) -> Decisions | None:
@@ -177,7 +205,7 @@ def _decide_at_half(test: ScoredRows) -> Decisions | None:
     return None if test.labels is None else Decisions(**{name: found[name] for name in Decisions.model_fields})
 
 
-def measure(scored: ScoredRows, predicted: np.ndarray) -> dict[str, Any]:
+def measure(scored: ScoredRows, predicted: np.ndarray, costs: np.ndarray | None = None) -> dict[str, Any]:
     """Compute all metrics, 95 % intervals, and each class's own figures; only the count where labels are withheld."""
     logits, labels, task = scored.logits, scored.labels, scored.task
     if labels is None:
@@ -187,6 +215,8 @@ def measure(scored: ScoredRows, predicted: np.ndarray) -> dict[str, Any]:
         metrics["mae_interval"] = mean_interval(np.abs(logits[:, 0] - labels))
     else:
         metrics["accuracy_interval"] = accuracy_interval(metrics["accuracy"], len(labels))
+        if costs is not None:
+            metrics["cost_per_text"] = float(costs[labels, predicted].mean())
         metrics["per_class"] = compute_per_class(predicted, labels, task.label_names)
     return {**metrics, "num_examples": len(labels)}
 
@@ -251,7 +281,8 @@ def measure_floor(train: Dataset, scored: Mapping[str, ScoredRows], arguments: A
         replace(scored[name], logits=predictor.compute_logits(*_texts(scored[name].rows))[0])
         for name in ("validation", "test")
     )
-    metrics = measure(test, test.decide(_choose_thresholds(validation)))
+    rules = _fit_rules(arguments.decisions.to_wishes(), validation)
+    metrics = measure(test, test.decide(rules), rules.costs)
     return Floor(test=Metrics(**metrics), **seconds)
 
 
@@ -286,7 +317,7 @@ def evaluate_file(predictor: TextClassifier, test_file: str, columns: Mapping[st
     """
     examples = read_examples(test_file, DataArguments(**columns), predictor.task, predictor.encoding)
     scored = score(predictor, examples, "Evaluating")
-    predicted, report = scored.decide(predictor.thresholds), ""
+    predicted, report = scored.decide(predictor.rules), ""
     if scored.labels is not None and predictor.task.problem_type != REGRESSION:
         report = compute_classification_report(predicted, scored.labels, predictor.label_names)
-    return measure(scored, predicted), report
+    return measure(scored, predicted, predictor.rules.costs), report

@@ -15,6 +15,7 @@ from scipy.special import expit, softmax
 from tokenizers import Tokenizer
 
 from finetune.data.cutting import TextConfig, cut_contents, group_equal, type_tokens
+from finetune.decisions.saved import read_rules
 from finetune.errors import FinetuneError, explain_shortage
 from finetune.examination.folder import examine_export
 from finetune.models.answers import TextClassifier
@@ -81,7 +82,7 @@ class ExportedPredictor(TextClassifier):
         names = json.loads((folder / "config.json").read_text(encoding="utf-8"))["id2label"]
         self.task = Task(config.problem_type, [names[str(number)] for number in range(len(names))])
         self.text_config: TextConfig = config.text or TextConfig(512)
-        self.follow(config)
+        self.follow(config, read_rules(folder, self.task, config.thresholds))
         self.tokenizer = _TextTokenizer(folder)
         self.folder, self.num_threads = folder, num_threads
         self.session = _open_session(folder, num_threads)

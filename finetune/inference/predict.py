@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from finetune.decisions.rules import Wishes
+from finetune.decisions.saved import read_rules, revise_rules
 from finetune.errors import FinetuneError, explain_shortage
 from finetune.inference.exported import is_exported, load_exported
 from finetune.models.finetune_config import read_finetune_config
@@ -30,6 +32,7 @@ def load_predictor(
     trust_remote_code: bool = False,
     accelerated: bool = True,
     num_threads: int | None = None,
+    wishes: Wishes | None = None,
 ) -> TextClassifier:
     """Load a model for prediction.
 
@@ -40,6 +43,7 @@ def load_predictor(
         trust_remote_code: Whether a model on the Hub may run code of its own.
         accelerated: Whether to compute with `finetune.accelerated`; else a network is that of plain transformers.
         num_threads: Of an export, which runs without torch; by default one for each physical core.
+        wishes: What is asked of its answers, in place of what was saved with it.
 
     Raises:
         FinetuneError: If there is none, or it can't be loaded.
@@ -58,7 +62,7 @@ def load_predictor(
             predictor = find_saved_family(folder, config).build_predictor(
                 model, tokenizer, config.text, dtype, accelerated
             )
-            predictor.follow(config)
+            predictor.follow(config, read_rules(folder, predictor.task, config.thresholds))
             predictor.compute_in()
     if not (accelerated or hasattr(predictor, "accelerated")):
         warnings.warn(
@@ -66,11 +70,13 @@ def load_predictor(
             stacklevel=2,
         )
     count = len(predictor.task.label_names)
-    if np.size(predictor.thresholds) not in (1, count):
+    if np.size(predictor.rules.thresholds) not in (1, count):
         raise FinetuneError(
-            f"Expected thresholds for {count} labels in {str(folder)!r}, but found {np.size(predictor.thresholds)}. "
-            "Save the model again."
+            f"Expected thresholds for {count} labels in {str(folder)!r}, but found "
+            f"{np.size(predictor.rules.thresholds)}. Save the model again."
         )
+    if wishes is not None:
+        predictor.rules = revise_rules(folder, predictor.rules, wishes, predictor.task)
     with _in_one_line(folder):
         _try(predictor)
     return predictor

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.special import expit, softmax
 
+from finetune.decisions.rules import DecisionRules
 from finetune.errors import FinetuneError, failures_explained
-from finetune.tasks import MULTI_LABEL, REGRESSION, Task
+from finetune.tasks import REGRESSION, Task
 
 if TYPE_CHECKING:
     from finetune.models.finetune_config import FinetuneConfig
@@ -26,12 +26,18 @@ class Prediction:
         probabilities: Of each of them, in [0, 1].
         value: The predicted number; None for classes.
         all_probabilities: Of every label, by its name; empty for regression.
+        is_given: Whether the model is sure enough to answer, where that was asked for; else `labels` is empty.
+        label_set: Labels that hold the right one as often as was asked for; None if it was not.
+        interval: Likewise the lower and upper end of an interval around `value`.
     """
 
     labels: tuple[str, ...]
     probabilities: tuple[float, ...]
     value: float | None = None
     all_probabilities: Mapping[str, float] = field(default_factory=dict, repr=False)
+    is_given: bool = True
+    label_set: tuple[str, ...] | None = None
+    interval: tuple[float, float] | None = None
 
     @property
     def label(self) -> str | None:
@@ -57,22 +63,29 @@ class TextClassifier:
 
     Attributes:
         task: What is predicted, and the names of the labels.
-        thresholds: With several labels a text, the probability from which on each is predicted.
         text_config: How long texts are cut; None for TF-IDF.
         is_paired: Whether it takes pairs of texts; None if the model does not say.
         encoding: What bytes of files that are no UTF-8 are read as, as of the training texts; None if not known.
     """
 
     task: Task
-    thresholds: Any
     text_config: Any = None
     is_paired: bool | None = None
     encoding: str | None = None
+    _rules: DecisionRules | None = None
 
-    def follow(self, config: "FinetuneConfig") -> None:
-        """Decide as a saved model does, take pairs if it does, and read files as its training texts were read."""
-        self.thresholds = 0.5 if config.thresholds is None else np.asarray(config.thresholds)
-        self.is_paired, self.encoding = config.is_paired, config.encoding
+    @property
+    def rules(self) -> DecisionRules:
+        """How scores become answers; by the most probable label unless the model follows others."""
+        return self._rules or DecisionRules(self.task.problem_type)
+
+    @rules.setter
+    def rules(self, rules: DecisionRules) -> None:
+        self._rules = rules
+
+    def follow(self, config: "FinetuneConfig", rules: DecisionRules) -> None:
+        """Answer as a saved model does, take pairs if it does, and read files as its training texts were read."""
+        self.rules, self.is_paired, self.encoding = rules, config.is_paired, config.encoding
         self.task = Task(self.task.problem_type, self.task.label_names, bool(config.is_numbered))
 
     def compute_in(self, dtype: Any = None) -> None:
@@ -130,15 +143,26 @@ class TextClassifier:
             FinetuneError: If something among the texts is none, or a model of pairs gets single texts, or the other way
                 round.
         """
-        found = self.compute_probabilities(texts, pairs)
+        return self.answer(self.compute_probabilities(texts, pairs))
+
+    def answer(self, found: np.ndarray) -> list[Prediction]:
+        """Return what probabilities, or numbers, `(texts, num_labels)` say of each text."""
+        names = self.task.label_names
+        sets = self.rules.prediction_sets
         if self.task.problem_type == REGRESSION:
-            return [Prediction((), (), float(row[0])) for row in found]
+            values = found[:, 0].tolist()
+            ends = [None] * len(values) if sets is None else map(tuple, sets.around(found[:, 0]).tolist())
+            return [Prediction((), (), value, interval=one) for value, one in zip(values, ends, strict=True)]
+        chosen = self.rules.decide(found)
+        given = self.rules.are_given(found, chosen)
+        contained = None if sets is None else sets.contain(found)
         predictions = []
-        for row, chosen in zip(found, self.decide(found), strict=True):
-            numbers = np.flatnonzero(chosen)
-            names = tuple(self.task.label_names[number] for number in numbers)
-            probabilities = dict(zip(self.task.label_names, map(float, row), strict=True))
-            predictions.append(Prediction(names, tuple(probabilities[name] for name in names), None, probabilities))
+        for at, row in enumerate(found):
+            probabilities = dict(zip(names, map(float, row), strict=True))
+            labels = tuple(names[number] for number in np.flatnonzero(chosen[at])) if given[at] else ()
+            inside = None if contained is None else tuple(names[number] for number in np.flatnonzero(contained[at]))
+            own = tuple(probabilities[name] for name in labels)
+            predictions.append(Prediction(labels, own, None, probabilities, bool(given[at]), inside))
         return predictions
 
     @failures_explained()
@@ -169,18 +193,7 @@ class TextClassifier:
                 f"Expected numbers as a model's answer, but it gives NaN or infinity for text {row} of {len(logits)}. "
                 "Save the model again, or compute in another format."
             )
-        if self.task.problem_type == REGRESSION:
-            return logits
-        return expit(logits) if self.task.problem_type == MULTI_LABEL else softmax(logits, axis=-1)
-
-    def decide(self, probabilities: np.ndarray) -> np.ndarray:
-        """Return which labels are predicted, true or false, `(texts, num_labels)`.
-
-        The most probable one; with several labels a text, all that reach their threshold.
-        """
-        if self.task.problem_type == MULTI_LABEL:
-            return probabilities >= self.thresholds
-        return np.arange(probabilities.shape[1]) == probabilities.argmax(axis=1)[:, None]
+        return self.rules.to_probabilities(logits)
 
 
 def _list_texts(texts: Any, what: str) -> list[str]:

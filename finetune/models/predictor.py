@@ -35,7 +35,6 @@ class Predictor(TextClassifier):
         text_config: How long texts are cut; at their end, to what the model reads, if None.
         dtype: Number format of the computation; by default what the machine does fast. One for which the processor
             has no units is emulated, with a warning.
-        thresholds: With several labels a text, the probability from which on each is predicted; one half if None.
         is_paired: Whether it takes pairs of texts; None if that is not known.
         accelerated: Whether to compute with `finetune.accelerated`; else the model stays that of plain transformers.
         max_tokens: Computed at once, padding included.
@@ -48,7 +47,6 @@ class Predictor(TextClassifier):
         tokenizer: Any,
         text_config: TextConfig | None = None,
         dtype: torch.dtype | None = None,
-        thresholds: Sequence[float] | None = None,
         is_paired: bool | None = None,
         accelerated: bool = True,
         max_tokens: int = 4_096,
@@ -56,7 +54,6 @@ class Predictor(TextClassifier):
         self.model = model
         self.accelerated = accelerated
         self.is_paired = is_paired
-        self.thresholds = 0.5 if thresholds is None else np.asarray(thresholds)
         self.tokenizer = tokenizer
         self.dtype = dtype or DTYPES[fastest_precision()]
         model.to("cuda" if torch.cuda.is_available() else "cpu")

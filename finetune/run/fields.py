@@ -11,6 +11,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 __all__ = [
+    "AbstentionRecord",
+    "Answers",
+    "Calibration",
+    "CalibrationFigures",
     "Change",
     "ClassMetrics",
     "Compilation",
@@ -23,6 +27,7 @@ __all__ = [
     "Metrics",
     "ModelRecord",
     "Part",
+    "PredictionSetsRecord",
     "Pretraining",
     "Reload",
     "Search",
@@ -73,6 +78,10 @@ class Settings(Part):
         default_factory=dict,
         description="settings that the method's family has of its own, such as the sizes of a TextCNN; absent in the "
         "first runs",
+    )
+    decisions: dict[str, Any] = Field(
+        default_factory=dict,
+        description="what is asked of answers, `cost_matrix` with the file's content; absent in the first runs",
     )
     tuning: dict[str, Any] = Field(description="learning rates by layer, unfreezing, schedules")
     run: dict[str, Any] = Field(description="threads, restarts, early stopping, what is stored")
@@ -376,6 +385,9 @@ class Metrics(Part):
         description="mean cross-entropy in nats, not smoothed or weighted; of a number `mse`; absent where labels are "
         "withheld",
     )
+    cost_per_text: Figure = Field(
+        default=math.nan, description="mean cost of an answer by `--cost_matrix`; absent without"
+    )
     mse: Figure = Field(
         default=math.nan, description="mean squared error, in the number's unit squared; absent but for a number"
     )
@@ -449,6 +461,94 @@ class Thresholds(Part):
         description="figures by the thresholds, in runs of 0.1, whose `metrics` are at one half; else absent",
     )
     test: Decisions | None = Field(default=None, description="the same on the test split; in runs of 0.1, else absent")
+
+
+class CalibrationFigures(Part):
+    """How far probabilities can be believed; the lower, the better."""
+
+    log_loss: Figure = Field(description="mean cross-entropy in nats")
+    ece: Figure = Field(
+        description="expected calibration error in 15 bins (Guo et al. 2017), 0 to 1; of several labels the mean of "
+        "each label's"
+    )
+    brier: Figure = Field(description="mean squared distance of the probabilities from what is true (Brier 1950)")
+
+
+class Calibration(Part):
+    """Temperature scaling (Guo et al. 2017): probabilities are those of logits divided by a number."""
+
+    temperature: Amount = Field(
+        description="that number, fitted on validation; above 1 where the model was too confident, 1 with "
+        "`--no_calibrate`"
+    )
+    validation_before: CalibrationFigures = Field(description="figures on validation, as the model gives them")
+    validation_after: CalibrationFigures = Field(
+        description="figures of each fifth of validation, scaled by what the other four fifths give"
+    )
+    test_before: CalibrationFigures | None = Field(
+        default=None, description="figures on test, as the model gives them; absent if its labels are withheld"
+    )
+    test_after: CalibrationFigures | None = Field(
+        default=None, description="figures on test, divided by the temperature; absent likewise"
+    )
+
+
+class AbstentionRecord(Part):
+    """Which answers are given (`--abstain`): those whose probability is high enough."""
+
+    precision: Amount = Field(description="share of the given answers that was asked to be right, 0 to 1")
+    confidence: Amount = Field(
+        description="probability from which on an answer is given, chosen on validation; above 1 where none proves "
+        "right so often, so that no text is answered"
+    )
+    validation_answered: Amount = Field(description="share of the validation texts that are answered, 0 to 1")
+    test_answered: Amount | None = Field(
+        default=None, description="share of the test texts that are answered; absent if their labels are withheld"
+    )
+    test_precision: Amount | None = Field(
+        default=None, description="share of these answers that is right; absent likewise, and where there is none"
+    )
+    test_precision_interval: Interval | None = Field(
+        default=None, description="its 95 % interval (Wilson 1927); absent likewise"
+    )
+
+
+class PredictionSetsRecord(Part):
+    """Sets of labels that hold the right one, or intervals that hold the number (`--coverage`)."""
+
+    coverage: Amount = Field(description="share of texts whose set was asked to hold the right label, 0 to 1")
+    class_conditional: bool = Field(description="whether that was asked for each class by itself")
+    quantiles: list[Figure] = Field(
+        description="for each label how far below 1 its probability may be to stand in a set; of a number how far an "
+        "interval reaches to each side, null where there are too few validation rows for any"
+    )
+    test_coverage: Amount | None = Field(
+        default=None, description="share of the test texts whose set does; absent if their labels are withheld"
+    )
+    test_coverage_interval: Interval | None = Field(
+        default=None, description="its 95 % interval (Wilson 1927); absent likewise"
+    )
+    test_mean_size: Figure | None = Field(
+        default=None, description="mean number of labels in a set, or width of an interval; absent likewise"
+    )
+
+
+class Answers(Part):
+    """How probabilities become answers, fitted on the validation split and saved with the model."""
+
+    calibration: Calibration | None = Field(
+        default=None, description="what probabilities are scaled by; absent for a number"
+    )
+    costs: list[list[float]] | None = Field(
+        default=None,
+        description="what answering a column's label costs where a row's is right; absent without `--cost_matrix`",
+    )
+    abstention: AbstentionRecord | None = Field(
+        default=None, description="which answers are given; absent without `--abstain`"
+    )
+    prediction_sets: PredictionSetsRecord | None = Field(
+        default=None, description="sets of labels; absent without `--coverage`"
+    )
 
 
 class Floor(Part):

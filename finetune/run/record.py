@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError
 from finetune.errors import FinetuneError
 from finetune.files import write_json
 from finetune.run.fields import (
+    Answers,
     Change,
     Costs,
     DataRecord,
@@ -124,12 +125,13 @@ class RunRecord(Part):
         texts_per_second: float,
         tokenize_seconds: tuple[float, float] | None = None,
         thresholds: Thresholds | None = None,
+        answers: Answers | None = None,
         floor: Floor | None = None,
     ) -> "CompleteRecord":
         """Add what was measured on the saved model; the run is complete with it."""
         assert self.costs is not None
         fields = {name: getattr(self, name) for name in self.model_fields_set}
-        measured = {"metrics": metrics, "reload": reload, "thresholds": thresholds, "floor": floor}
+        measured = {"metrics": metrics, "reload": reload, "thresholds": thresholds, "answers": answers, "floor": floor}
         fields |= {name: part for name, part in measured.items() if part is not None}
         fields["costs"] = costs = Costs(
             **self.costs.to_dict(), latency_seconds=latency_seconds, texts_per_second=texts_per_second
@@ -155,6 +157,11 @@ class CompleteRecord(RunRecord):
     reload: Reload = Field(description="the saved model against the one in memory")
     thresholds: Thresholds | None = Field(
         default=None, description="decisions by tuned thresholds; absent but for several labels"
+    )
+    answers: Answers | None = Field(
+        default=None,
+        description="calibration, silence, sets of labels; absent in the first runs, and where the labels of "
+        "validation are withheld",
     )
     floor: Floor | None = Field(
         default=None, description="TF-IDF and a linear model on the same rows; absent with `--no_floor` and for `tfidf`"

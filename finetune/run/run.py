@@ -26,6 +26,7 @@ from finetune.data.tokenize import TextConfig
 from finetune.data.understood import describe_understanding
 from finetune.data_doctor.examine import examine
 from finetune.data_doctor.findings import describe_findings, to_json
+from finetune.decisions.rules import check_wishes
 from finetune.errors import FinetuneError
 from finetune.families.save import write_model
 from finetune.files import write_json
@@ -39,6 +40,7 @@ from finetune.quiet import quiet_program
 from finetune.run.describe import describe_computation, describe_data, describe_model, now, start_record
 from finetune.run.directory import FINDINGS_FILE, HISTORY_FILE, RunDirectory
 from finetune.run.fields import (
+    Answers,
     DataRecord,
     Floor,
     MeasuredSplits,
@@ -218,6 +220,7 @@ class Run:
             The task that the labels of train define.
         """
         task = task_of(splits["train"].features)
+        check_wishes(self.arguments.decisions.to_wishes(), task)
         self.is_paired = "text_pair" in splits["train"].column_names
         is_taught = self.arguments.method.teacher is not None and "teacher" not in self.arguments.unused()
         num_rows = len(splits["train"]) + (len(unlabeled) if unlabeled is not None and is_taught else 0)
@@ -432,6 +435,7 @@ class Run:
         texts_per_second: float,
         tokenize_seconds: tuple[float, float] | None = None,
         thresholds: Thresholds | None = None,
+        answers: Answers | None = None,
         floor: Floor | None = None,
     ) -> None:
         """Add the results of the evaluation and mark the run complete."""
@@ -444,6 +448,7 @@ class Run:
                 texts_per_second=texts_per_second,
                 tokenize_seconds=tokenize_seconds,
                 thresholds=thresholds,
+                answers=answers,
                 floor=floor,
             )
             self._write()

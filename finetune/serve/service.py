@@ -24,9 +24,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from finetune import __version__
 from finetune.errors import FinetuneError
-from finetune.models.answers import TextClassifier
+from finetune.models.answers import Prediction, TextClassifier
 from finetune.serve.batching import BatchingQueue, QueueFullError
-from finetune.tasks import REGRESSION
 
 __all__ = ["Answer", "Health", "Limits", "PredictRequest", "PredictResponse", "Refusal", "build_app", "serve"]
 
@@ -84,6 +83,23 @@ class Answer(BaseModel):
     labels: list[str] = Field(description="the most probable label; all that reach their threshold if several may hold")
     probabilities: dict[str, float] = Field(description="of every label")
     value: float | None = Field(None, description="the predicted number, of a regression")
+    is_given: bool = Field(True, description="false where the model is not sure enough to answer; then no label is")
+    label_set: list[str] | None = Field(
+        None, description="labels that hold the right one as often as was asked for; null if it was not"
+    )
+    interval: tuple[float, float] | None = Field(None, description="likewise the ends of an interval around the number")
+
+    @classmethod
+    def of(cls, prediction: Prediction) -> "Answer":
+        """Answer with a prediction."""
+        return cls(
+            labels=list(prediction.labels),
+            probabilities=dict(prediction.all_probabilities),
+            value=prediction.value,
+            is_given=prediction.is_given,
+            label_set=None if prediction.label_set is None else list(prediction.label_set),
+            interval=prediction.interval,
+        )
 
 
 class PredictResponse(BaseModel):
@@ -152,19 +168,7 @@ def build_app(predictor: TextClassifier, name: str, limits: Limits | None = None
         except QueueFullError:
             raise HTTPException(429, "Too many texts wait already. Try again.", headers={"Retry-After": "1"}) from None
         found = await asyncio.wrap_future(future)
-        if task.problem_type == REGRESSION:
-            answers = [Answer(labels=[], probabilities={}, value=float(row[0])) for row in found]
-        else:
-            names = task.label_names
-            answers = [
-                Answer(
-                    value=None,
-                    labels=[name for name, is_chosen in zip(names, chosen, strict=True) if is_chosen],
-                    probabilities=dict(zip(names, map(float, row), strict=True)),
-                )
-                for row, chosen in zip(found, predictor.decide(found), strict=True)
-            ]
-        return PredictResponse(predictions=answers)
+        return PredictResponse(predictions=[Answer.of(one) for one in predictor.answer(found)])
 
     @app.get("/health", summary="Tell what is served")
     async def health() -> Health:

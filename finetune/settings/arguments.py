@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
+from finetune.decisions.cost_matrix import read_cost_matrix
 from finetune.errors import FinetuneError
 from finetune.lookup import family_of
 from finetune.metrics import DEFAULT_METRIC, METRICS, MULTI_LABEL, REGRESSION, SINGLE_LABEL
@@ -16,6 +17,7 @@ from finetune.settings.declared import default_values, is_used
 from finetune.settings.parts import (
     PARTS,
     DataArguments,
+    DecisionArguments,
     HubTarget,
     MethodArguments,
     ModelArguments,
@@ -42,6 +44,7 @@ class Arguments:
         method: Which parameters move.
         family: The settings that the method's family has of its own, in its dataclass; None if it has none.
         tuning: How fast each parameter moves, and when.
+        decisions: How probabilities become answers.
         run: How it runs on this machine.
         training: transformers' own.
         given: Names of the settings that the user chose.
@@ -53,6 +56,7 @@ class Arguments:
     model: ModelArguments
     method: MethodArguments
     tuning: TuningArguments
+    decisions: DecisionArguments
     run: RunArguments
     training: TrainingArguments
     given: frozenset[str]
@@ -81,7 +85,7 @@ class Arguments:
 
     def values(self) -> dict[str, Any]:
         """Return every setting by its name."""
-        parts = (self.data, self.model, self.method, self.family, self.tuning, self.run, self.training)
+        parts = (self.data, self.model, self.method, self.family, self.tuning, self.decisions, self.run, self.training)
         return {name: value for part in parts if part is not None for name, value in vars(part).items()}
 
     def copy(self) -> "Arguments":
@@ -202,12 +206,14 @@ class Arguments:
 
     def to_dict(self) -> dict[str, Any]:
         """Return every setting by part and name, without tokens, for `run.json`."""
-        parts = {part: vars(getattr(self, part)).copy() for part in ("data", "model", "method", "tuning", "run")}
+        parts = {part: vars(getattr(self, part)).copy() for part in PARTS}
         parts["family"] = {} if self.family is None else vars(self.family).copy()
         for part, revisions in self.unpinned.items():
             parts[part].update(revisions)
         if self.method.peft_config is not None:
             parts["method"]["peft_config"] = read_peft_config(self.method.peft_config)  # the file may change
+        if self.decisions.cost_matrix is not None:
+            parts["decisions"]["cost_matrix"] = read_cost_matrix(self.decisions.cost_matrix)  # likewise
         settings = TrainingArguments.to_dict(self.training)
         training = {name: value for name, value in settings.items() if not name.endswith("_token")}
         return {**parts, "training": training}

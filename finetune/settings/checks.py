@@ -8,6 +8,7 @@ import torch
 from transformers.integrations import get_available_reporting_integrations
 
 from finetune.accelerated.processor import multiplies_fast
+from finetune.decisions.cost_matrix import read_cost_matrix
 from finetune.errors import FinetuneError
 from finetune.lookup import family_of, find_method
 from finetune.metrics import GREATER_IS_BETTER
@@ -44,6 +45,11 @@ def check_arguments(arguments: Arguments) -> None:
         )
     if "use_cpu" in arguments.given and not training.use_cpu and not torch.cuda.is_available():
         raise FinetuneError("Expected a GPU with --use_cpu false, but torch finds none. Leave it out.")
+    decisions = arguments.decisions
+    if decisions.cost_matrix is not None:
+        read_cost_matrix(decisions.cost_matrix)
+    if decisions.class_conditional and decisions.coverage is None:
+        raise FinetuneError("Expected --coverage with --class_conditional. Give it, or leave the flag out.")
     method = arguments.method
     if method.oversample and method.class_weights != "none":
         raise FinetuneError(

@@ -35,6 +35,7 @@ from finetune.settings.launched import launched_defaults, launched_precision, la
 from finetune.settings.parts import (
     PARTS,
     DataArguments,
+    DecisionArguments,
     HubTarget,
     MethodArguments,
     ModelArguments,
@@ -67,6 +68,7 @@ class Flags:
         method: Which parameters move.
         model: What is fine-tuned.
         tuning: How fast.
+        decisions: How probabilities become answers.
         run: How it runs on this machine.
         family: The settings that the method's family has of its own, in its dataclass; None if it has none.
         given: Names of the settings that flags or `--config` name.
@@ -76,6 +78,7 @@ class Flags:
     model: ModelArguments
     method: MethodArguments
     tuning: TuningArguments
+    decisions: DecisionArguments
     run: RunArguments
     family: Any
     given: frozenset[str]
@@ -111,7 +114,7 @@ class Flags:
             FinetuneError: If a setting is outside its range, or two contradict each other.
         """
         track(training)
-        parts = self.data, self.model, self.method, self.tuning, self.run
+        parts = self.data, self.model, self.method, self.tuning, self.decisions, self.run
         arguments = Arguments(*parts, training, self.given, self.family, _take_hub_target(training))
         _fill_in(arguments)
         check_arguments(arguments)
@@ -207,13 +210,13 @@ def _parse(
     if unknown:
         raise FinetuneError(_unknown_setting(unknown[0].lstrip("-").split("=")[0], known))
     values = vars(namespace)
-    data, model, of_method, tuning, run = (_take(part, values) for part, _ in PARTS.values())
+    data, model, of_method, tuning, decisions, run = (_take(part, values) for part, _ in PARTS.values())
     of_method.method = method
     own = None if family.settings is None else _take(family.settings, values)
     training = {field.name: values[field.name] for field in fields(TrainingArguments) if field.init}
     if not wants_help:
         _join_processes(words)
-    return Flags(data, model, of_method, tuning, run, own, given, training, parser, wants_help)
+    return Flags(data, model, of_method, tuning, decisions, run, own, given, training, parser, wants_help)
 
 
 def _take(part: Any, values: Mapping[str, Any]) -> Any:

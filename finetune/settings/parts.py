@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
+from finetune.decisions.cost_matrix import read_cost_matrix
+from finetune.decisions.rules import Wishes
 from finetune.lookup import family_of, find_method
 from finetune.settings.declaration import (
     Condition,
@@ -24,6 +26,7 @@ from finetune.tasks import PROBLEM_TYPES
 __all__ = [
     "PARTS",
     "DataArguments",
+    "DecisionArguments",
     "HubTarget",
     "MethodArguments",
     "ModelArguments",
@@ -302,6 +305,40 @@ class TuningArguments:
 
 
 @dataclass
+class DecisionArguments:
+    """How probabilities become answers; fitted on the validation split when the model is trained."""
+
+    _argument_group_name = "decisions"
+
+    calibrate: Annotated[bool, Setting(changes="nothing")] = setting(
+        True,
+        "Scale probabilities so that they hold, by a temperature (Guo et al. 2017). It changes no answer.",
+    )
+    abstain: Annotated[float | None, Setting(above=0, below=1, changes="nothing")] = setting(
+        None,
+        "Answer only texts where the model is sure enough that this share of the answers is right, such as 0.98.",
+    )
+    coverage: Annotated[float | None, Setting(above=0, below=1, changes="nothing")] = setting(
+        None,
+        "Give sets of labels, or intervals of numbers, that hold the right one for this share of the texts, such as "
+        "0.9.",
+    )
+    class_conditional: Annotated[bool, Setting(changes="nothing")] = setting(
+        False, "Let --coverage hold for the texts of each class by themselves."
+    )
+    cost_matrix: str | None = setting(
+        None,
+        "A YAML file of what mistakes cost, 'spam: {ham: 10}' for spam that is taken for ham, others 1; the answer is "
+        "the one of least expected cost (Elkan 2001).",
+    )
+
+    def to_wishes(self) -> Wishes:
+        """Return what is asked of answers, the file of costs read."""
+        costs = None if self.cost_matrix is None else read_cost_matrix(self.cost_matrix)
+        return Wishes(self.calibrate, self.abstain, self.coverage, self.class_conditional, costs)
+
+
+@dataclass
 class RunArguments:
     """How it runs on this machine."""
 
@@ -365,5 +402,6 @@ PARTS: dict[str, tuple[type, Condition]] = {
     "model": (ModelArguments, trains_network),
     "method": (MethodArguments, trains_network),
     "tuning": (TuningArguments, trains_network),
+    "decisions": (DecisionArguments, always),
     "run": (RunArguments, trains_network),
 }

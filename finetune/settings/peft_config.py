@@ -19,7 +19,10 @@ def read_peft_config(path: str) -> dict[str, Any]:
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise FinetuneError(f"Expected a YAML file after --peft_config, but {path!r} can't be read: {error}") from error
+        reason = " ".join(str(error).split())
+        raise FinetuneError(
+            f"Expected a YAML file after --peft_config, but {path!r} can't be read: {reason}"
+        ) from error
     if not isinstance(content, dict):
         raise FinetuneError(f"Expected 'name: value' lines in {path!r}, but found a {type(content).__name__}.")
     return content

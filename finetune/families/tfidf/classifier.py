@@ -113,7 +113,6 @@ class TfidfPredictor(TextClassifier):
     def __init__(self, model: TfidfClassifier):
         self.model = model
         self.task = Task(model.problem_type, model.label_names)
-        self.thresholds = 0.5
 
     def compute_logits(
         self,

@@ -77,7 +77,6 @@ class EntailmentPredictor(TextClassifier):
         self.inner = inner
         self.hypotheses: dict[str, str] = inner.model.config.hypotheses
         self.task = Task(inner.model.config.zero_shot_problem_type, list(self.hypotheses))
-        self.thresholds = 0.5
         self.text_config = inner.text_config
 
     def compute_in(self, dtype: Any = None) -> None:
