@@ -28,7 +28,10 @@ def write_aside(path: Path, is_shared: bool = False) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial" if is_shared else f"{path.name}.partial")
     try:
+        aside.touch()
+        rights = aside.stat().st_mode
         yield aside
+        aside.chmod(rights)  # safetensors lets nobody but their owner read its files, whatever the umask says
         flush(aside)
         aside.replace(path)
         flush(path.parent)

@@ -140,12 +140,12 @@ PLACES |= {
     f"a run directory that {what} {when}": {"moment": [function, number, what, "{out}/run"]}
     for what in ("vanishes", "becomes a file")
     for when, function, number in (
-        ("at step 8", STEP, 8),
-        ("while a checkpoint is written", "finetune.training.checkpoints:commit_checkpoint", 1),
+        ("at the second step", STEP, 2),
+        ("while a checkpoint is written", "finetune.training.resume:commit_checkpoint", 1),
         ("before the model is saved", "finetune.run.run:write_model", 1),
         ("while the saved model is measured", "finetune.inference.evaluate:write_predictions", 1),
     )
-} | {"no processor time left at step 8": {"moment": [STEP, 8, "SIGXCPU", ""]}}
+} | {"no processor time left at the second step": {"moment": [STEP, 2, "SIGXCPU", ""]}}
 
 
 @pytest.fixture(scope="module")
