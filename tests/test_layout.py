@@ -10,8 +10,8 @@ from conftest import ROOT
 PACKAGE = ROOT / "finetune"
 # Imports point back up this list. What stands first is used by everything.
 ROOMS = ["errors", "files", "threads", "tasks", "examination", "progress_bar", "adapted", "accelerated", "hardware",
-         "environment", "quiet", "hub_client", "metrics", "decisions", "evaluate_metrics", "family", "catalogue", "lookup",
-         "settings", "data", "models", "data_doctor", "methods", "training", "families", "run",
+         "environment", "quiet", "hub_client", "metrics", "decisions", "evaluate_metrics", "family", "catalogue",
+         "lookup", "settings", "data", "models", "data_doctor", "methods", "training", "families", "run",
          "pretraining", "comparison", "inference", "export", "serve", "hub", "distillation", "search",
          "engine", "results", "api", "cli", "__main__"]  # fmt: skip
 MODULES = sorted(PACKAGE.rglob("*.py"))
