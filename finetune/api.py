@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune.data.given import Data, Rows, Texts, name_data
+from finetune.errors import failures_explained
 from finetune.results import Comparison, Findings, TrainedRun
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["compare", "doctor", "load", "load_classifier", "train"]
 
 
+@failures_explained()
 def train(
     data: Data,
     *,
@@ -60,6 +62,7 @@ def train(
         return TrainedRun(run_training(parse_training(to_flags(given))))
 
 
+@failures_explained()
 def compare(
     data: Data,
     *,
@@ -119,6 +122,7 @@ def compare(
     return Comparison(finished, metric, margin, cost, failures)
 
 
+@failures_explained()
 def doctor(
     data: Data,
     *,
@@ -151,6 +155,7 @@ def doctor(
     return Findings(examine(splits, check_labels=check_labels))
 
 
+@failures_explained()
 def load_classifier(
     path: str | Path,
     trust_remote_code: bool = False,
@@ -199,6 +204,7 @@ def load_classifier(
         return load_predictor(path, trust_remote_code=trust_remote_code, accelerated=accelerated, wishes=asked)
 
 
+@failures_explained()
 def load(path: str, trust_remote_code: bool = False) -> tuple[Any, Any]:
     """Load the model and the tokenizer of a run directory, of a saved model folder, or from the Hub.
 

@@ -362,9 +362,9 @@ def run_predict(arguments: argparse.Namespace) -> None:
     predictor = _load_predictor(arguments)
     chunks = [arguments.texts] if arguments.texts else _lines(sys.stdin)
     for texts in chunks:
-        _check_characters([*texts, *(arguments.pairs or ())])
-        seconds = arguments.pairs or itertools.repeat(None)
-        for text, second, prediction in zip(texts, seconds, predictor.predict(texts, arguments.pairs), strict=False):
+        texts, pairs = _read_characters(texts), arguments.pairs and _read_characters(arguments.pairs)
+        seconds = pairs or itertools.repeat(None)
+        for text, second, prediction in zip(texts, seconds, predictor.predict(texts, pairs), strict=False):
             shown = [" ".join(one.split()) for one in (*_show(prediction), text, second) if one is not None]
             print("\t".join(map(show_hidden, shown) if sys.stdout.isatty() else shown))
             if arguments.explain:
@@ -410,8 +410,15 @@ def _read_wishes(arguments: argparse.Namespace) -> "Wishes | None":
     return Wishes(not arguments.no_calibrate, arguments.abstain, arguments.coverage, arguments.class_conditional, costs)
 
 
-def _lines(stream: TextIO) -> Iterator[list[str]]:
+def _lines(stream: TextIO | None) -> Iterator[list[str]]:
     """Yield the lines of a stream, one by one from a terminal, else many at once."""
+    if stream is None:
+        raise FinetuneError(
+            "Expected texts, or lines on standard input, but it is closed. Pass texts, or --input_file with "
+            "--output_file."
+        )
+    if stream.isatty():
+        print("a text a line; Ctrl-D ends it", file=sys.stderr)
     count = 1 if stream.isatty() else 4096
     lines = (line.rstrip("\r\n") for line in stream)
     try:
@@ -423,15 +430,21 @@ def _lines(stream: TextIO) -> Iterator[list[str]]:
         ) from error
 
 
-def _check_characters(texts: Sequence[str]) -> None:
-    """Refuse texts with bytes that are not UTF-8, which the system hands on as halves of characters."""
+def _read_characters(texts: Sequence[str]) -> list[str]:
+    """Read bytes that the system hands on as halves of characters as UTF-8, whatever the terminal's encoding is."""
+    read = []
     for text in texts:
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise FinetuneError(
-                f"Expected texts in UTF-8, but got {text!r}. Pass them in a file, with --encoding."
-            ) from None
+            try:
+                text = os.fsencode(text).decode()
+            except UnicodeError:
+                raise FinetuneError(
+                    f"Expected texts in UTF-8, but got {text!r}. Pass them in a file, with --encoding."
+                ) from None
+        read.append(text)
+    return read
 
 
 def run_evaluate(arguments: argparse.Namespace) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from finetune.errors import FinetuneError
+from finetune.errors import FinetuneError, find_number
 
 __all__ = [
     "are_one",
@@ -34,12 +34,9 @@ __all__ = [
     "write_json",
 ]  # fmt: skip
 
-FULL = {errno.ENOSPC, errno.EDQUOT}
 NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 AT_FDCWD, RENAME_NOREPLACE = -100, 1  # of Linux
 ASIDE = re.compile(r"\.[0-9a-f]{8}\.partial$")
-# Of safetensors and tokenizers; then of torch, whose archive writer says which of its steps failed, and not why.
-FULL_IN_WORDS = ("No space left", "os error 28", "file write failed", "unexpected pos", "iostream error")
 
 
 @contextlib.contextmanager
@@ -56,16 +53,20 @@ def write_aside(path: Path, replaces: bool = True) -> Iterator[Path]:
     aside = _name_aside(path)
     os.close(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
     try:
+        rights = aside.stat().st_mode
         yield aside
+        aside.chmod(rights)  # safetensors lets nobody but their owner read its files, whatever the umask says
         flush(aside)
         if replaces:
             aside.replace(path)
         else:
             move_new(aside, path)
         flush(path.parent)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = str(path)  # of writing to an open file, whose name the system does not repeat
         raise
 
 
@@ -202,18 +203,8 @@ def flush_folder(folder: Path) -> None:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Return whether an error, or what caused it, says that the disk or the quota is full.
-
-    safetensors, tokenizers and torch say it in words of their own.
-    """
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.errno in FULL:
-            return True
-        if any(words in str(cause) for words in FULL_IN_WORDS):
-            return True
-        cause = cause.__cause__ or cause.__context__
-    return False
+    """Return whether an error, or what it came from, says that the disk or the quota is full."""
+    return find_number(error) in (errno.ENOSPC, errno.EDQUOT)
 
 
 def flush(path: Path) -> None:

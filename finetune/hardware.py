@@ -15,6 +15,7 @@ import psutil
 import torch
 
 from finetune.accelerated.processor import multiplies_fast
+from finetune.errors import OUT_OF_MEMORY
 from finetune.threads import count_physical_cores, default_num_threads
 
 __all__ = [
@@ -33,16 +34,6 @@ __all__ = [
     "use_processor",
 ]
 
-OUT_OF_MEMORY = re.compile(
-    "can't allocate memory"  # torch on a CPU
-    "|not enough memory"
-    "|bad_alloc"
-    "|could not create a memory object"  # oneDNN
-    # oneDNN too, for its code and scratchpad. A product that it does not have for this processor has no descriptor
-    # already, which is never a matter of memory.
-    "|could not create a primitive(?! descriptor)"
-    "|ALLOC_FAILED"  # cuBLAS, cuDNN
-)
 HASHED = bytes(2**18)  # a seventh of a millisecond: less than a process gets at once beside others
 HASHING_SECONDS = 0.05
 PROBE_WIDTH = 512  # rows of a product that is as large as those of a layer

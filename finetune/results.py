@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune.errors import failures_explained
 from finetune.escape import to_html
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class TrainedRun:
         return self.record.metrics.to_dict()
 
     @functools.cached_property
+    @failures_explained()
     def classifier(self) -> "TextClassifier":
         """The saved model, loaded."""
         from finetune.inference.predict import load_predictor
@@ -61,6 +63,7 @@ class TrainedRun:
         """
         return self.classifier.predict(texts, pairs)
 
+    @failures_explained()
     def explain(
         self, texts: str | Iterable[str], pairs: str | Iterable[str] | None = None, label: str | None = None
     ) -> "list[Explanation]":
@@ -76,6 +79,7 @@ class TrainedRun:
         """
         return self.classifier.explain(texts, pairs, label)
 
+    @failures_explained()
     def push(self, name: str, *, private: bool = True, **how: Any) -> None:
         """Put the model on the Hub, fetch it back, and compare its logits.
 
@@ -141,6 +145,7 @@ class Comparison:
             rows.append({**cells, **row.costs})
         return pandas.DataFrame(rows).set_index("method")
 
+    @failures_explained()
     def save_html(self, path: str | Path) -> Path:
         """Write the whole report, with its figures, as one page that needs no network."""
         from finetune.comparison.drawings import draw_report

@@ -88,7 +88,9 @@ def main(argv=None):
         reinitialise_layers(model, flags.method.reinit_layers)  # none, unless the flag says so
         if flags.method.method == "lora":
             with fitting_adapter(model):
-                lora = lora_over(flags.method, r=16, lora_alpha=32, target_modules="all-linear", modules_to_save=head)
+                lora = lora_over(
+                    flags.method, model, r=16, lora_alpha=32, target_modules="all-linear", modules_to_save=head
+                )
                 model = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", **lora), revision=commit)
 
         # 5. Training, from the last checkpoint of a run that was cut off; the best one counts in the end

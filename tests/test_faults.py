@@ -154,7 +154,7 @@ def test_a_signal_ends_it_after_the_step_with_75(nursery, settings, straight, tm
         ("SIGTERM", STEP, 7, 7),
         ("SIGINT", STEP, 8, 15),  # an epoch's last: its evaluation is still due
         ("SIGTERM", EVALUATION, 3 if method == "head" else 1, None),  # the features take the first two
-        ("SIGTERM", STEP, 4, None),
+        ("SIGXCPU", STEP, 4, None),
     ):
         status = nursery.run(cut, log, [(name, function, number)])
         assert status == 75, log.read_text()

@@ -75,7 +75,8 @@ def _find_folder(runs: Sequence[StoredRun]) -> Path | None:
     parents = [run.directory.resolve().parent for run in runs]
     folder = Path(os.path.commonpath(parents))
     levels = max(len(parent.parts) for parent in parents) - len(folder.parts)
-    return folder if levels < MOST_LEVELS and folder != Path.home() and len(folder.parts) > 1 else None
+    home = Path(os.path.expanduser("~"))  # noqa: PTH111  `Path.home` raises where there is none
+    return folder if levels < MOST_LEVELS and folder != home and len(folder.parts) > 1 else None
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

@@ -53,7 +53,6 @@ def write_examples(path: Path, table: Table, columns: Columns, where: str) -> Pa
     target = Path(datasets.config.HF_DATASETS_CACHE) / "finetune" / f"read-{digest.hexdigest()}.arrow"
     if target.exists():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
     names = ["id", "text", "label", *(name for name in ("text_pair", "group") if getattr(columns, name) is not None)]
     schema = pa.schema([(name, pa.string() if name in ("id", "group") else pa.large_string()) for name in names])
     with (

@@ -338,7 +338,7 @@ def _read_file(path: Path, arguments: DataArguments, fallback: str | None = None
     try:
         dataset = Dataset.from_file(str(cache))
     except (pa.ArrowInvalid, OSError):  # broken since it was written
-        cache.unlink()
+        cache.unlink(missing_ok=True)
         dataset = Dataset.from_file(str(write_examples(path, table, columns, where)))
     labels, class_names = None, table.class_names.get(columns.label or "")
     if columns.label is not None or columns.labels:

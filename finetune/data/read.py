@@ -26,7 +26,7 @@ from finetune.data.encoding import choose_encoding
 from finetune.data.excel import read_sheet
 from finetune.data.lines import read_labelled_lines
 from finetune.data.signatures import LEAD_BYTES, refuse_other_formats
-from finetune.errors import FinetuneError
+from finetune.errors import FinetuneError, explain_shortage
 
 __all__ = ["FORMATS", "MAX_CHARACTERS", "SEPARATORS", "Row", "Table", "detect_common_encoding",
            "detect_encoding", "open_lines", "open_table"]  # fmt: skip
@@ -304,7 +304,7 @@ def _one_line_errors(path: Path) -> Iterator[None]:
         ) from error
     except (OSError, EOFError, ValueError, OverflowError, zlib.error, pa.ArrowException) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise FinetuneError(
+        raise explain_shortage(error) or FinetuneError(
             f"Expected {str(path)!r} to be a whole, readable file, but got: {reason}. Check it, or save it again."
         ) from error
 

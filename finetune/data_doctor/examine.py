@@ -1,7 +1,6 @@
 """The data doctor: all checks over the splits that a user gives, kept in the cache for the next run on the same."""
 
 import hashlib
-import json
 from pathlib import Path
 
 import datasets
@@ -16,7 +15,7 @@ from finetune.data_doctor.checks import CHECKS, check_lengths, check_readings
 from finetune.data_doctor.doubtful_labels import find_doubtful_labels
 from finetune.data_doctor.facts import Facts, collect_facts
 from finetune.data_doctor.findings import Finding, from_json, to_json
-from finetune.files import write_aside
+from finetune.files import read_json, write_json
 
 __all__ = ["examine"]
 
@@ -51,8 +50,9 @@ def examine(
         for batch in split.with_format("arrow").iter(batch_size=1_000):
             digest.update(repr(batch.to_pydict()).encode())
     file = Path(datasets.config.HF_DATASETS_CACHE) / "finetune" / f"findings-{digest.hexdigest()}.json"
-    if file.is_file():
-        return from_json(json.loads(file.read_text(encoding="utf-8")))
+    kept = read_json(file)
+    if kept is not None:
+        return from_json(kept)
 
     task = task_of(splits["train"].features)
     facts = [collect_facts(name, split, task) for name, split in splits.items()]
@@ -64,8 +64,7 @@ def examine(
     if check_labels:
         findings += find_doubtful_labels(facts, task)
     file.parent.mkdir(parents=True, exist_ok=True)
-    with write_aside(file) as aside:
-        aside.write_text(json.dumps(to_json(findings)), encoding="utf-8")
+    write_json(file, to_json(findings))
     return findings
 
 

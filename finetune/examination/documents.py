@@ -1,11 +1,13 @@
 """Read JSON that comes with a model: bounded in size and depth, numbers that are numbers, and refused in one line."""
 
+import errno
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
 
-from finetune.errors import FinetuneError
+from finetune.errors import FinetuneError, explain_failure, explain_shortage
 
 __all__ = ["PLAIN_NAME", "check_file", "is_beside", "is_whole", "read_object", "read_value", "refusal", "show"]
 
@@ -43,7 +45,7 @@ def check_file(file: Path) -> None:
     """Refuse what stands where a file should: a folder, a pipe that nobody writes to, a device without an end.
 
     Raises:
-        FinetuneError: If it is there and no file.
+        FinetuneError: If it is there and no file, or may not be read.
     """
     try:
         is_odd = file.is_symlink() or file.exists()
@@ -52,6 +54,8 @@ def check_file(file: Path) -> None:
         is_odd = True
     if is_odd:
         raise refusal(file, "a file", "something else, or a link to nothing")
+    if file.exists() and not os.access(file, os.R_OK):  # safetensors would say that it is not there
+        raise explain_failure(PermissionError(errno.EACCES, "", str(file))) or AssertionError
 
 
 def is_beside(file: Path) -> bool:
@@ -90,7 +94,9 @@ def read_value(file: Path, most_bytes: int = MOST_BYTES) -> Any:
         raise
     except (OSError, ValueError, RecursionError) as error:
         reason = str(error).strip() or type(error).__name__
-        raise FinetuneError(f"Expected JSON in {str(file)!r}, but reading it gave: {reason}. {AGAIN}") from error
+        raise explain_shortage(error) or FinetuneError(
+            f"Expected JSON in {str(file)!r}, but reading it gave: {reason}. {AGAIN}"
+        ) from error
     if levels > MOST_LEVELS:
         raise refusal(file, f"JSON of at most {MOST_LEVELS} levels", f"{levels}")
     return content

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from finetune.errors import explain_shortage
 from finetune.examination.documents import PLAIN_NAME, check_file, is_beside, read_object, refusal, show
 
 __all__ = ["INDEX_FILE", "WEIGHTS_FILE", "Tensor", "list_weights", "read_tensors", "refuse_no_numbers"]
@@ -89,7 +90,8 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
             slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118  it is no dict
             tensors = {name: Tensor(one.get_dtype(), tuple(one.get_shape())) for name, one in slices.items()}
     except (OSError, SafetensorError, ValueError) as error:
-        raise refusal(file, "weights in safetensors", f"that they can't be read ({error})") from error
+        shortage = explain_shortage(error)
+        raise shortage or refusal(file, "weights in safetensors", f"that they can't be read ({error})") from error
     odd = next((tensor.format for tensor in tensors.values() if tensor.format not in FORMATS), None)
     if odd is not None:
         raise refusal(file, f"numbers in one of {', '.join(sorted(FORMATS))}", odd)

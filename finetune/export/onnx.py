@@ -33,7 +33,7 @@ from finetune.data.labels import label_matrix
 from finetune.data.load import read_examples
 from finetune.decisions.saved import copy_rules, read_rules
 from finetune.environment import describe_environment
-from finetune.errors import FinetuneError
+from finetune.errors import FinetuneError, explain_failure
 from finetune.escape import blank_tokens
 from finetune.examination.checksums import write_checksums
 from finetune.export.attention import use_exported_attention
@@ -257,7 +257,7 @@ def write_onnx(
             _fix_scales(folder, texts)
     except Exception as error:  # whatever torch's tracer and three libraries raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise FinetuneError(
+        raise explain_failure(error, folder) or FinetuneError(
             f"Expected a model that can be written as ONNX, but {type(model).__name__} can't: {reason}"
         ) from error
 

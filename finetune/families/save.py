@@ -8,7 +8,7 @@ from typing import Any
 
 from finetune.data.cutting import TextConfig
 from finetune.decisions.saved import copy_rules
-from finetune.errors import FinetuneError
+from finetune.errors import FinetuneError, failures_explained
 from finetune.examination.checksums import write_checksums
 from finetune.family import Family
 from finetune.files import is_disk_full, write_folder_aside, write_json
@@ -61,9 +61,13 @@ def write_model(
             if rules_from is not None:
                 copy_rules(rules_from, aside)
             write_checksums(aside)
+            mode = (aside / FINETUNE_CONFIG_FILE).stat().st_mode
+            for file in filter(Path.is_file, aside.rglob("*")):
+                file.chmod(mode)  # safetensors lets nobody but their owner read its files, whatever the umask says
     except Exception as error:
         if not is_disk_full(error):
-            raise
+            with failures_explained(folder):
+                raise
         free = shutil.disk_usage(folder.parent).free
         raise FinetuneError(
             f"Expected {family.count_bytes(model):,} bytes free for the model in {str(folder)!r}, but found {free:,}. "

@@ -23,6 +23,7 @@ from finetune.decisions.calibration import fit_temperature
 from finetune.decisions.rules import DecisionRules, HeldOut, Wishes, fit_rules
 from finetune.decisions.saved import write_rules
 from finetune.errors import FinetuneError
+from finetune.examination.checksums import write_checksums
 from finetune.families.save import write_thresholds
 from finetune.files import write_aside
 from finetune.hardware import cpu_seconds, fastest_precision
@@ -129,6 +130,7 @@ def evaluate_run(run: Run, model: Any, tokenizer: PreTrainedTokenizerBase | None
             write_thresholds(run.model_directory, thresholds.values)
         if held_out is not None:
             write_rules(run.model_directory, rules, held_out)
+            write_checksums(run.model_directory)
         if run.arguments.run.floor and run.record.method != FLOOR:
             floor = measure_floor(splits["train"], scored, run.arguments)
     metrics = {name: Metrics(**measure(rows, rows.decide(rules), rules.costs)) for name, rows in scored.items()}

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from finetune.data.cutting import TextConfig, cut_contents, group_equal, type_tokens
 from finetune.decisions.saved import read_rules
-from finetune.errors import FinetuneError
+from finetune.errors import FinetuneError, explain_shortage
 from finetune.examination.folder import examine_export
 from finetune.models.answers import TextClassifier
 from finetune.models.finetune_config import read_finetune_config
@@ -82,7 +82,7 @@ def load_exported(path: str | Path, num_threads: int | None = None) -> "Exported
         raise
     except Exception as error:  # onnxruntime and tokenizers raise errors of their own, without a common class
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise FinetuneError(
+        raise explain_shortage(error) or FinetuneError(
             f"Expected a model that was exported to {str(path)!r}, but got: {reason} Export it again."
         ) from error
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.catalogue import FAMILIES
-from finetune.errors import FinetuneError
+from finetune.errors import FinetuneError, explain_shortage
 from finetune.examination.folder import examine_saved
 from finetune.family import Family
 from finetune.inference.exported import is_exported
@@ -159,6 +159,6 @@ def load(path: str | Path, trust_remote_code: bool = False) -> tuple[Any, Any]:
         raise
     except Exception as error:  # transformers and PEFT raise whatever they come upon in a config that lies
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise FinetuneError(
+        raise explain_shortage(error) or FinetuneError(
             f"Expected a loadable model in {str(folder)!r}, but got: {reason}. Fetch it again, or save it again."
         ) from error

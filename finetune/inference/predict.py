@@ -12,7 +12,7 @@ import numpy as np
 
 from finetune.decisions.rules import Wishes
 from finetune.decisions.saved import read_rules, revise_rules
-from finetune.errors import FinetuneError
+from finetune.errors import FinetuneError, explain_shortage
 from finetune.inference.exported import is_exported, load_exported
 from finetune.models.finetune_config import read_finetune_config
 
@@ -104,6 +104,6 @@ def _in_one_line(folder: Path) -> Iterator[None]:
         raise
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise FinetuneError(
+        raise explain_shortage(error) or FinetuneError(
             f"Expected a model that answers in {str(folder)!r}, but got: {reason}. Fetch it again, or save it again."
         ) from error

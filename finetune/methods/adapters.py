@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from transformers import PreTrainedModel
 
 from finetune.adapted import has_adapter
-from finetune.errors import FinetuneError
+from finetune.errors import FinetuneError, explain_shortage
+from finetune.examination.patterns import refuse_endless_patterns
 from finetune.lookup import find_method
 from finetune.models.inputs import count_positions, make_sample
 from finetune.models.load import HEADS, hub_commit_of
@@ -61,6 +63,7 @@ def add_adapter(
         )
     config_class = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[peft_type]]
     known = _check_fields(config_class, fields)
+    _refuse_endless_patterns(settings, model)
     if "exclude_modules" in known:
         fields.setdefault("exclude_modules", [*HEADS, *new_modules])
     if "modules_to_save" in known:
@@ -92,19 +95,22 @@ def fitting_adapter(model: PreTrainedModel, peft_type: str = "LORA") -> Iterator
     """
     try:
         yield
+    except FinetuneError:
+        raise
     except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ImportError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
-        raise FinetuneError(
+        raise explain_shortage(error) or FinetuneError(
             f"Expected a {peft_type} adapter that fits {type(model).__name__}, but PEFT says: {reason}. "
             "Other fields go into --peft_config."
         ) from error
 
 
-def lora_over(arguments: MethodArguments, **written: Any) -> dict[str, Any]:
+def lora_over(arguments: MethodArguments, model: PreTrainedModel, **written: Any) -> dict[str, Any]:
     """Put `--lora_r`, `--lora_alpha`, `--lora_dropout` and `--peft_config` over a `LoraConfig` that is written out.
 
     Args:
         arguments: The flags.
+        model: What it is for: patterns of the names of its modules that may match without end are refused.
         **written: Fields of `LoraConfig`. To its `modules_to_save`, which train in full, those of `--peft_config` are
             added; the former get no adapter.
 
@@ -121,6 +127,7 @@ def lora_over(arguments: MethodArguments, **written: Any) -> dict[str, Any]:
             "`finetune train --method peft` takes the others."
         )
     _check_fields(LoraConfig, settings)
+    _refuse_endless_patterns(settings, model)
     given = {"r": arguments.lora_r, "lora_alpha": arguments.lora_alpha, "lora_dropout": arguments.lora_dropout}
     fields = {**written, **{name: value for name, value in given.items() if value is not None}, **settings}
     whole = _names(written.get("modules_to_save"))
@@ -137,6 +144,10 @@ def _check_fields(config_class: type, fields: Mapping[str, Any]) -> set[str]:
     for name in sorted(OWN_FIELDS & fields.keys()):
         raise FinetuneError(f"Expected no {name} in --peft_config, which is always that of a training. Leave it out.")
     return known
+
+
+def _refuse_endless_patterns(settings: Mapping[str, Any], model: PreTrainedModel) -> None:
+    refuse_endless_patterns(settings, [name for name, _ in model.named_modules()], Path("--peft_config"))
 
 
 def refuse_too_long(model: Any, max_length: int) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from finetune.decisions.rules import DecisionRules
-from finetune.errors import FinetuneError
+from finetune.errors import FinetuneError, failures_explained
 from finetune.models.explanation import Explanation, explain_by_leaving_out
 from finetune.tasks import REGRESSION, Task
 
@@ -132,6 +132,7 @@ class TextClassifier:
                 "file name the --text_column."
             )
 
+    @failures_explained()
     def predict(self, texts: str | Iterable[str], pairs: str | Iterable[str] | None = None) -> list[Prediction]:
         """Return each text's most probable label, its labels, or its number.
 
@@ -165,6 +166,7 @@ class TextClassifier:
             predictions.append(Prediction(labels, own, None, probabilities, bool(given[at]), inside))
         return predictions
 
+    @failures_explained()
     def compute_probabilities(self, texts: str | Iterable[str], pairs: str | Iterable[str] | None = None) -> np.ndarray:
         """Return each label's probability, `(len(texts), num_labels)`; for regression the number, `(len(texts), 1)`.
 

@@ -70,7 +70,7 @@ def read_finetune_config(folder: Path) -> FinetuneConfig:
         reason = f"{unknown[0]!r}, which nothing reads" if unknown else _find_fault(config)
     except FinetuneError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"{type(error).__name__} {error}"
     if reason is not None:
         raise FinetuneError(f"Expected {str(file)!r} as finetune writes it, but got: {reason}. Save the model again.")

@@ -18,7 +18,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 
 from finetune.adapted import has_adapter, without_adapter
 from finetune.data.tokenize import count_special_tokens
-from finetune.errors import FinetuneError
+from finetune.errors import FinetuneError, explain_shortage
 from finetune.quiet import quiet_loading
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ def require_fast(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
         tokenizer("\u2603 \U0010fffd")  # in no vocabulary
     except Exception as error:  # the tokenizers library raises Exception itself
         reason = str(error).strip().splitlines()[0]
-        raise FinetuneError(
+        raise explain_shortage(error) or FinetuneError(
             f"Expected a tokenizer that reads any text, but that of {name} fails on unknown characters: {reason}. "
             "Give it an unknown token, and save it with the model."
         ) from error

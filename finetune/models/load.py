@@ -26,7 +26,7 @@ from transformers import (
 
 from finetune.data.embedded import EMBEDDED_MODEL_ID, find_embedded_model
 from finetune.data.labels import Task
-from finetune.errors import FinetuneError
+from finetune.errors import FinetuneError, explain_shortage
 from finetune.examination.configs import check_config
 from finetune.examination.documents import read_object
 from finetune.examination.folder import examine_pretrained
@@ -475,7 +475,7 @@ def newly_initialised_modules(model: PreTrainedModel) -> list[str]:
 
 def _not_loaded(what: str, name: str, error: Exception) -> FinetuneError:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return FinetuneError(
+    return explain_shortage(error) or FinetuneError(
         f"Expected to load the {what} {name!r}, but got: {reason} "
         "Without the Hub, pass --model_name_or_path embedded or a folder."
     )

@@ -13,7 +13,7 @@ from finetune.accelerated.processor import multiplies_fast
 from finetune.data.batch import MicroBatchCollator
 from finetune.data.labels import Task
 from finetune.data.tokenize import TextConfig, encode_texts
-from finetune.errors import FinetuneError
+from finetune.errors import FinetuneError, failures_explained
 from finetune.hardware import fastest_precision
 from finetune.models.answers import TextClassifier
 from finetune.models.finetune_config import FINETUNE_CONFIG_FILE
@@ -40,6 +40,7 @@ class Predictor(TextClassifier):
         max_tokens: Computed at once, padding included.
     """
 
+    @failures_explained()
     def __init__(
         self,
         model: Any,
@@ -82,6 +83,7 @@ class Predictor(TextClassifier):
         if self.accelerated:
             enable(self.model, predict_in=self.dtype)
 
+    @failures_explained()
     def compute_logits(
         self,
         texts: Sequence[str],

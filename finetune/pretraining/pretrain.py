@@ -26,7 +26,7 @@ from transformers import AutoModel
 
 from finetune.accelerated import enable
 from finetune.data.tokenize import TextConfig, find_cache, tokenize_dataset
-from finetune.errors import FinetuneError
+from finetune.errors import FinetuneError, failures_explained
 from finetune.escape import say
 from finetune.families.embeddings.vectors import read_beside
 from finetune.files import is_disk_full, read_json, write_folder_aside, write_json
@@ -237,8 +237,9 @@ def _keep(folder: Path, kept: Path, made: Pretraining) -> None:
     """Keep an encoder for other runs; where that is not possible, they make it again."""
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        _put(kept, lambda aside: _copy(folder, aside))
-        write_json(_facts_file(kept), made.to_dict())
+        if _read_kept(kept) is None:  # else another run has made it meanwhile, and others may be reading it
+            _put(kept, lambda aside: _copy(folder, aside))
+            write_json(_facts_file(kept), made.to_dict())
     except (OSError, FinetuneError) as error:
         warnings.warn(f"the pretrained encoder could not be kept for other runs: {error}", stacklevel=2)
 
@@ -254,7 +255,8 @@ def _put(folder: Path, write: Any) -> None:
             write(aside)
     except Exception as error:
         if not is_disk_full(error):
-            raise
+            with failures_explained(folder):
+                raise
         raise FinetuneError(
             f"Expected room for the pretrained encoder in {str(folder)!r}, but the disk is full. Make room, and start "
             "the same command again."

@@ -4,7 +4,7 @@ import fcntl
 import os
 from pathlib import Path
 
-from finetune.errors import FinetuneError
+from finetune.errors import FinetuneError, failures_explained
 
 __all__ = ["LOCK_FILE", "DirectoryLock", "find_holder"]
 
@@ -56,7 +56,8 @@ class DirectoryLock:
             os.close(descriptor)  # the run that had it ended between the two calls and removed the file
             return self.acquire()
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}".encode("ascii", "replace"), 0)
+        with failures_explained(self.path):
+            os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}".encode("ascii", "replace"), 0)
         self.descriptor = descriptor
 
     def release(self) -> None:

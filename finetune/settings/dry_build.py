@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.checkpoint import checkpoint
 from transformers import Trainer, TrainingArguments, get_scheduler
 
-from finetune.errors import FinetuneError
+from finetune.errors import FinetuneError, explain_shortage
 
 __all__ = ["build_dry"]
 
@@ -142,4 +142,7 @@ def _in_one_line(flags: str, fix: str) -> Iterator[None]:
         yield
     except Exception as error:  # whatever a constructor raises is about its settings
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        raise FinetuneError(f"Expected settings that can be built, but {flags} gives: {reason}. {fix}.") from error
+        shortage = explain_shortage(error)
+        raise shortage or FinetuneError(
+            f"Expected settings that can be built, but {flags} gives: {reason}. {fix}."
+        ) from error

@@ -24,7 +24,7 @@ from transformers import HfArgumentParser, SchedulerType, TrainingArguments
 from transformers.utils import is_torch_tf32_available
 
 from finetune.catalogue import METHOD_DEFAULTS
-from finetune.errors import FinetuneError
+from finetune.errors import FinetuneError, explain_shortage
 from finetune.escape import blank_tokens, holds_token
 from finetune.hardware import default_num_threads, fastest_precision
 from finetune.hub_client import parse_hub_id
@@ -260,7 +260,8 @@ def _build_training(values: dict[str, Any]) -> TrainingArguments:
         raise _not_all_came(error) from error
     except Exception as error:  # they check themselves, and read files, while they are built
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise FinetuneError(f"The training settings don't fit together: {reason}") from error
+        shortage = explain_shortage(error)
+        raise shortage or FinetuneError(f"The training settings don't fit together: {reason}") from error
 
 
 def _not_all_came(error: Exception) -> FinetuneError:

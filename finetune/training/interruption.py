@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: finish the step, write a checkpoint, and end with a status that says "start me again"."""
+"""SIGTERM, SIGINT, SIGXCPU: finish the step, write a checkpoint, and end with a status that says "start me again"."""
 
 import contextlib
 import os
@@ -13,12 +13,12 @@ from finetune.errors import Interrupted
 
 __all__ = ["Interruption"]
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGXCPU)  # the last where the limit of processor time is reached
 SECONDS_BETWEEN = 2.0  # launchers pass on what the terminal or Slurm has sent already: that is one signal, not two
 
 
 class Interruption:
-    """Catches SIGTERM and SIGINT; use it as a context, in the main thread.
+    """Catches these signals; use it as a context, in the main thread.
 
     While `deferred()`, a first signal only sets `received`, for the loop that looks at it; otherwise it raises
     `Interrupted` where the program is, which is safe because files are written aside. A second signal ends the process
@@ -60,13 +60,13 @@ class Interruption:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self.process:  # a data loader's worker, which ends with its loader, or when told so
-            if number == signal.SIGTERM:
+            if number != signal.SIGINT:
                 _end_at_once(number)
             return
         now = time.monotonic()
         name = signal.Signals(number).name
         if self.received:
-            if now - self.first >= SECONDS_BETWEEN:
+            if number != signal.SIGXCPU and now - self.first >= SECONDS_BETWEEN:  # that one comes every second
                 _end_at_once(number)
             return
         self.received, self.first = True, now

@@ -17,7 +17,7 @@ from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from finetune.data.batch import Drawn
-from finetune.errors import FinetuneError, Interrupted
+from finetune.errors import FinetuneError, Interrupted, failures_explained
 from finetune.files import is_disk_full
 from finetune.methods import count_bytes
 from finetune.models.output_layer import Standard
@@ -121,7 +121,8 @@ class ResumingTrainer(StepTrainer):
             with contextlib.suppress(OSError):  # it holds something of somebody else's
                 (folder / WRITING).rmdir()
             if not is_disk_full(error):
-                raise
+                with failures_explained(folder / name):
+                    raise
             raise FinetuneError(
                 f"Expected {self._checkpoint_bytes():,} bytes free in {str(folder)!r} for a checkpoint of step "
                 f"{self.state.global_step}, but found {shutil.disk_usage(folder).free:,}. Earlier checkpoints are "

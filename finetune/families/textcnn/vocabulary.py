@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from finetune.data.split import iterate_texts
 from finetune.data.words import UNSPACED
+from finetune.errors import failures_explained
 from finetune.files import write_aside
 
 __all__ = ["SPECIAL_TOKENS", "build_splitter", "build_word_tokenizer", "load_word_tokenizer", "train_word_tokenizer"]
@@ -39,7 +40,7 @@ def load_word_tokenizer(train: Dataset, vocabulary_size: int, max_length: int) -
         return _wrap(Tokenizer.from_file(str(file)), max_length)
     tokenizer = train_word_tokenizer((text or "" for text in iterate_texts(train)), vocabulary_size, max_length)
     file.parent.mkdir(parents=True, exist_ok=True)
-    with write_aside(file) as aside:
+    with failures_explained(file), write_aside(file) as aside:
         tokenizer.backend_tokenizer.save(str(aside))
     return tokenizer
 
