@@ -212,7 +212,9 @@ class Connection(H11Protocol):
 class Stoppable(Protocol):
     """What a server stops."""
 
-    is_ready: bool
+    @property
+    def is_ready(self) -> bool:
+        """Whether it answers."""
 
     def abandon(self) -> None:
         """Compute nothing more than what is being computed."""

@@ -214,7 +214,8 @@ class ServedModel:
             found = asyncio.wrap_future(self.queue.submit(texts, pairs))
             left = asyncio.ensure_future(_wait_until_left(request))
             try:
-                await asyncio.wait([found, left], return_when=asyncio.FIRST_COMPLETED)
+                either: list[asyncio.Future[Any]] = [found, left]
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
                 return await found if found.done() else None
             finally:
                 found.cancel()
