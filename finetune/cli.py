@@ -127,6 +127,7 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument("--pairs", metavar="TEXT", nargs="+", help="a second text for each, for models of pairs")
     predict.add_argument("--input_file", help="texts to label, of any size: what training reads, or lines")
     predict.add_argument("--output_file", help="gets the rows of --input_file, with label and probabilities added")
+    predict.add_argument("--explain", action="store_true", help="also print what each word contributed")
     _add_text_flags(predict)
     _add_prediction_flags(predict)
     predict.set_defaults(run=run_predict)
@@ -338,6 +339,8 @@ def run_predict(arguments: argparse.Namespace) -> None:
             f"{len(arguments.pairs)}. Pass as many."
         )
     if arguments.input_file is not None:
+        if arguments.explain:
+            raise FinetuneError("Expected texts with --explain, but got --input_file. Leave one of them out.")
         from pathlib import Path
 
         _prepare_prediction(arguments)
@@ -364,6 +367,10 @@ def run_predict(arguments: argparse.Namespace) -> None:
         for text, second, prediction in zip(texts, seconds, predictor.predict(texts, arguments.pairs), strict=False):
             shown = [" ".join(one.split()) for one in (*_show(prediction), text, second) if one is not None]
             print("\t".join(map(show_hidden, shown) if sys.stdout.isatty() else shown))
+            if arguments.explain:
+                why = predictor.explain(text, second, prediction.label)[0]
+                words = ", ".join(f"{word} {value:+.2f}" for word, value in why.top())
+                say(f"  for {why.label} ({why.score:+.2f}): {words or 'no word'}", file=sys.stdout)
         sys.stdout.flush()
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from finetune.comparison.report import Report
     from finetune.models.answers import Prediction, TextClassifier
+    from finetune.models.explanation import Explanation
     from finetune.run.record import CompleteRecord
 
 __all__ = ["Comparison", "Findings", "TrainedRun"]
@@ -59,6 +60,21 @@ class TrainedRun:
             For each text its label, the label's probability, and all probabilities; its number for regression.
         """
         return self.classifier.predict(texts, pairs)
+
+    def explain(
+        self, texts: str | Iterable[str], pairs: str | Iterable[str] | None = None, label: str | None = None
+    ) -> "list[Explanation]":
+        """Say what each word contributed to the saved model's answers.
+
+        Args:
+            texts: Any number of them; a single one counts as a list of one.
+            pairs: A second text for each, if the model was trained on pairs.
+            label: The label to explain; each text's most probable one if None.
+
+        Returns:
+            For each text what its words contributed, in a notebook as coloured text.
+        """
+        return self.classifier.explain(texts, pairs, label)
 
     def push(self, name: str, *, private: bool = True, **how: Any) -> None:
         """Put the model on the Hub, fetch it back, and compare its logits.

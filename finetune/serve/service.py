@@ -13,11 +13,12 @@ import ipaddress
 import logging
 import os
 import socket
+import sys
 import threading
 import warnings
 from collections.abc import AsyncIterator, Callable, Sequence
 from importlib.resources import files
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import uvicorn
@@ -31,7 +32,7 @@ from starlette.responses import Response
 
 from finetune import __version__
 from finetune.errors import FinetuneError
-from finetune.escape import show_hidden
+from finetune.escape import say, show_hidden
 from finetune.models.answers import Prediction, TextClassifier
 from finetune.serve.batching import BatchingQueue, QueueClosedError, QueueFullError
 from finetune.serve.connections import (
@@ -64,7 +65,7 @@ __all__ = [
 LOADING = "The model is being loaded. Try again."
 SHOWN = 200  # characters of what came in, in a message
 ABSENT = {"type": "null"}
-SHAPES = [  # of a request, which the types of its fields alone don't tell
+SHAPES: list[Any] = [  # of a request, which the types of its fields alone don't tell
     {"required": ["text"], "properties": {"text": {"type": "string"}, "texts": ABSENT, "pairs": ABSENT}},
     {"required": ["texts"], "properties": {"texts": {"type": "array"}, "text": ABSENT, "pair": ABSENT}},
 ]
@@ -213,8 +214,8 @@ class ServedModel:
         try:
             found = asyncio.wrap_future(self.queue.submit(texts, pairs))
             left = asyncio.ensure_future(_wait_until_left(request))
+            either: list[asyncio.Future[Any]] = [found, left]
             try:
-                either: list[asyncio.Future[Any]] = [found, left]
                 await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
                 return await found if found.done() else None
             finally:
@@ -441,7 +442,8 @@ def serve(
             lambda: {"finetune_connections": ("Open connections.", float(len(connections.open)))},
         )  # fmt: skip
         config = uvicorn.Config(
-            app, http=functools.partial(Connection, connections), ws="none", loop="asyncio", log_level="warning",
+            app, http=cast(Any, functools.partial(Connection, connections)), ws="none", loop="asyncio",
+            log_level="warning",
             access_log=False, server_header=False, proxy_headers=False, backlog=TAKEN_AT_ONCE,
             timeout_keep_alive=IDLE_SECONDS,
         )  # fmt: skip
@@ -451,7 +453,7 @@ def serve(
         shown = f"[{host}]" if ":" in host else host
 
         def say_ready() -> None:
-            print(f"serving {name} on http://{shown}:{port} (Ctrl-C ends it)", flush=True)
+            say(f"serving {name} on http://{shown}:{port} (Ctrl-C ends it)", file=sys.stdout)
 
         def give_up() -> None:
             server.should_exit = True

@@ -14,9 +14,10 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from finetune.data.words import ANALYSIS
+from finetune.data.words import ANALYSIS, compose
 from finetune.families.tfidf import LABEL_NAMES_FILE, TERMS_FILE, WEIGHTS_FILE
 from finetune.models.answers import TextClassifier
+from finetune.models.explanation import Explanation, Part, compute_scores, find_words
 from finetune.tasks import SINGLE_LABEL, Task
 
 __all__ = ["TfidfClassifier", "TfidfPredictor", "analysis_of"]
@@ -116,6 +117,45 @@ class TfidfPredictor(TextClassifier):
         logits = self.model.compute_logits(whole)
         on_batch(len(whole))
         return logits, np.array([len(text.split()) for text in whole], dtype=np.int64)
+
+    def _explain(self, text: str, pair: str | None, label: int) -> Explanation:
+        """Explain one text exactly: a term's weight times its coefficient, divided among its words."""
+        whole = text if pair is None else f"{text} {pair}"
+        words, shown = find_words(whole), whole
+        spelt = [compose(whole[start:end]) for start, end in words]
+        vectorizer = self.model.vectorizer
+        if spelt != vectorizer.build_tokenizer()(compose(whole)):  # a spelling that only its neighbours decide
+            shown = compose(whole)
+            words = find_words(shown)
+            spelt = [shown[start:end] for start, end in words]
+        row = vectorizer.transform([whole]).tocoo()
+        values = dict(zip(row.col.tolist(), row.data.tolist(), strict=True))
+        coefficients = self.model.coefficients
+        if len(coefficients) == 1 and self.task.problem_type == SINGLE_LABEL:
+            coefficients = np.concatenate([-coefficients / 2, coefficients / 2])
+        used = np.array(sorted(values), dtype=np.int64)
+        weights = dict(
+            zip(used.tolist(), _scores_of(coefficients[:, used], label, self.task.problem_type), strict=True)
+        )
+        places: dict[int, list[range]] = {}
+        for length in range(1, vectorizer.ngram_range[1] + 1):
+            for at in range(len(words) - length + 1):
+                column = vectorizer.vocabulary_.get(" ".join(spelt[at : at + length]))
+                if column is not None:
+                    places.setdefault(column, []).append(range(at, at + length))
+        contributions = np.zeros(len(words))
+        for column, found in places.items():
+            for place in found:
+                contributions[place] += values[column] * weights[column] / (len(found) * len(place))
+        parts = tuple(Part(*span, float(value)) for span, value in zip(words, contributions, strict=True))
+        logits = self.compute_logits(["", text], None if pair is None else ["", pair])[0]
+        base, score = compute_scores(logits, np.array([label, label]), self.task.problem_type).tolist()
+        return Explanation(shown, self.label_names[label], score, base, parts, is_exact=True)
+
+
+def _scores_of(coefficients: np.ndarray, label: int, problem_type: str) -> list[float]:
+    """Return what a term adds to a label's score, `(terms,)`, by its coefficients, `(num_labels, terms)`."""
+    return compute_scores(coefficients.T, np.full(coefficients.shape[1], label), problem_type).tolist()
 
 
 def analysis_of(max_ngram: int) -> dict[str, Any]:
