@@ -333,13 +333,28 @@ def _costs(record: CompleteRecord | None) -> str:
     )
 
 
+def _describe_probabilities(record: CompleteRecord | None) -> str:
+    calibration = None if record is None or record.answers is None else record.answers.calibration
+    if calibration is None:
+        return "- Probabilities are those of the model, not calibrated frequencies."
+    before, after = calibration.test_before, calibration.test_after
+    figures = "" if before is None or after is None else (
+        f": on test a calibration error of {after.ece:.1%} in place of {before.ece:.1%}"
+    )  # fmt: skip
+    return (
+        f"- finetune divides logits by a temperature of {calibration.temperature:.2f}, fitted on validation, so that "
+        f"probabilities hold{figures}. transformers' `pipeline` gives them without, and knows nothing of thresholds, "
+        "costs, sets and silence in `decisions.json`."
+    )
+
+
 def _limitations(shipped: Shipped, record: CompleteRecord | None) -> str:
     lines = [
         "- The figures hold for texts like those of the test split. On other sources, periods, lengths and languages "
         "the model was not measured.",
         "- It has learnt whatever its training labels and its base model carry, biases against groups of people "
         "included. No audit for bias was made. Don't decide about people with it unaided.",
-        "- Probabilities are those of the model, not calibrated frequencies.",
+        _describe_probabilities(record),
         "- No licence is declared for the weights; those of the base model and of the data apply.",
     ]
     if shipped.config.problem_type == REGRESSION:
