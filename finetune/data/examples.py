@@ -55,6 +55,7 @@ def write_examples(path: Path, table: Table, columns: Columns, where: str) -> Pa
         return target
     names = ["id", "text", "label", *(name for name in ("text_pair", "group") if getattr(columns, name) is not None)]
     schema = pa.schema([(name, pa.string() if name in ("id", "group") else pa.large_string()) for name in names])
+    target.parent.mkdir(parents=True, exist_ok=True)
     with (
         write_aside(target) as aside,  # other processes may be writing it too
         pa.OSFile(str(aside), "wb") as sink,
