@@ -71,6 +71,12 @@ def tiny_bert(tmp_path_factory) -> str:
     return write_tiny_bert(tmp_path_factory.mktemp("tiny-bert"))
 
 
+def find_weights(folder):
+    """Find the file of weights in a model folder, beside the held-out rows."""
+    (file,) = (file for file in Path(folder).glob("*.safetensors") if file.name != "validation.safetensors")
+    return file
+
+
 def make_reviews(count: int, offset: int = 0) -> list[tuple[str, str]]:
     """Make distinct reviews, labels in turns; the label is in one word."""
     rows = []

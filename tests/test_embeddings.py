@@ -312,7 +312,7 @@ def test_what_goes_to_the_hub_reloads_and_its_snippet_runs_by_transformers_alone
     assert "trust_remote_code=True" in snippet
     code = "import sys; sys.modules['finetune'] = None\n" + snippet.replace("me/embeddings", str(staged.folder))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    predicted = trained.predict(["A text to classify."])[0]
+    predicted = finetune.load_classifier(trained.directory, calibrate=False).predict(["A text to classify."])[0]
     assert f"'label': '{predicted.label}'" in done.stdout
     assert float(re.search(r"'score': ([\d.]+)", done.stdout)[1]) == pytest.approx(predicted.probability, abs=5e-3)
 

@@ -195,7 +195,7 @@ def test_the_folder_has_all_that_its_use_needs_and_says_what_was_measured(runs, 
         folder = exports / name
         assert {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()} == {
             f"onnx/{graph}", f"onnx/{graph}_data", "export.json", "config.json", "finetune_config.json",
-            "tokenizer.json", "tokenizer_config.json", "checksums.json",
+            "tokenizer.json", "tokenizer_config.json", "checksums.json", "decisions.json", "validation.safetensors",
         }  # fmt: skip
     record = json.loads((exports / "full/export.json").read_text())
     assert record["export_format"] == "onnx"  # it is transformers' manifest too

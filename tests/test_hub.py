@@ -17,7 +17,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import BAD, GOOD, OTHER, ROOT, connect, make_reviews, recipe_of
+from conftest import BAD, GOOD, OTHER, ROOT, connect, find_weights, make_reviews, recipe_of
 from hub_server import HubServer
 from huggingface_hub import ModelCard, constants
 from huggingface_hub.repocard_data import model_index_to_eval_results
@@ -174,7 +174,7 @@ def logits_of(path):
 
 
 def weights_of(run):
-    (file,) = (run / "model").glob("*.safetensors")
+    file = find_weights(run / "model")
     return load_file(file)
 
 

@@ -42,7 +42,7 @@ from finetune.settings.parts import ModelArguments
 
 # Read or called, so that a missing one raises wherever it is used; every training, prediction or `--help` does.
 READ = {
-    "_actions", "_attn_implementation", "_forward_hooks", "_get_collator_with_removed_columns",
+    "_actions", "_attn_implementation", "_forward_hooks", "_get_all_tensors", "_get_collator_with_removed_columns",
     "_linear_pointwise",
     "_load_rng_state", "_no_split_modules", "_prepare_inputs", "_remove_unused_columns", "_set_sync_gradients",
     "_softmax_backward_data", "_tr_loss", "_train_batch_size",

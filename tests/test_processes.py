@@ -12,7 +12,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT, make_reviews, write_csv
+from conftest import ROOT, find_weights, make_reviews, write_csv
 from safetensors.numpy import load_file
 from transformers import BertConfig, BertForMaskedLM, BertModel
 
@@ -187,7 +187,7 @@ def compare(one, several, num_processes):
     np.testing.assert_allclose(history(several, "grad_norm"), history(one, "grad_norm"), rtol=1e-3)
     assert history(several, "eval_accuracy") == history(one, "eval_accuracy")
 
-    weights = next(path.name for path in (one / "model").glob("*.safetensors"))
+    weights = find_weights(one / "model").name
     for part in ("model", f"checkpoints/checkpoint-{NUM_STEPS}"):  # the best by validation, and the last
         expected, found = (load_file(run / part / weights) for run in (one, several))
         assert found.keys() == expected.keys()

@@ -217,7 +217,7 @@ def test_a_text_is_answered_alone_as_in_company(model_type, side, tmp_path, tiny
             if weight.ndim > 1:
                 torch.nn.init.normal_(weight, std=0.2)
     for config in (TextConfig(32), TextConfig(8, "window", 2), TextConfig(8, "head+tail")):
-        write_model(tmp_path / "saved", Encoder(), model, tokenizer, config)
+        write_model(tmp_path / "saved", Encoder(), model, tokenizer, config, replaces=True)
         plain, fast = (load_predictor(tmp_path / "saved", torch.float32, accelerated=one) for one in (False, True))
         for pairs in (None, PAIRS) if config.truncation == "head" else (None,):
             together = plain.compute_logits(TEXTS, pairs)[0]
@@ -231,7 +231,7 @@ def test_a_text_is_answered_alone_as_in_company(model_type, side, tmp_path, tiny
                 np.testing.assert_allclose(alone, together, atol=1e-5)
     # A stranger pads with the saved tokenizer, and gets the same.
     stranger = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved").eval()
-    write_model(tmp_path / "saved", Encoder(), model, tokenizer, TextConfig(32))
+    write_model(tmp_path / "saved", Encoder(), model, tokenizer, TextConfig(32), replaces=True)
     expected = load_predictor(tmp_path / "saved", torch.float32).compute_logits(TEXTS)[0]
     inputs = AutoTokenizer.from_pretrained(tmp_path / "saved")(TEXTS, padding=True, return_tensors="pt")
     if model_type == "funnel":  # whose answers padding changes

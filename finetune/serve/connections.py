@@ -133,7 +133,7 @@ class Connection(H11Protocol):
         self.registry = connections
         self.state: tuple[str | None, object] = ("headers", None)
         self.since = time.monotonic()
-        self._refused_bytes = 0
+        self.refused_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -145,8 +145,8 @@ class Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._is_refused():
-            self._refused_bytes += len(data)
-            if self._refused_bytes > self.registry.max_refused_bytes:
+            self.refused_bytes += len(data)
+            if self.refused_bytes > self.registry.max_refused_bytes:
                 self.registry.metrics.closed["too_large"] += 1
                 self.transport.abort()
                 return
@@ -274,16 +274,16 @@ class OnceAMinute(logging.Filter):
     def __init__(self, metrics: Metrics):
         super().__init__()
         self.metrics = metrics
-        self._last: dict[tuple[str, int], tuple[float, int]] = {}
+        self.last_told: dict[tuple[str, int], tuple[float, int]] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
         kind, now = (record.pathname, record.lineno), time.monotonic()
-        last, held_back = self._last.get(kind, (-60.0, 0))
+        last, held_back = self.last_told.get(kind, (-60.0, 0))
         if now - last < 60:
-            self._last[kind] = last, held_back + 1
+            self.last_told[kind] = last, held_back + 1
             self.metrics.held_back += 1
             return False
-        self._last[kind] = now, 0
+        self.last_told[kind] = now, 0
         if record.exc_info and isinstance(record.exc_info[1], OSError):  # the system's, such as too many open files
             record.msg, record.args = f"{record.getMessage().splitlines()[0]}: {record.exc_info[1]}", ()
             record.exc_info = None
