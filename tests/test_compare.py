@@ -159,6 +159,7 @@ def test_interrupted_and_started_again_it_gives_the_same_predictions(undisturbed
         np.testing.assert_array_equal(logits, expected[name])
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_it_waits_for_the_run_that_goes_on(undisturbed, small, tmp_path):
     """SIGKILL ends the comparison alone: the run at work goes on, and must neither fail nor be started twice."""
     words = [str(RECIPE), "--methods", "textcnn", "--seeds", "0", "--output_dir", str(tmp_path / "runs"), "--", *small]

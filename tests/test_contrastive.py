@@ -97,6 +97,7 @@ def test_lora_reloads_and_goes_to_the_hub_as_an_encoder(with_lora, tmp_path):
 
 
 @needs_exporters
+@pytest.mark.slow
 def test_lora_is_exported(with_lora, tmp_path):
     export(with_lora.directory, tmp_path / "onnx")
     expected = load_predictor(with_lora.directory, torch.float32).compute_logits(TEXTS)[0]

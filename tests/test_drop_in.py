@@ -542,6 +542,7 @@ def test_a_script_ends_as_if_it_had_never_been_killed(tmp_path, tiny_bert, data_
     assert names[0] == names[1] >= {"model.safetensors", "all_results.json", "trainer_state.json", "README.md"}
 
 
+@pytest.mark.slow
 def test_a_script_goes_on_from_what_upstream_wrote_and_says_what_is_missing(tmp_path, tiny_bert, data_file):
     run_script(SCRIPT, tiny_bert, data_file, tmp_path / "run", 6)
     checkpoint = tmp_path / "run/checkpoint-4"

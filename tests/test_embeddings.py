@@ -268,6 +268,7 @@ def test_a_model_of_pairs_is_called_with_both_texts(of_pairs, trained):
 
 
 @needs_exporters
+@pytest.mark.slow
 def test_a_model_of_pairs_is_exported(of_pairs, tmp_path):
     export(of_pairs.directory, tmp_path / "fp32")
     export(of_pairs.directory, tmp_path / "int8", int8=True, tolerance=100)

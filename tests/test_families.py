@@ -230,6 +230,7 @@ def test_a_process_that_was_not_told_does_not_import_it(trained, elsewhere):
     assert "`import test_families` first, or pass --family test_families:LSTMFamily" in last
 
 
+@pytest.mark.slow
 def test_the_command_line_names_the_family(trained, elsewhere):
     command = [sys.executable, "-m", "finetune", "predict", str(trained["lstm"].directory), "good", "dull"]
     named = [*command, "--family", "test_families:LSTMFamily"]

@@ -249,6 +249,7 @@ def test_a_trial_worse_than_the_median_is_given_up(tiny_bert, tmp_path, monkeypa
     assert (last["state"], last["values"]) == ("pruned", [0.1])
 
 
+@pytest.mark.slow
 def test_a_training_is_ended_on_the_way(tiny_bert, tmp_path, monkeypatch):
     monkeypatch.setattr("optuna.trial.Trial.should_prune", lambda trial: True)
     run = train(tmp_path / "run", tiny_bert, **judged(trials=3, num_train_epochs=None, max_steps=12))

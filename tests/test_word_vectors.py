@@ -220,7 +220,10 @@ def test_it_is_exported(trained, tmp_path):
     export(trained.directory, tmp_path / "fp32")
     np.testing.assert_allclose(load_exported(tmp_path / "fp32", 1).compute_logits(TEXTS)[0], expected, atol=1e-5)
     export(trained.directory, tmp_path / "int8", int8=True, tolerance=100)
-    assert np.abs(load_exported(tmp_path / "int8", 1).compute_logits(TEXTS)[0] - expected).max() < 0.15 * np.abs(expected).max()
+    assert (
+        np.abs(load_exported(tmp_path / "int8", 1).compute_logits(TEXTS)[0] - expected).max()
+        < 0.15 * np.abs(expected).max()
+    )
 
 
 def test_transformers_alone_loads_it_from_the_hub(trained, glove, tmp_path):
@@ -334,7 +337,7 @@ def test_methods_without_a_use_for_them_say_so(tmp_path, glove, capsys):
     assert "--method textcnn has no use for: word_vectors\n" in said
 
 
-@pytest.mark.parametrize("variant", [None, "static", "multichannel"])
+@pytest.mark.parametrize("variant", [None, pytest.param("static", marks=pytest.mark.slow), "multichannel"])
 def test_a_textcnn_starts_from_them(tmp_path, glove, variant):
     settings = {} if variant is None else {"textcnn_variant": variant}
     run = train(tmp_path / "run", None, method="textcnn", word_vectors=glove, max_steps=3, **settings)
