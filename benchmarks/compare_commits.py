@@ -228,7 +228,8 @@ def fingerprint(directory: Path) -> dict[str, str]:
         return total.hexdigest()[:12]
 
     def tensors() -> Iterator[bytes]:
-        for file in sorted((directory / "model").glob("*.safetensors")):
+        files = set((directory / "model").glob("*.safetensors")) - {directory / "model/validation.safetensors"}
+        for file in sorted(files):
             for name, tensor in sorted(load_file(file).items()):
                 yield f"{file.name} {name} {tensor.dtype} {tensor.shape}".encode()
                 yield tensor.tobytes()
