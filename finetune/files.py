@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from finetune.errors import FinetuneError, find_number
 
 __all__ = [
@@ -27,6 +29,7 @@ __all__ = [
     "is_replaced",
     "move_new",
     "read_json",
+    "read_yaml",
     "remove_asides",
     "replace_folder",
     "write_aside",
@@ -178,6 +181,21 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     except (OSError, ValueError, RecursionError):
         return None
+
+
+def read_yaml(path: str, flag: str) -> Any:
+    """Read a YAML file that a flag names.
+
+    Raises:
+        FinetuneError: If it can't be read, or is none.
+    """
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FinetuneError(f"Expected a YAML file after {flag}, but {path!r} does not exist.") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:  # also a NUL in the name
+        reason = " ".join(str(error).split())
+        raise FinetuneError(f"Expected a YAML file after {flag}, but {path!r} can't be read: {reason}") from error
 
 
 def replace_folder(folder: Path, aside: Path) -> None:

@@ -116,7 +116,10 @@ def test_threads_are_shared_among_the_processes_of_the_host(monkeypatch):
         (["--method", "lora", "--method", "head"], "Expected one --method, but got lora and head"),
         (["--method=lora,head"], "but got 'lora,head'"),
         (["--method", "full", "--peft_config", "x.yaml"], "--peft_config with --method peft or an adapter"),
-        (["--method", "lora", "--peft_config", "nowhere.yaml"], "after --peft_config, but 'nowhere.yaml' can't be"),
+        (
+            ["--method", "lora", "--peft_config", "nowhere.yaml"],
+            "after --peft_config, but 'nowhere.yaml' does not exist",
+        ),
         (["--method", "lora", "--reinit_layers", "1"], "would freeze layers that were drawn at random"),
         (["--method", "last_layers", "--reinit_layers", "3"], "--reinit_layers with --method full, or last_layers"),
         (["--learning_rat", "1"], "found 'learning_rat'. Did you mean 'learning_rate'"),

@@ -222,6 +222,20 @@ def test_every_way_to_ask_gives_the_same_answers(asked, tmp_path, capsys):
         assert line.split("\t")[2] == f"{{{', '.join(one.label_set)}}}"
 
 
+def test_evaluate_measures_what_was_asked(asked, tmp_path, capsys):
+    path = write_csv(tmp_path / "test.csv", make_reviews(60))
+    capsys.readouterr()
+    command(["evaluate", str(asked.directory), "--test_file", path, "--output_json", str(tmp_path / "m.json")])
+    found = json.loads((tmp_path / "m.json").read_text())
+    answers = asked.predict([text for text, _ in make_reviews(60)])
+    right = [one.label == label for one, (_, label) in zip(answers, make_reviews(60), strict=True) if one.is_given]
+    held = [label in one.label_set for one, (_, label) in zip(answers, make_reviews(60), strict=True)]
+    assert found["answered"] == pytest.approx(len(right) / 60)
+    assert found["answered_right"] == pytest.approx(np.mean(right))
+    assert found["set_coverage"] == pytest.approx(np.mean(held))
+    assert "answered_right" in capsys.readouterr().out
+
+
 def test_others_can_be_asked_for_later(asked):
     texts = [text for text, _ in make_reviews(40)]
     plain = load_predictor(asked.directory, wishes=Wishes(calibrate=False))

@@ -1,15 +1,14 @@
 """What mistakes cost: a YAML file of the labels' names, and the decision of least expected cost (Elkan 2001)."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from finetune.errors import FinetuneError
+from finetune.files import read_yaml
 
-__all__ = ["build_cost_matrix", "compute_cost", "read_cost_matrix"]
+__all__ = ["build_cost_matrix", "read_cost_matrix"]
 
 
 def read_cost_matrix(path: str) -> dict[str, dict[str, float]]:
@@ -18,13 +17,7 @@ def read_cost_matrix(path: str) -> dict[str, dict[str, float]]:
     Raises:
         FinetuneError: If it can't be read, or holds anything but names and numbers from 0 on.
     """
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise FinetuneError(
-            f"Expected a YAML file after --cost_matrix, but {path!r} can't be read: {reason}"
-        ) from error
+    content = read_yaml(path, "--cost_matrix")
     shape = "Write a line for each true label, such as 'spam: {ham: 10}': spam that is taken for ham costs 10."
     if not isinstance(content, dict) or not all(isinstance(costs, dict) for costs in content.values()):
         raise FinetuneError(f"Expected labels and costs in {path!r}, but found a {_describe(content)}. {shape}")
@@ -62,11 +55,6 @@ def build_cost_matrix(costs: Mapping[str, Mapping[str, float]], label_names: Seq
     if not (matrix > 0).any():
         raise FinetuneError("Expected --cost_matrix to have a cost above 0, but every answer is free.")
     return matrix
-
-
-def compute_cost(costs: np.ndarray, labels: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """Return what each answer costs, `(rows,)`."""
-    return costs[labels, predicted]
 
 
 def _describe(content: Any) -> str:

@@ -76,7 +76,6 @@ def write_model(
 
 
 def write_thresholds(folder: Path, thresholds: Sequence[float]) -> None:
-    """Add the probabilities from which on labels are predicted to a saved model."""
+    """Add the probabilities from which on labels are predicted to a saved model, whose checksums are then old."""
     content = json.loads((folder / FINETUNE_CONFIG_FILE).read_text(encoding="utf-8"))
     write_json(folder / FINETUNE_CONFIG_FILE, {**content, "thresholds": list(thresholds)})
-    write_checksums(folder)

@@ -27,7 +27,7 @@ from finetune.examination.checksums import write_checksums
 from finetune.families.save import write_thresholds
 from finetune.files import write_aside
 from finetune.hardware import cpu_seconds, fastest_precision
-from finetune.inference.figures import describe_answers
+from finetune.inference.figures import describe_answers, measure_sets, measure_silence
 from finetune.inference.predict import load_predictor
 from finetune.lookup import family_of, find_method
 from finetune.methods.merging import merge_adapter
@@ -281,7 +281,8 @@ def measure_floor(train: Dataset, scored: Mapping[str, ScoredRows], arguments: A
         replace(scored[name], logits=predictor.compute_logits(*_texts(scored[name].rows))[0])
         for name in ("validation", "test")
     )
-    rules = _fit_rules(arguments.decisions.to_wishes(), validation)
+    wishes = arguments.decisions.to_wishes()
+    rules = _fit_rules(Wishes(wishes.calibrate, costs=wishes.costs), validation)  # it is asked for labels alone
     metrics = measure(test, test.decide(rules), rules.costs)
     return Floor(test=Metrics(**metrics), **seconds)
 
@@ -320,4 +321,22 @@ def evaluate_file(predictor: TextClassifier, test_file: str, columns: Mapping[st
     predicted, report = scored.decide(predictor.rules), ""
     if scored.labels is not None and predictor.task.problem_type != REGRESSION:
         report = compute_classification_report(predicted, scored.labels, predictor.label_names)
-    return measure(scored, predicted, predictor.rules.costs), report
+    return measure(scored, predicted, predictor.rules.costs) | _measure_asked(predictor.rules, scored.held_out), report
+
+
+def _measure_asked(rules: DecisionRules, rows: HeldOut | None) -> dict[str, Any]:
+    """Measure silence and sets of labels where they were asked for; nothing where labels are withheld."""
+    found: dict[str, Any] = {}
+    if rows is not None and rules.abstention is not None:
+        silence = measure_silence(rules, rows)
+        found["answered"] = silence.test_answered
+        if silence.test_precision is not None:
+            found |= {
+                "answered_right": silence.test_precision,
+                "answered_right_interval": silence.test_precision_interval,
+            }
+    if rows is not None and rules.prediction_sets is not None:
+        sets = measure_sets(rules, rows)
+        found |= {"set_coverage": sets.test_coverage, "set_coverage_interval": sets.test_coverage_interval}
+        found["set_size"] = sets.test_mean_size
+    return found

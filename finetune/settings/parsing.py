@@ -14,11 +14,9 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-import yaml
 from accelerate import PartialState
 from transformers import HfArgumentParser, SchedulerType, TrainingArguments
 from transformers.utils import is_torch_tf32_available
@@ -26,6 +24,7 @@ from transformers.utils import is_torch_tf32_available
 from finetune.catalogue import METHOD_DEFAULTS
 from finetune.errors import FinetuneError, explain_shortage
 from finetune.escape import blank_tokens, holds_token
+from finetune.files import read_yaml
 from finetune.hardware import default_num_threads, fastest_precision
 from finetune.hub_client import parse_hub_id
 from finetune.lookup import family_of, file_name_of, find_method, import_method
@@ -300,12 +299,7 @@ def _read_config(argv: Sequence[str]) -> dict[str, Any]:
     path = _value_of("config", argv)
     if path is None:
         return {}
-    try:
-        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FinetuneError(f"Expected a YAML file after --config, but {path!r} does not exist.") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:  # also a NUL in the name
-        raise FinetuneError(f"Expected a YAML file after --config, but {path!r} can't be read: {error}") from error
+    settings = read_yaml(path, "--config")
     if settings is None:
         return {}
     if not isinstance(settings, dict):
