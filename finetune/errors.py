@@ -185,6 +185,11 @@ def explain_failure(error: BaseException, where: Path | None = None) -> Finetune
         return error
     if isinstance(error, BrokenPipeError | KeyboardInterrupt | SystemExit | GeneratorExit):
         return None
+    if type(error).__name__ == "PanicException":  # each library in Rust has a class of its own, which is no Exception
+        reason = next(iter(str(error).strip().splitlines()), "it panicked").rstrip(".")
+        return FinetuneError(
+            f"Expected what a library can read, but it gave up: {reason}. Fetch the model again, or save it again."
+        )
     for words, what, variable in NO_FOLDER:
         if words.search(str(error)):
             return FinetuneError(f"Expected a folder {what}, but found none. Set {variable}.")

@@ -39,6 +39,7 @@ __all__ = [
 
 NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 AT_FDCWD, RENAME_NOREPLACE = -100, 1  # of Linux
+MOST_VALUES = 100_000  # of a YAML file
 ASIDE = re.compile(r"\.[0-9a-f]{8}\.partial$")
 
 
@@ -68,8 +69,7 @@ def write_aside(path: Path, replaces: bool = True) -> Iterator[Path]:
     except BaseException as error:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
-            error.filename = str(path)  # of writing to an open file, whose name the system does not repeat
+        _name_what_failed(error, path)
         raise
 
 
@@ -94,8 +94,9 @@ def write_folder_aside(folder: Path, replaces: bool = False) -> Iterator[Path]:
             flush_folder(aside)
             _move_new_folder(aside, folder)
             flush(folder.parent)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(aside, ignore_errors=True)
+        _name_what_failed(error, folder)
         raise
 
 
@@ -172,7 +173,9 @@ def write_json(path: Path, content: Any, replaces: bool = True) -> None:
     """Write JSON as `write_aside` does, so that a reader never sees half of it; NaN becomes null, which JSON has."""
     text = json.dumps(_without_nan(content), indent=2, ensure_ascii=False, default=str, allow_nan=False)
     with write_aside(path, replaces) as aside:
-        aside.write_text(text + "\n", encoding="utf-8")
+        aside.write_bytes(
+            f"{text}\n".encode("utf-8", "backslashreplace")
+        )  # as JSON spells a path that is not UTF-8
 
 
 def read_json(path: Path) -> Any:
@@ -187,15 +190,31 @@ def read_yaml(path: str, flag: str) -> Any:
     """Read a YAML file that a flag names.
 
     Raises:
-        FinetuneError: If it can't be read, or is none.
+        FinetuneError: If it can't be read, is none, or its aliases make it endless.
     """
     try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FinetuneError(f"Expected a YAML file after {flag}, but {path!r} does not exist.") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:  # also a NUL in the name
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # also a NUL in the name
         reason = " ".join(str(error).split())
         raise FinetuneError(f"Expected a YAML file after {flag}, but {path!r} can't be read: {reason}") from error
+    if _count_values(content) > MOST_VALUES:
+        raise FinetuneError(
+            f"Expected at most {MOST_VALUES:,} values after {flag}, but the aliases in {path!r} stand for more. Write "
+            "out what they stand for."
+        )
+    return content
+
+
+def _count_values(content: Any) -> int:
+    """Count values, up to `MOST_VALUES` and one more; an alias holds all that it stands for, perhaps itself."""
+    count, left = 0, [content]
+    while left and count <= MOST_VALUES:
+        value = left.pop()
+        left += [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else []
+        count += 1
+    return count
 
 
 def replace_folder(folder: Path, aside: Path) -> None:
@@ -236,6 +255,12 @@ def flush(path: Path) -> None:
 
 def _name_aside(path: Path) -> Path:
     return path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
+
+
+def _name_what_failed(error: BaseException, path: Path) -> None:
+    """Name what was written to an open file, whose name the system does not repeat."""
+    if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+        error.filename = str(path)
 
 
 def _without_nan(content: Any) -> Any:

@@ -225,7 +225,7 @@ def change_bytes(folder, draw):
     content = bytearray(file.read_bytes())
     if file.suffix == ".safetensors" and draw.random() < 0.6:
         tensors = load_file(file)
-        name = draw.choice(sorted(tensors))
+        name = draw.choice(sorted(name for name, tensor in tensors.items() if tensor.dtype.kind == "f"))
         value = draw.choice([float("nan"), float("inf"), 1e38])
         tensors[name].reshape(-1)[draw.randrange(tensors[name].size)] = value
         save_file(tensors, file, metadata={"format": "pt"})

@@ -454,12 +454,12 @@ def main():
         gc.freeze()  # else each child's first collection copies all that it shares
         for source in arguments.inputs:
             write_input(folder / source, arguments.rows)
-            print(f"| {source} |", count_kills(model, folder / source, folder / "out", arguments), flush=True)
+            print(f"| {source} |", count_kills(model, folder / source, folder / f"out.{source}", arguments), flush=True)
 
 
 def count_kills(model, source, folder, arguments):
     """Kill it so often in each state, and at random moments; returns cells of the table."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir()
     target = folder / output_of(source).name
     started = time.monotonic()
     status, steps = fork(model, source, target)

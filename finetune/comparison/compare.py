@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.catalogue import CATALOGUE, FLOOR
-from finetune.errors import FinetuneError
+from finetune.errors import FinetuneError, failures_explained
 from finetune.escape import blank_tokens, say, to_terminal
 from finetune.files import write_json
 from finetune.lookup import family_of, file_name_of, import_method, suggest
@@ -306,8 +306,9 @@ def _launch(command: Sequence[str], log: Path, where: str) -> int:
     """
     caught: list[int] = []
     with log.open("a", encoding="utf-8") as file:
-        file.write(f"$ {to_terminal(' '.join(command))}\n")
-        file.flush()
+        with failures_explained(log):
+            file.write(f"$ {to_terminal(' '.join(command))}\n")
+            file.flush()
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
         process = subprocess.Popen(
             command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, env=environment

@@ -6,6 +6,7 @@ What a row means is decided elsewhere.
 """
 
 import codecs
+import collections
 import contextlib
 import csv
 import gzip
@@ -302,7 +303,7 @@ def _one_line_errors(path: Path) -> Iterator[None]:
             f"Expected {str(path)!r} to be text in {encoding}, but found bytes that are not. "
             "Pass its --encoding, or save it as UTF-8."
         ) from error
-    except (OSError, EOFError, ValueError, OverflowError, zlib.error, pa.ArrowException) as error:
+    except (OSError, EOFError, ValueError, OverflowError, RecursionError, zlib.error, pa.ArrowException) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise explain_shortage(error) or FinetuneError(
             f"Expected {str(path)!r} to be a whole, readable file, but got: {reason}. Check it, or save it again."
@@ -315,7 +316,7 @@ def _guarded(path: Path, rows: Iterator[Row]) -> Iterator[Row]:
 
 
 def _check_columns(path: Path, columns: Sequence[str]) -> None:
-    twice = sorted({name for name in columns if columns.count(name) > 1})
+    twice = sorted(name for name, times in collections.Counter(columns).items() if times > 1)
     if twice:
         raise FinetuneError(f"Expected each column of {str(path)!r} once, but found {twice} twice. Rename one.")
     longest = max(map(len, columns), default=0)

@@ -10,6 +10,7 @@ import numpy as np
 from scipy.special import log_softmax, softmax
 
 __all__ = [
+    "TEMPERATURES",
     "ReliabilityBins",
     "brier_score",
     "compute_probabilities",

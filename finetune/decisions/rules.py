@@ -76,15 +76,16 @@ class DecisionRules:
         Raises:
             FinetuneError: If they are no numbers.
         """
-        if not np.isfinite(logits).all():
-            row = int(np.flatnonzero(~np.isfinite(logits).all(axis=1))[0])
+        with np.errstate(over="ignore"):
+            scaled = logits if self.temperature == 1 else logits / np.asarray(self.temperature, logits.dtype)
+        if not np.isfinite(scaled).all():
+            row = int(np.flatnonzero(~np.isfinite(scaled).all(axis=1))[0])
             raise FinetuneError(
                 f"Expected numbers as a model's answer, but it gives NaN or infinity for text {row} of {len(logits)}. "
                 "Save the model again, or compute in another format."
             )
         if self.problem_type == REGRESSION:
             return logits
-        scaled = logits if self.temperature == 1 else logits / np.asarray(self.temperature, logits.dtype)
         return expit(scaled) if self.problem_type == MULTI_LABEL else softmax(scaled, axis=-1)
 
     def decide(self, probabilities: np.ndarray) -> np.ndarray:

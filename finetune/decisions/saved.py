@@ -3,7 +3,6 @@
 `decisions.json` has the rules; `validation.safetensors` the logits and labels of the validation split, without texts.
 """
 
-import json
 import math
 import shutil
 from dataclasses import replace
@@ -16,10 +15,12 @@ from safetensors.numpy import load_file, save_file
 from scipy.special import expit, logit
 
 from finetune.decisions.abstention import Abstention
+from finetune.decisions.calibration import TEMPERATURES
 from finetune.decisions.prediction_sets import PredictionSets
 from finetune.decisions.rules import DecisionRules, HeldOut, Wishes, fit_rules
 from finetune.errors import FinetuneError
 from finetune.examination.checksums import write_checksums
+from finetune.examination.documents import read_object, show
 from finetune.files import write_aside, write_json
 from finetune.tasks import Task
 
@@ -70,9 +71,10 @@ def read_rules(folder: Path, task: Task, thresholds: Any = None) -> DecisionRule
     file = folder / DECISIONS_FILE
     if not file.is_file():
         return rules
+    content = read_object(file)
     try:
-        return _from_dict(json.loads(file.read_text(encoding="utf-8")), rules, len(task.label_names))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return _from_dict(content, rules, len(task.label_names))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FinetuneError(
             f"Expected {str(file)!r} as finetune writes it, but got: {type(error).__name__} {error}. Restore it, or "
             "remove it to answer with the most probable label."
@@ -152,19 +154,25 @@ def _to_dict(rules: DecisionRules) -> dict[str, Any]:
 
 
 def _from_dict(content: dict[str, Any], rules: DecisionRules, num_labels: int) -> DecisionRules:
-    temperature, costs, abstention, sets = float(content["temperature"]), None, None, None
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature {temperature}")
+    temperature, costs, abstention, sets = _number(content["temperature"], *TEMPERATURES), None, None, None
+    if unknown := content.keys() - {"temperature", "costs", "abstention", "prediction_sets"}:
+        raise ValueError(f"{min(unknown)!r}, which nothing reads")
     if "costs" in content:
         costs = np.asarray(content["costs"], dtype=np.float64)
         if costs.shape != (num_labels, num_labels) or not (np.isfinite(costs).all() and (costs >= 0).all()):
             raise ValueError(f"costs {content['costs']}")
     if "abstention" in content:
-        abstention = Abstention(**{name: float(value) for name, value in content["abstention"].items()})
+        abstention = Abstention(**{name: _number(value, 0, 2) for name, value in content["abstention"].items()})
     if "prediction_sets" in content:
         given = content["prediction_sets"]
-        quantiles = tuple(math.inf if value is None else float(value) for value in given["quantiles"])
-        sets = PredictionSets(float(given["coverage"]), bool(given["class_conditional"]), quantiles)
+        quantiles = tuple(math.inf if value is None else _number(value, 0, math.inf) for value in given["quantiles"])
+        sets = PredictionSets(_number(given["coverage"], 0, 1), bool(given["class_conditional"]), quantiles)
         if len(quantiles) != num_labels:
             raise ValueError(f"quantiles {given['quantiles']}")
     return replace(rules, temperature=temperature, costs=costs, abstention=abstention, prediction_sets=sets)
+
+
+def _number(value: Any, low: float, high: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise ValueError(f"{show(value)}, no number from {low:g} to {high:g}")
+    return float(value)

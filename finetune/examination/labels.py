@@ -1,5 +1,7 @@
 """The names of a model's labels: as many as its outputs, each of them a name, and none of them twice."""
 
+import collections
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +9,8 @@ from finetune.examination.documents import refusal, show
 from finetune.tasks import PROBLEM_TYPES, REGRESSION, SINGLE_LABEL
 
 __all__ = ["check_label_names", "check_problem_type", "read_id2label"]
+
+HALVES = re.compile("[\ud800-\udfff]")  # of characters, which JSON can spell and nothing else can write
 
 
 def check_label_names(names: Any, file: Path) -> list[str]:
@@ -22,11 +26,11 @@ def check_label_names(names: Any, file: Path) -> list[str]:
     what = "a list of distinct label names"
     if not isinstance(names, list) or not names:
         raise refusal(file, what, show(names))
-    wrong = next((name for name in names if not isinstance(name, str) or not name), None)
-    if not all(isinstance(name, str) and name for name in names):
-        raise refusal(file, what, f"{show(wrong)} among them")
-    if len(set(names)) < len(names):
-        double = next(name for name in names if names.count(name) > 1)
+    for name in names:
+        if not isinstance(name, str) or not name or HALVES.search(name):
+            raise refusal(file, what, f"{show(name)} among them")
+    double, times = collections.Counter(names).most_common(1)[0]
+    if times > 1:
         raise refusal(file, what, f"{show(double)} twice")
     return names
 

@@ -1,5 +1,6 @@
 """A tokenizer's files: numbers that a vocabulary can have, patterns that end, names that are no paths."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ __all__ = ["check_tokenizer"]
 
 MOST_BYTES = 512 * 2**20
 MOST_TOKENS = 2**24
+MOST_GROWTH = 1_000  # of a text; known tokenizers put one sign or two in the place of another
+ADDED = ("content", "prepend", "replacement")
 TOKENIZER_FILE, SETTINGS_FILE = "tokenizer.json", "tokenizer_config.json"
 SIDES = ("padding_side", "truncation_side")
 NEEDS_UNKNOWN = ("WordLevel", "WordPiece")  # which stop at a word that they don't know
@@ -74,9 +77,14 @@ def _check_fast(file: Path, num_rows: int | None) -> dict[str, int]:
                 f"{numbers[beyond]} of {show(beyond)}", ANOTHER,
             )  # fmt: skip
     for key in ("normalizer", "pre_tokenizer"):
-        for pattern in _patterns(content.get(key)):
-            if repeats_repetitions(pattern):
+        growth = 1
+        for step in _steps(content.get(key)):
+            pattern = step.get("Regex")
+            if isinstance(pattern, str) and repeats_repetitions(pattern):
                 raise refusal(file, f"a {key} whose patterns end", f"{show(pattern)}, which may try for ever")
+            growth *= math.prod(max(1, len(step[name])) for name in ADDED if isinstance(step.get(name), str))
+        if growth > MOST_GROWTH:
+            raise refusal(file, f"a {key} that makes a text at most {MOST_GROWTH:,} times as long", f"{growth:,} times")
     return numbers
 
 
@@ -113,14 +121,13 @@ def _check_ends(processor: Any, known: set[int], file: Path) -> None:
             raise refusal(file, "a post_processor that adds tokens of its vocabulary", show(odd[0]))
 
 
-def _patterns(step: Any) -> Iterator[str]:
-    """Yield the regular expressions of a normalizer or a pre-tokenizer, however deep they stand."""
+def _steps(step: Any) -> Iterator[dict[str, Any]]:
+    """Yield the parts of a normalizer or a pre-tokenizer, and their patterns, however deep they stand."""
     layer = [step]
     while layer:
         inner = layer.pop()
         if isinstance(inner, dict):
-            if isinstance(inner.get("Regex"), str):
-                yield inner["Regex"]
+            yield inner
             layer += inner.values()
         elif isinstance(inner, list):
             layer += inner

@@ -129,6 +129,11 @@ def _check_files(input_file: Path, output_file: Path) -> str:
     found = find_ending(input_file)
     if not input_file.exists():
         raise FinetuneError(f"Expected --input_file to be a file or folder, but {str(input_file)!r} does not exist.")
+    if not (input_file.is_file() or input_file.is_dir()):  # it is read more than once
+        raise FinetuneError(
+            f"Expected --input_file to be a file or folder, but {str(input_file)!r} is a pipe or a device. Write what "
+            "comes out of it to a file."
+        )
     if found == ".parquet" and input_file.suffix.lower() in COMPRESSIONS:
         raise FinetuneError(
             f"Expected --input_file in Parquet as it is, which is compressed within, but got {input_file}. Unpack it."

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from finetune.errors import FinetuneError
+from finetune.errors import FinetuneError, failures_explained
 from finetune.files import are_one, flush, move_new
 
 __all__ = ["Unfinished", "check_output"]
@@ -90,9 +90,10 @@ class Unfinished:
 
     def append(self, content: bytes, num_rows: int) -> None:
         """Write rows; once they are on the disk, they count."""
-        self._rows.write(content)
-        self._rows.flush()
-        os.fsync(self._rows.fileno())
+        with failures_explained(self.folder / ROWS):  # what the system says of an open file does not name it
+            self._rows.write(content)
+            self._rows.flush()
+            os.fsync(self._rows.fileno())
         self.num_rows += num_rows
         self.num_bytes += len(content)
         self._note(rows=self.num_rows, bytes=self.num_bytes)
@@ -110,8 +111,9 @@ class Unfinished:
         if convert is not None:
             final = WHOLE
             self._remove(WHOLE)  # of an earlier run, which was killed while it wrote it
-            convert(self.folder / ROWS, self.folder / WHOLE)
-            flush(self.folder / WHOLE)
+            with failures_explained(self.folder / WHOLE):
+                convert(self.folder / ROWS, self.folder / WHOLE)
+                flush(self.folder / WHOLE)
         self._note(placing=final)
         try:
             move_new(self.folder / final, self.output)
@@ -187,9 +189,10 @@ class Unfinished:
         return rows
 
     def _note(self, **what: Any) -> None:
-        self._journal.write(json.dumps(what).encode() + b"\n")
-        self._journal.flush()
-        os.fsync(self._journal.fileno())
+        with failures_explained(self.folder / JOURNAL):
+            self._journal.write(json.dumps(what).encode() + b"\n")
+            self._journal.flush()
+            os.fsync(self._journal.fileno())
 
     def _remove(self, *names: str) -> None:
         for name in names:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from finetune.errors import FinetuneError
+from finetune.errors import FinetuneError, failures_explained
 from finetune.run.directory import TRIALS_FILE
 from finetune.run.fields import Amount, Count, Figure, Part
 
@@ -56,7 +56,7 @@ class Trials:
     def add(self, trial: Trial) -> None:
         """Keep a trial; the first makes the file."""
         entries = [trial.to_dict()] if self.all else [self.what, trial.to_dict()]
-        with self.path.open("a" if self.all else "w", encoding="utf-8") as file:
+        with failures_explained(self.path), self.path.open("a" if self.all else "w", encoding="utf-8") as file:
             file.write("".join(json.dumps(entry) + "\n" for entry in entries))
         self.all.append(trial)
 

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
+from finetune.errors import failures_explained
 from finetune.files import write_aside
 from finetune.hardware import cpu_seconds
 
@@ -99,7 +100,7 @@ class HistoryWriter(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         if state.is_world_process_zero and logs:
-            with self.path.open("a", encoding="utf-8") as file:
+            with failures_explained(self.path), self.path.open("a", encoding="utf-8") as file:
                 file.write(_to_line({**logs, "step": state.global_step}))
 
 
