@@ -456,7 +456,7 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     from finetune.inference.evaluate import evaluate_file
 
     output = Path(arguments.output_json) if arguments.output_json else None
-    replaces = output is not None and is_replaced(output, "--output_json")
+    replaces = output is not None and is_replaced(output, "--output_json", [arguments.test_file])
 
     columns = {
         name: getattr(arguments, name)

@@ -88,6 +88,7 @@ NO_FOLDER = (
         "HOME and USER",
     ),
 )
+NO_THREAD = f"error: Expected more memory: a thread could not begin. {FIXES[errno.ENOMEM]}\n".encode()
 TEMPORARY = re.compile(r".*/tmp[a-z0-9_]{8}/.*")  # as `tempfile` names folders
 # Exceptions that stand for a mistake in a program, whatever they say.
 MISTAKES = (TypeError, AttributeError, LookupError, AssertionError, NameError)
@@ -122,6 +123,7 @@ def exit_on_error() -> Iterator[None]:
     """
     warnings.showwarning = show_warning
     _open_streams()
+    sys.unraisablehook = _end_without_thread
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGXCPU, _refuse_more_time)
     try:
@@ -284,10 +286,7 @@ def _open_streams() -> None:
         try:
             os.fstat(number)
         except OSError:
-            opened = os.open(os.devnull, os.O_RDWR)
-            if opened != number:
-                os.dup2(opened, number)
-                os.close(opened)
+            _open_nothing(number)
             os.set_inheritable(number, True)
     for number, name in ((1, "stdout"), (2, "stderr")):
         if getattr(sys, name) is None:
@@ -307,6 +306,14 @@ def _refuse_more_time(*_: object) -> None:
     raise _TimeUsedUp
 
 
+def _end_without_thread(ignored: "sys.UnraisableHookArgs") -> None:
+    """End the process where a thread had no memory to begin: whoever started it waits for that without end."""
+    if isinstance(ignored.exc_value, MemoryError) and "thread started" in (ignored.err_msg or ""):
+        os.write(2, NO_THREAD)
+        os._exit(2)
+    sys.__unraisablehook__(ignored)
+
+
 def _find_unwritable_stream() -> str | None:
     """Name the standard stream that does not take what is written to it."""
     for name, stream in (("output", sys.stdout), ("error", sys.stderr)):
@@ -321,13 +328,21 @@ def _find_unwritable_stream() -> str | None:
 
 def _let_go_of_output() -> None:
     """Let what is still to be written to broken streams go nowhere: Python flushes them once more as it ends."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
     for number, stream in ((1, sys.stdout), (2, sys.stderr)):
         try:
             stream.flush()
         except (OSError, ValueError):
-            os.dup2(nowhere, number)
-    os.close(nowhere)
+            _open_nothing(number)
+
+
+def _open_nothing(number: int) -> None:
+    """Let a descriptor stand for nothing; it is closed first, since there may be no other."""
+    with contextlib.suppress(OSError):
+        os.close(number)
+    opened = os.open(os.devnull, os.O_RDWR)
+    if opened != number:
+        os.dup2(opened, number)
+        os.close(opened)
 
 
 def show_warning(message: Warning | str, *_: object, **__: object) -> None:

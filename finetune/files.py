@@ -12,7 +12,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ __all__ = [
 
 NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 AT_FDCWD, RENAME_NOREPLACE = -100, 1  # of Linux
-MOST_VALUES = 100_000  # of a YAML file
+MOST_CHARACTERS, MOST_VALUES = 10_000_000, 100_000  # of a YAML file
 ASIDE = re.compile(r"\.[0-9a-f]{8}\.partial$")
 
 
@@ -100,12 +100,19 @@ def write_folder_aside(folder: Path, replaces: bool = False) -> Iterator[Path]:
         raise
 
 
-def is_replaced(output: Path, flag: str) -> bool:
+def is_replaced(output: Path, flag: str, inputs: Sequence[str | None]) -> bool:
     """Return whether there is a file that an output, which the user has named by a flag, takes the place of.
 
+    Args:
+        output: What the flag names.
+        flag: Which.
+        inputs: What is read, which it is not to replace; names that are no files count as little as None.
+
     Raises:
-        FinetuneError: If something else is there, or no folder that it could be in.
+        FinetuneError: If something else is there, an input, or no folder that it could be in.
     """
+    if output.is_file() and any(one and Path(one).is_file() and output.samefile(one) for one in inputs):
+        raise FinetuneError(f"Expected {flag} to be another file than those that are read, but got {str(output)!r}.")
     if not output.parent.is_dir() or (os.path.lexists(output) and (output.is_symlink() or not output.is_file())):
         raise FinetuneError(
             f"Expected {flag} to be a file in a folder that exists, but got {str(output)!r}. Pass another one."
@@ -173,9 +180,7 @@ def write_json(path: Path, content: Any, replaces: bool = True) -> None:
     """Write JSON as `write_aside` does, so that a reader never sees half of it; NaN becomes null, which JSON has."""
     text = json.dumps(_without_nan(content), indent=2, ensure_ascii=False, default=str, allow_nan=False)
     with write_aside(path, replaces) as aside:
-        aside.write_bytes(
-            f"{text}\n".encode("utf-8", "backslashreplace")
-        )  # as JSON spells a path that is not UTF-8
+        aside.write_bytes(f"{text}\n".encode("utf-8", "backslashreplace"))  # as JSON spells a path that is not UTF-8
 
 
 def read_json(path: Path) -> Any:
@@ -193,7 +198,11 @@ def read_yaml(path: str, flag: str) -> Any:
         FinetuneError: If it can't be read, is none, or its aliases make it endless.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        with Path(path).open(encoding="utf-8") as file:
+            text = file.read(MOST_CHARACTERS + 1)  # of a device there is no end
+        if len(text) > MOST_CHARACTERS:
+            raise ValueError(f"it has more than {MOST_CHARACTERS:,} characters.")
+        content = yaml.safe_load(text)
     except FileNotFoundError:
         raise FinetuneError(f"Expected a YAML file after {flag}, but {path!r} does not exist.") from None
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # also a NUL in the name

@@ -12,7 +12,10 @@ __all__ = ["progress_bar"]
 @contextlib.contextmanager
 def progress_bar(total: int, description: str) -> Iterator[Callable[[int], None]]:
     """Show a bar on a terminal, nothing elsewhere; gives the function that advances it."""
-    with tqdm(total=total, desc=description, unit=" texts", leave=False, disable=not sys.stderr.isatty()) as bar:
+    if not sys.stderr.isatty():  # a bar that is disabled starts its thread too, which takes memory
+        yield lambda count: None
+        return
+    with tqdm(total=total, desc=description, unit=" texts", leave=False) as bar:
 
         def advance(count: int) -> None:
             bar.update(count)

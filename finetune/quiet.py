@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 
 import datasets
+from tqdm import tqdm
 from transformers.utils import logging
 
 from finetune.errors import show_warning
@@ -37,6 +38,7 @@ def quiet_program() -> None:
     """Quieten the libraries for the rest of the process: for recipes and commands, not for use as a library."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    tqdm.monitor_interval = 0  # a thread that gets no memory is waited for without end
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     warnings.filterwarnings("ignore", module=r"torch\..*|accelerate\..*|peft\..*|transformers\..*|datasets\..*")
@@ -46,11 +48,12 @@ def quiet_program() -> None:
 @contextlib.contextmanager
 def quiet_restored() -> Iterator[None]:
     """Undo in the end what `quiet_program` did on the way, for callers that go on: a notebook, a script."""
-    has_bars = not datasets.are_progress_bars_disabled()
+    has_bars, interval = not datasets.are_progress_bars_disabled(), tqdm.monitor_interval
     with warnings.catch_warnings(), _transformers_restored():
         try:
             yield
         finally:
+            tqdm.monitor_interval = interval
             if has_bars:
                 datasets.enable_progress_bars()
 

@@ -7,7 +7,9 @@ from typing import TypeVar
 
 import psutil
 
-__all__ = ["compute_side_by_side", "count_physical_cores", "default_num_threads"]
+from finetune.errors import FinetuneError
+
+__all__ = ["compute_side_by_side", "count_launched", "count_physical_cores", "default_num_threads"]
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -21,8 +23,22 @@ def count_physical_cores() -> int:
 
 def default_num_threads() -> int:
     """Divide the physical cores by the number of processes that the launcher started on this host."""
-    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, count_physical_cores() // local_processes)
+    return max(1, count_physical_cores() // count_launched("LOCAL_WORLD_SIZE"))
+
+
+def count_launched(variable: str = "WORLD_SIZE") -> int:
+    """Return how many processes the launcher says that it started, here or on all hosts; 1 if it says nothing.
+
+    Raises:
+        FinetuneError: If that is no number.
+    """
+    given = os.environ.get(variable) or "1"
+    if not (given.isascii() and given.isdecimal() and int(given)):
+        raise FinetuneError(
+            f"Expected {variable}, which launchers set, to be a number of processes, but found {given!r}. Unset it, or "
+            "start several processes with accelerate launch or torchrun."
+        )
+    return int(given)
 
 
 def compute_side_by_side(

@@ -11,9 +11,11 @@ a few minutes on a laptop.
 
 import sys
 
-from finetune.engine import DEFAULTS, run_training
 from finetune.errors import exit_on_error
-from finetune.settings.parsing import parse_arguments
+
+with exit_on_error():  # what goes wrong is one line, also while torch is imported
+    from finetune.engine import DEFAULTS, run_training
+    from finetune.settings.parsing import parse_arguments
 
 
 def main(argv=None):

@@ -6,22 +6,24 @@
 By default all-MiniLM-L6-v2, a BERT of six layers, on 20,000 reviews, both embedded. README.md has expected figures.
 """
 
-import evaluate
-from finetune.accelerated import enable
-from finetune.data.load import complete_splits, load_given_splits
-from finetune.data.tokenize import encode_rows, find_cache
 from finetune.errors import exit_on_error
-from finetune.evaluate_metrics import list_metrics
-from finetune.hub.push import push_run
-from finetune.inference.evaluate import evaluate_run
-from finetune.methods import fitting_adapter, lora_over, reinitialise_layers
-from finetune.models.load import check_loaded, fit_to_checkpoint, loading, locate_checkpoint, note_origin
-from finetune.pretraining.pretrain import pretrain_encoder
-from finetune.run.run import Run
-from finetune.settings.parsing import parse_flags
-from finetune.training.trainer import FineTuningTrainer
-from peft import LoraConfig, get_peft_model
-from transformers import AutoTokenizer, BertForSequenceClassification, TrainingArguments, set_seed
+
+with exit_on_error():  # what goes wrong is one line, also while torch is imported
+    import evaluate
+    from finetune.accelerated import enable
+    from finetune.data.load import complete_splits, load_given_splits
+    from finetune.data.tokenize import encode_rows, find_cache
+    from finetune.evaluate_metrics import list_metrics
+    from finetune.hub.push import push_run
+    from finetune.inference.evaluate import evaluate_run
+    from finetune.methods import fitting_adapter, lora_over, reinitialise_layers
+    from finetune.models.load import check_loaded, fit_to_checkpoint, loading, locate_checkpoint, note_origin
+    from finetune.pretraining.pretrain import pretrain_encoder
+    from finetune.run.run import Run
+    from finetune.settings.parsing import parse_flags
+    from finetune.training.trainer import FineTuningTrainer
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoTokenizer, BertForSequenceClassification, TrainingArguments, set_seed
 
 
 def main(argv=None):

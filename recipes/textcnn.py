@@ -6,21 +6,23 @@
 Its tokens are the words of the training texts; nothing is pretrained, unless --textcnn_variant asks for word vectors.
 """
 
-import evaluate
-from finetune.accelerated import enable
-from finetune.data.load import complete_splits, load_given_splits
-from finetune.data.tokenize import encode_rows, find_cache
 from finetune.errors import exit_on_error
-from finetune.evaluate_metrics import list_metrics
-from finetune.families.textcnn import load_textcnn_tokenizer, load_word_vectors
-from finetune.families.textcnn.textcnn import TextCNNConfig, TextCNNForSequenceClassification
-from finetune.hub.push import push_run
-from finetune.inference.evaluate import evaluate_run
-from finetune.models.inputs import count_rows
-from finetune.run.run import Run
-from finetune.settings.parsing import parse_flags
-from finetune.training.trainer import FineTuningTrainer
-from transformers import TrainingArguments, set_seed
+
+with exit_on_error():  # what goes wrong is one line, also while torch is imported
+    import evaluate
+    from finetune.accelerated import enable
+    from finetune.data.load import complete_splits, load_given_splits
+    from finetune.data.tokenize import encode_rows, find_cache
+    from finetune.evaluate_metrics import list_metrics
+    from finetune.families.textcnn import load_textcnn_tokenizer, load_word_vectors
+    from finetune.families.textcnn.textcnn import TextCNNConfig, TextCNNForSequenceClassification
+    from finetune.hub.push import push_run
+    from finetune.inference.evaluate import evaluate_run
+    from finetune.models.inputs import count_rows
+    from finetune.run.run import Run
+    from finetune.settings.parsing import parse_flags
+    from finetune.training.trainer import FineTuningTrainer
+    from transformers import TrainingArguments, set_seed
 
 
 def main(argv=None):

@@ -164,6 +164,10 @@ def test_bad_settings_are_refused_in_one_line(argv, message):
         ("lora: 3", "lines below a method"),
         ("just words", "Expected 'name: value' lines"),
         ("a: [", "can't be read"),
+        ("[" * 5_000, "can't be read"),
+        ("max_length: &a [*a]", "the aliases in .* stand for more"),
+        ("&a {seed: *a}", "the aliases in .* stand for more"),
+        ("a0: &a0 [1]\n" + "".join(f"a{n + 1}: &a{n + 1} [{f'*a{n}, ' * 10}]\n" for n in range(9)), "at most 100,000"),
     ],
 )
 def test_bad_yaml_is_refused_in_one_line(tmp_path, content, message):
@@ -171,6 +175,11 @@ def test_bad_yaml_is_refused_in_one_line(tmp_path, content, message):
     config.write_text(content)
     with pytest.raises(FinetuneError, match=message):
         parse("--config", str(config))
+
+
+def test_settings_are_not_read_without_end():
+    with pytest.raises(FinetuneError, match="can't be read: it has more than 10,000,000 characters"):
+        parse("--config", "/dev/zero")
 
 
 def test_help_documents_every_setting(capsys):

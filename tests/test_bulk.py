@@ -209,12 +209,15 @@ def test_an_unfinished_output_of_another_input_is_left_alone(runs, rows, tmp_pat
         ("in.json", "out.jsonl", "to tell the text column"),
         ("in.parquet.gz", "out.parquet", "Unpack it"),
         ("missing.csv", "out.csv", "does not exist"),
+        ("pipe.csv", "out.csv", "is a pipe or a device"),
+        ("/dev/zero", "out.csv", "is a pipe or a device"),
         ("taken.csv", "out.csv", "without the columns ['predicted_label']"),
     ],
 )
 def test_files_that_don_t_fit_are_refused(runs, rows, tmp_path, capsys, source, target, message):
     write(tmp_path / "in.csv", rows)
     (tmp_path / "in.json").write_text("[]")
+    os.mkfifo(tmp_path / "pipe.csv")
     (tmp_path / "in.parquet.gz").write_bytes(b"")
     write(tmp_path / "taken.csv", [{**row, "predicted_label": "x"} for row in rows])
     (tmp_path / "there.csv").write_text("kept")

@@ -166,13 +166,24 @@ def test_rules_are_read_as_they_were_written(tmp_path):
 @pytest.mark.parametrize(
     "content",
     ["[]", "{", "{}", '{"temperature": 0}', '{"temperature": "x"}', '{"temperature": 1, "costs": [[1]]}',
+     '{"temperature": 1e-300}', '{"temperature": 1e300}', '{"temperature": "1"}', '{"temperature": true}',
+     '{"temperature": 1, "costs": [[0, NaN], [1, 0]]}', '{"temperature": 1, "rules": []}',
      '{"temperature": 1, "abstention": {}}', '{"temperature": 1, "abstention": 3}',
+     '{"temperature": 1, "abstention": {"precision": 0.9, "confidence": NaN, "answered": 1}}',
+     '{"temperature": 1, "abstention": {"precision": 0.9, "confidence": 1e9, "answered": 1}}',
+     '{"temperature": 1, "prediction_sets": {"coverage": 9, "class_conditional": false, "quantiles": [1, 1]}}',
+     '{"temperature": 1, "prediction_sets": {"coverage": 0.9, "class_conditional": false, "quantiles": [-1, 1]}}',
      '{"temperature": 1, "prediction_sets": {"coverage": 0.9, "class_conditional": false, "quantiles": [1]}}'],
 )  # fmt: skip
 def test_spoilt_rules_are_refused_in_one_line(tmp_path, content):
     (tmp_path / DECISIONS_FILE).write_text(content)
     with pytest.raises(FinetuneError, match=DECISIONS_FILE):
         read_rules(tmp_path, TASK)
+
+
+def test_logits_that_a_temperature_makes_infinite_are_no_answer():
+    with pytest.raises(FinetuneError, match="gives NaN or infinity for text 1 of 2"):
+        DecisionRules(temperature=0.01).to_probabilities(np.array([[1, 2], [1e38, 2e38]], dtype=np.float32))
 
 
 @pytest.fixture(scope="module")

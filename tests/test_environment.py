@@ -11,13 +11,16 @@ import hashlib
 import itertools
 import json
 import os
+import resource
 import shutil
 import stat
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import pytest
-from conftest import make_reviews, write_csv, write_tiny_bert
+from conftest import ROOT, make_reviews, write_csv, write_tiny_bert
 from safetensors import SafetensorError
 from surroundings import UNKNOWN_USER, Surroundings
 from transformers import AutoModelForSequenceClassification
@@ -211,6 +214,16 @@ STARVED = {
     "memory": (["predict", "{place}/full", TEXT], {"limits": {"AS": "+0"}}, "Expected more memory"),
     "open files": (["predict", "{place}/full", TEXT], {"limits": {"NOFILE": "+0"}}, "(ulimit -n)"),
     "a working folder": (["predict", "full", TEXT], {"cwd": "deleted"}, "does not exist"),
+    "launchers": (
+        ["train", "{place}/train.csv", "--method", "textcnn"],
+        {"environ": {"WORLD_SIZE": "2"}},
+        "variables that launchers set for 2 processes",
+    ),
+    "a launcher's other processes": (
+        ["predict", "{place}/full", "--input_file", "{place}/train.csv", "--output_file", "out.csv"],
+        {"environ": {"WORLD_SIZE": "2"}},
+        "variables that launchers set for 2 processes",
+    ),
     "a cache": (["doctor", "--train_file", "{place}/train.csv"], {"cache": "/proc"}, "/proc/finetune."),
     "processor time": (
         ["-c", "from finetune.errors import exit_on_error\nwith exit_on_error():\n    while True: pass"],
@@ -231,6 +244,33 @@ def test_too_little_is_said_in_one_line(surroundings, place, tmp_path, what):
     assert line.startswith("error: ")
     assert said in line
     assert not list(tmp_path.rglob("*.partial"))
+
+
+@pytest.mark.parametrize("name", ["imdb", "textcnn", "classify"])
+def test_a_recipe_without_memory_for_its_libraries_says_so(name):
+    def limit():
+        resource.setrlimit(resource.RLIMIT_AS, (2**28, 2**28))
+
+    command = [sys.executable, str(ROOT / f"recipes/{name}.py")]
+    ended = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True, check=False)
+    assert ended.returncode == 2, ended.stderr
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("error: Expected more memory")
+
+
+def test_a_thread_without_memory_is_not_waited_for(surroundings, tmp_path):
+    code = """
+import threading
+from finetune.errors import exit_on_error
+def fail(thread):
+    raise MemoryError
+threading.Thread._bootstrap_inner = fail
+with exit_on_error():
+    threading.Thread(target=print).start()
+"""
+    assert surroundings.run(["-c", code], tmp_path / "log", patience=20) == 2
+    (line,) = read_log(tmp_path / "log").splitlines()
+    assert line.startswith("error: Expected more memory: a thread could not begin")
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="becoming somebody else takes root")

@@ -123,19 +123,36 @@ def test_an_output_in_json_is_a_file(tmp_path, name):
     (tmp_path / "link.json").symlink_to("nowhere")
     os.mkfifo(tmp_path / "null")
     with pytest.raises(FinetuneError, match="to be a file in a folder that exists"):
-        is_replaced(tmp_path / name, "--output_json")
+        is_replaced(tmp_path / name, "--output_json", [])
     with pytest.raises(FinetuneError, match="to be a file"):
-        is_replaced(Path("/dev/null"), "--output_json")
+        is_replaced(Path("/dev/null"), "--output_json", [])
 
 
 def test_an_output_in_json_is_replaced_if_it_was_there_and_only_then(tmp_path):
-    assert not is_replaced(tmp_path / "a.json", "--output_json")
+    assert not is_replaced(tmp_path / "a.json", "--output_json", [])
     write_json(tmp_path / "a.json", [1], replaces=False)
-    assert is_replaced(tmp_path / "a.json", "--output_json")
+    assert is_replaced(tmp_path / "a.json", "--output_json", [])
     with pytest.raises(FileExistsError):
         write_json(tmp_path / "a.json", [2], replaces=False)
     write_json(tmp_path / "a.json", [3], replaces=True)
     assert json.loads((tmp_path / "a.json").read_text()) == [3]
+
+
+def test_no_output_takes_the_place_of_an_input(tmp_path, capsys):
+    data = tmp_path / "in.csv"
+    data.write_text("text,label\n" + "".join(f"film {number},{number % 2}\n" for number in range(20)))
+    (tmp_path / "linked.csv").hardlink_to(data)
+    before = data.read_bytes()
+    for output in (data, tmp_path / "linked.csv", tmp_path / "." / "in.csv"):
+        with pytest.raises(SystemExit):
+            finetune_command(["doctor", "--train_file", str(data), "--output_json", str(output)])
+        assert "to be another file than those that are read" in capsys.readouterr().err
+    assert data.read_bytes() == before
+
+
+def test_what_is_no_text_in_a_name_is_written_as_json_spells_it(tmp_path):
+    write_json(tmp_path / "a.json", {"path": "caf\udce9.csv"})
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"path": "caf\udce9.csv"}
 
 
 def test_findings_do_not_take_the_place_of_a_file_that_came_into_being(tmp_path, monkeypatch, capsys):

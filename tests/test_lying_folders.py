@@ -33,7 +33,7 @@ from conftest import make_reviews, needs_exporters, recipe_of, write_csv, write_
 from safetensors.numpy import load_file, save_file
 
 from finetune.cli import main as finetune_command
-from finetune.errors import FinetuneError, exit_on_error
+from finetune.errors import FinetuneError, exit_on_error, failures_explained
 from finetune.examination import patterns
 from finetune.examination.checksums import CHECKSUMS_FILE
 from finetune.examination.documents import read_object
@@ -446,6 +446,9 @@ def test_no_lying_folder_answers_unseen(good, tmp_path, keeps_sums):
 
 
 # What was found, and its neighbours: which folder, which file, what is put into it, and what is said.
+GROWING = {"type": "Sequence", "normalizers": [
+    {"type": "Replace", "pattern": {"String": "o"}, "content": "o" * 100} for _ in range(3)
+]}  # fmt: skip
 REFUSED = [
     ("full", "config.json", {"_attn_implementation": "someone/kernel"}, "_attn_implementation to be built in"),
     ("full", "config.json", {"attn_implementation": {"text": "someone/kernel"}}, "attn_implementation to be built in"),
@@ -496,6 +499,11 @@ REFUSED = [
     ("full", "tokenizer_config.json", {"vocab_file": "/etc/passwd"}, "no vocab_file"),
     ("full", "tokenizer_config.json", {"fast_tokenizer_files": ["../tokenizer.9.json"]}, "names of files beside it"),
     ("full", "tokenizer_config.json", {"added_tokens_decoder": {"1" * 12: {"content": "a"}}}, "added_tokens_decoder"),
+    ("full", "config.json", {"id2label": {"0": "neg\ud800", "1": "pos"}}, r"'neg\ud800' among them"),
+    ("tfidf", "label_names.json", ["neg", "pos\udfff"], r"'pos\udfff' among them"),
+    ("tfidf", "label_names.json", [str(number) for number in [*range(10**6), 10**6 - 1]], "'999999' twice"),
+    ("full", "tokenizer.json", {"normalizer": GROWING}, "at most 1,000 times as long, but found 1,000,000 times"),
+    ("onnx", "tokenizer.json", {"normalizer": {"type": "Prepend", "prepend": "a " * 10**6}}, "a normalizer that makes"),
     ("onnx", "tokenizer.json", HOSTILE["tokenizer.json"][2], "1000000000 of"),
     ("onnx", "config.json", {"id2label": {"0": "neg", "1": "neg"}}, "'neg' twice"),
 ]
@@ -609,6 +617,28 @@ def test_a_graph_has_its_weights_beside_it_and_no_loops(lying, tmp_path):
     with pytest.raises(FinetuneError, match="operators that are built into onnxruntime"):
         check_graph(file)
 
+    def keep_sparse(graph):
+        graph.sparse_initializer.add().dims.extend([2, 2])
+
+    changed(keep_sparse)
+    with pytest.raises(FinetuneError, match="weights that are not sparse"):
+        check_graph(file)
+
+    def make_sparse(graph):
+        graph.node[0].attribute.append(onnx.AttributeProto(name="value", sparse_tensor=onnx.SparseTensorProto()))
+
+    changed(make_sparse)
+    with pytest.raises(FinetuneError, match="weights that are not sparse"):
+        check_graph(file)
+
+    model = onnx.load_from_string(whole)  # each function calls the next one twice: 2^40 operators
+    for number in range(40):
+        calls = [onnx.helper.make_node(f"F{number + 1}", ["x"], ["x"], domain="f") for _ in range(2)]
+        model.functions.append(onnx.helper.make_function("f", f"F{number}", ["x"], ["x"], calls, []))
+    file.write_bytes(model.SerializeToString())
+    with pytest.raises(FinetuneError, match="a graph without functions of its own, but found 40"):
+        check_graph(file)
+
     def loop(graph):
         graph.node[0].attribute.append(onnx.helper.make_attribute("body", onnx.GraphProto(name="body")))
 
@@ -625,6 +655,15 @@ def test_a_graph_has_its_weights_beside_it_and_no_loops(lying, tmp_path):
     data.write_bytes(content)
     with pytest.raises(FinetuneError, match="weights that are numbers"):
         check_graph(file)
+
+
+@needs_exporters
+@pytest.mark.parametrize("name", ["full", "onnx"])
+def test_what_a_library_in_rust_panics_at_is_one_line(lying, name):
+    folder = lying(name)
+    write_entry(folder / "tokenizer.json", {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}})
+    with pytest.raises(FinetuneError, match="it gave up: Precompiled"), failures_explained():
+        load_predictor(folder)
 
 
 @pytest.mark.parametrize(("name", "family"), [("lora", "textcnn"), ("lora", "contrastive"), ("full", "tfidf")])

@@ -61,9 +61,9 @@ def json_list(rows) -> bytes:
     return json.dumps([{"text": text, "label": label} for text, label in rows], indent=1, ensure_ascii=False).encode()
 
 
-def parquet(rows, **columns) -> bytes:
+def parquet(rows, metadata=None, **columns) -> bytes:
     table = {"text": [text for text, _ in rows], "label": [label for _, label in rows], **columns}
-    pq.write_table(pa.table(table), sink := io.BytesIO())
+    pq.write_table(pa.table(table, metadata=metadata), sink := io.BytesIO())
     return sink.getvalue()
 
 
@@ -636,6 +636,8 @@ PNG = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x01\x00"
         ("a.csv", 'text,label\nx,a\n"x"y,b\n', "in the row from line 3 on got: ',' expected after '\"'"),
         ("a.csv", "text,label\nx,a\ntext,label\ny,b\n", "but line 3 is its header once more. Remove the line"),
         ("a.csv", "text,label,text \nx,a,y\n", "found ['text'] twice. Rename one"),
+        ("a.csv", f"text,label,{','.join(map(str, range(100_000)))},0\nx,a\n", "found ['0'] twice. Rename one"),
+        ("a.parquet", parquet(ROWS, {b"huggingface": b"[" * 100_000}), "whole, readable file"),
         ("a.parquet", parquet(ROWS, **{"x" * 2_000: [1] * 5}), "found one of 2,000 characters. Add a line with names"),
         ("a.csv", "x" * 10_000_000, "found one of 10,000,000 characters"),
         ("a.csv", f"text,label\n{'x' * 10_000_000},a\n", "at line 2 has 10,000,000. Is a quote missing?"),

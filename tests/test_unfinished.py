@@ -403,6 +403,24 @@ def test_what_somebody_puts_into_our_folder_stays(model, paths, tmp_path, monkey
     assert [path.name for path in (tmp_path / "out.csv.unfinished").iterdir()] == ["mine"]
 
 
+@pytest.mark.parametrize("name", ["in.csv", "in.parquet"])
+def test_a_full_disk_is_said_of_the_file_that_it_befell(model, whole, tmp_path, monkeypatch, name):
+    source, _ = whole(name)
+    target = tmp_path / f"out{source.suffix}"
+    full = {"in.csv": "_open_rows", "in.parquet": "_lock"}[name]
+    opened = getattr(Unfinished, full)
+
+    def open_full(self, *args, **kwargs):
+        opened(self, *args, **kwargs).close()
+        return Path("/dev/full").open("r+b")
+
+    monkeypatch.setattr(Unfinished, full, open_full)
+    with pytest.raises(FinetuneError) as refusal:
+        go_on(model, source, target)
+    file = target.with_name(f"{target.name}.unfinished") / {"_open_rows": ROWS, "_lock": JOURNAL}[full]
+    assert str(refusal.value).startswith(f"No space left on device: {file}. Make room")
+
+
 def test_a_second_process_is_refused(model, paths, tmp_path):
     with Unfinished(paths[1], {}), pytest.raises(FinetuneError, match="another process is at it"):
         go_on(model, *paths)

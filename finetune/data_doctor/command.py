@@ -77,7 +77,8 @@ def main(argv: Sequence[str]) -> int:
     if data.max_length < 3:
         raise FinetuneError(f"Expected --max_length of at least 3, but got {data.max_length}.")
     output = Path(doctor.output_json).absolute() if doctor.output_json else None
-    replaces = output is not None and is_replaced(output, "--output_json")
+    inputs = [data.train_file, data.validation_file, data.test_file]
+    replaces = output is not None and is_replaced(output, "--output_json", inputs)
     quiet_program()
     unused = [f"--{name}" for name in UNUSED if any(word.split("=")[0] == f"--{name}" for word in argv)]
     if unused:

@@ -32,6 +32,7 @@ from finetune.inference.unfinished import Unfinished, check_output
 from finetune.models.answers import TextClassifier
 from finetune.progress_bar import progress_bar
 from finetune.tasks import MULTI_LABEL, REGRESSION
+from finetune.threads import count_launched
 
 __all__ = ["predict_file"]
 
@@ -190,35 +191,32 @@ def _lost_processes_in_one_line() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if _num_processes() == 1:
+        if count_launched() == 1:
             raise
         from finetune.run.waiting import is_lost_connection
 
         if not is_lost_connection(error):
             raise
         raise FinetuneError(
-            f"Expected {_num_processes()} processes, but one ended or its host can't be reached. Look for its own "
+            f"Expected {count_launched()} processes, but one ended or its host can't be reached. Look for its own "
             "message above, then give the same command again: it goes on where the output ends."
         ) from error
 
 
-def _num_processes() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 def _join_processes() -> bool:
     """Join the other processes of the launcher, if there are any; tells whether this is the main one."""
-    if _num_processes() == 1:
+    if count_launched() == 1:
         return True
     import torch
-    from accelerate import PartialState
 
-    return PartialState(cpu=not torch.cuda.is_available(), timeout=SILENCE).is_main_process
+    from finetune.settings.launched import join_processes
+
+    return join_processes(SILENCE, use_cpu=not torch.cuda.is_available())
 
 
 def _agree(done: int) -> int:
     """Broadcast the main process's number, once all processes have got here."""
-    if _num_processes() == 1:
+    if count_launched() == 1:
         return done
     from torch import distributed
 

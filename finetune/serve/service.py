@@ -472,7 +472,8 @@ def _bind(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
-    except (OSError, OverflowError) as error:
+        listener.listen(TAKEN_AT_ONCE)  # which fails where another process listens, as binding alone may not
+    except (OSError, OverflowError, TypeError) as error:  # TypeError of a name that has no encoding
         listener.close()
         raise FinetuneError(
             f"Expected a free address, but {host}:{port} can't be had: {getattr(error, 'strerror', None) or error}. "

@@ -5,14 +5,17 @@ runs; one that was given otherwise is refused.
 """
 
 import os
+from datetime import timedelta
 from typing import Any
 
+from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 from transformers import TrainingArguments
 
 from finetune.errors import FinetuneError
+from finetune.threads import count_launched
 
-__all__ = ["check_launched", "launched_defaults", "launched_precision", "launched_to_cpu"]
+__all__ = ["check_launched", "join_processes", "launched_defaults", "launched_precision", "launched_to_cpu"]
 
 COMPILES = {"torch_compile", "torch_compile_backend"}
 
@@ -24,7 +27,36 @@ def launched_precision() -> str:
 
 def launched_to_cpu() -> bool:
     """Return whether `accelerate launch --cpu` started this process."""
-    return parse_flag_from_env("ACCELERATE_USE_CPU")
+    return _read_flag("ACCELERATE_USE_CPU")
+
+
+def join_processes(timeout: timedelta, use_cpu: bool) -> bool:
+    """Join the other processes that the launcher started; tells whether this is the main one.
+
+    Args:
+        timeout: After which one that has not come counts as missing.
+        use_cpu: Whether they compute on CPUs.
+
+    Raises:
+        FinetuneError: If the launcher's variables don't say where the others are.
+    """
+    try:
+        return PartialState(cpu=use_cpu, timeout=timeout).is_main_process
+    except ValueError as error:
+        raise FinetuneError(
+            f"Expected the variables that launchers set for {count_launched()} processes, but got: {error}. Start them "
+            "with accelerate launch or torchrun, or unset WORLD_SIZE."
+        ) from error
+
+
+def _read_flag(variable: str) -> bool:
+    try:
+        return parse_flag_from_env(variable)
+    except ValueError:
+        found = os.environ[variable]
+        raise FinetuneError(
+            f"Expected {variable}, which accelerate launch sets, to be true or false, but found {found!r}. Unset it."
+        ) from None
 
 
 def _launched_backend() -> str:
@@ -67,7 +99,7 @@ def check_launched(training: TrainingArguments, given: frozenset[str]) -> None:
         )
     if launched_to_cpu() and "use_cpu" in given and not training.use_cpu:
         raise FinetuneError("Expected one device, but got --cpu from accelerate launch, and --use_cpu false. Drop one.")
-    sharded = training.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP")
+    sharded = training.fsdp or _read_flag("ACCELERATE_USE_FSDP")
     if sharded and training.world_size == 1:
         flag = "--fsdp" if training.fsdp else "FSDP from accelerate launch"
         raise FinetuneError(f"Expected several processes with {flag}, but there is one. Start more, or leave it out.")

@@ -17,7 +17,6 @@ from datetime import timedelta
 from typing import Any, NoReturn
 
 import torch
-from accelerate import PartialState
 from transformers import HfArgumentParser, SchedulerType, TrainingArguments
 from transformers.utils import is_torch_tf32_available
 
@@ -32,7 +31,7 @@ from finetune.metrics import GREATER_IS_BETTER
 from finetune.settings.arguments import Arguments
 from finetune.settings.checks import check_arguments
 from finetune.settings.declared import declare, own_settings
-from finetune.settings.launched import launched_defaults, launched_precision, launched_to_cpu
+from finetune.settings.launched import join_processes, launched_defaults, launched_precision, launched_to_cpu
 from finetune.settings.parts import (
     PARTS,
     DataArguments,
@@ -44,6 +43,7 @@ from finetune.settings.parts import (
     TuningArguments,
 )
 from finetune.settings.tracked import track
+from finetune.threads import count_launched
 
 __all__ = ["Flags", "parse_arguments", "parse_flags", "to_flags"]
 
@@ -274,9 +274,9 @@ def _join_processes(words: Sequence[str]) -> None:
     """On CPUs, join the other processes with --ddp_timeout; TrainingArguments would do it with torch's half hour."""
     timeout = _value_of("ddp_timeout", words) or str(DDP_TIMEOUT)
     use_cpu = not torch.cuda.is_available() or "--use_cpu" in words or launched_to_cpu()
-    if use_cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1 and timeout.isdigit():
+    if use_cpu and count_launched() > 1 and timeout.isdigit():
         try:
-            PartialState(cpu=True, timeout=timedelta(seconds=int(timeout)))
+            join_processes(timedelta(seconds=int(timeout)), use_cpu=True)
         except torch.distributed.DistError as error:
             raise _not_all_came(error) from error
 

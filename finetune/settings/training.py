@@ -4,9 +4,9 @@ A field that is not named below trains a network and changes its results, within
 """
 
 import math
-import os
 
 from finetune.settings.declaration import Setting, Values, always, trains_network
+from finetune.threads import count_launched
 
 __all__ = ["TRAINING"]
 
@@ -74,7 +74,7 @@ def _reports_to_trackio(settings: Values) -> bool:
 
 
 def _has_processes(settings: Values) -> bool:
-    return trains_network(settings) and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return trains_network(settings) and count_launched() > 1
 
 
 def _pushes(settings: Values) -> bool:
