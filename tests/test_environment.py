@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, make_reviews, write_csv, write_tiny_bert
 from safetensors import SafetensorError
-from surroundings import UNKNOWN_USER, Surroundings
+from surroundings import PATIENCE_SECONDS, UNKNOWN_USER, Surroundings
 from transformers import AutoModelForSequenceClassification
 
 from finetune.errors import FinetuneError, explain_failure, failures_explained
@@ -418,7 +418,7 @@ def fill(part, words):
     return [fill(value, words) for value in part] if isinstance(part, list | tuple) else part
 
 
-def run_matrix(folder, places, commands, output, quick):
+def run_matrix(folder, places, commands, output, quick, patience=PATIENCE_SECONDS):
     """Run every command in every place; nothing that was there may change."""
     counts = collections.defaultdict(collections.Counter)
     cells = []
@@ -451,7 +451,7 @@ def run_matrix(folder, places, commands, output, quick):
                 log = folder / "log"
                 for path in (log, Path(f"{log}.traceback")):
                     path.unlink(missing_ok=True)
-                status = surroundings.run(argv, log, **found)
+                status = surroundings.run(argv, log, patience=patience, **found)
                 how = judge(status, log, found)
                 said = [line for line in read_log(log).splitlines() if line.startswith(("error: ", "interrupted"))]
                 again = None
@@ -487,6 +487,7 @@ def main():
     parser.add_argument("--commands", help="likewise for commands")
     parser.add_argument("--workplace", help="a folder to keep, where the models of an earlier start are used again")
     parser.add_argument("--quick", action="store_true", help="don't run what failed again without the fault")
+    parser.add_argument("--patience", type=float, default=PATIENCE_SECONDS, help="seconds until a command hangs")
     parser.add_argument("--output_json")
     flags = parser.parse_args()
 
@@ -498,7 +499,8 @@ def main():
         where = Path(flags.workplace or folder)
         where.mkdir(exist_ok=True)
         places = {name: PLACES[name] for name in choose(PLACES, flags.places)}
-        run_matrix(where, places, choose(COMMANDS, flags.commands), flags.output_json, flags.quick)
+        run_matrix(where, places, choose(COMMANDS, flags.commands), flags.output_json, flags.quick,
+                   flags.patience)  # fmt: skip
 
 
 if __name__ == "__main__":
