@@ -13,7 +13,7 @@ from finetune.decisions.abstention import choose_confidence, reachable_precision
 from finetune.decisions.cost_matrix import build_cost_matrix, read_cost_matrix
 from finetune.decisions.prediction_sets import fit_prediction_sets
 from finetune.decisions.rules import DecisionRules, HeldOut, Wishes, fit_rules
-from finetune.decisions.saved import DECISIONS_FILE, HELD_OUT_FILE, read_rules, write_rules
+from finetune.decisions.saved import DECISIONS_FILE, HELD_OUT_FILE, read_held_out, read_rules, write_rules
 from finetune.errors import FinetuneError
 from finetune.inference.predict import load_predictor
 from finetune.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL, Task
@@ -179,6 +179,21 @@ def test_spoilt_rules_are_refused_in_one_line(tmp_path, content):
     (tmp_path / DECISIONS_FILE).write_text(content)
     with pytest.raises(FinetuneError, match=DECISIONS_FILE):
         read_rules(tmp_path, TASK)
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "labels"),
+    [
+        (SINGLE_LABEL, [0, 2]), (SINGLE_LABEL, [0.0, 1.0]), (SINGLE_LABEL, []), (REGRESSION, [np.nan, 1.0]),
+        (MULTI_LABEL, [[0, 1], [2, 0]]),
+    ],
+)  # fmt: skip
+def test_spoilt_held_out_rows_are_refused_in_one_line(tmp_path, problem_type, labels):
+    task = Task(problem_type, ["a"] if problem_type == REGRESSION else ["a", "b"])
+    logits = np.zeros((len(labels), len(task.label_names)), dtype=np.float32)
+    write_rules(tmp_path, DecisionRules(problem_type), HeldOut(logits, np.array(labels)))
+    with pytest.raises(FinetuneError, match=HELD_OUT_FILE):
+        read_held_out(tmp_path, task)
 
 
 def test_logits_that_a_temperature_makes_infinite_are_no_answer():

@@ -98,6 +98,8 @@ def read_held_out(folder: Path, task: Task) -> HeldOut:
         shape = (len(logits), len(task.label_names))
         if logits.shape != shape or labels.shape != (shape if several else shape[:1]) or not np.isfinite(logits).all():
             raise ValueError(f"arrays of shapes {logits.shape} and {labels.shape} for {shape[1]} labels")
+        if not (np.isfinite(labels).all() and (not several or np.isin(labels, (0, 1)).all())):
+            raise ValueError("labels that are none")
         is_class = task.problem_type == "single_label_classification"
         if is_class and not (labels.dtype.kind == "i" and labels.min() >= 0 and labels.max() < shape[1]):
             raise ValueError("labels that are none of the model's")
