@@ -193,6 +193,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--allowed_hosts",
         help="names that a request may ask for, with commas between, or * (default: those of loopback there, else any)",
     )
+    serve.add_argument(
+        "--examples", metavar="FILE", help="texts that the page offers, one a line; a pair has a tab between"
+    )
     _add_prediction_flags(serve)
     serve.set_defaults(run=run_serve)
 
@@ -534,12 +537,15 @@ def _serve(arguments: argparse.Namespace) -> None:
             "Expected fastapi and uvicorn to serve, but they are not installed. "
             "Install them: pip install -c constraints.txt -e '.[serve]'"
         )
+    from finetune.serve.about import read_examples, read_facts
     from finetune.serve.service import Limits, serve
 
     limits = Limits(**{name: getattr(arguments, name) for name in Limits.__dataclass_fields__})
     name = Path(arguments.path).resolve().name if Path(arguments.path).exists() else arguments.path
+    examples = [] if arguments.examples is None else read_examples(arguments.examples)
     load = functools.partial(_load_predictor, arguments)
-    serve(load, name, arguments.host, arguments.port, limits, arguments.allowed_hosts)
+    facts = read_facts(Path(arguments.path))
+    serve(load, name, arguments.host, arguments.port, limits, arguments.allowed_hosts, facts, examples)
 
 
 def run_compare(arguments: argparse.Namespace) -> None:

@@ -72,7 +72,7 @@ class TrainedRun:
         Args:
             texts: Any number of them; a single one counts as a list of one.
             pairs: A second text for each, if the model was trained on pairs.
-            label: The label to explain; each text's most probable one if None.
+            label: The label to explain; if None each text's answer, of several labels the most probable one.
 
         Returns:
             For each text what its words contributed, in a notebook as coloured text.

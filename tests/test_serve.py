@@ -127,7 +127,7 @@ def test_health_documentation_and_what_is_not_there(service):
     assert (status, health["status"], health["model"], health["labels"]) == (200, "ok", "full", ["neg", "pos"])
     status, document = ask(service, None, "GET", "/openapi.json")
     assert status == 200
-    assert set(document["paths"]) == {"/predict", "/health", "/health/live", "/health/ready", "/metrics"}
+    assert set(document["paths"]) == {"/predict", "/explain", "/health", "/health/live", "/health/ready", "/metrics"}
     assert {"200", "400", "413", "422", "429"} <= set(document["paths"]["/predict"]["post"]["responses"])
     assert ask(service, None, "GET", "/docs")[0] == 200
     assert ask(service, None, "GET", "/nothing")[0] == 404
@@ -202,12 +202,13 @@ class Slow(TextClassifier):
         self.batches = []
         self.may_go = threading.Event()
 
-    def compute_probabilities(self, texts, pairs=None):
+    def compute_logits(self, texts, pairs=None, on_batch=lambda count: None):
         self.may_go.wait(10)
         self.batches.append((list(texts), pairs and list(pairs)))
         if "fail" in texts:
             raise RuntimeError("as asked")
-        return np.array([[len(text), len(pair)] for text, pair in zip(texts, pairs or [""] * len(texts), strict=True)])
+        rows = [[len(text), len(pair)] for text, pair in zip(texts, pairs or [""] * len(texts), strict=True)]
+        return np.array(rows), np.array([len(text) for text in texts])
 
 
 def test_the_queue_is_fair_and_batches_what_waits():
@@ -324,8 +325,8 @@ def test_a_person_types_a_text_and_sees_labels(browser, service, folder, width, 
     assert (ground == "rgb(22, 22, 21)") == (scheme == "dark")
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     sent = [one["params"]["request"]["url"] for one in messages if one["method"] == "Network.requestWillBeSent"]
-    assert {url for url in sent if not url.startswith("data:")} == {
-        f"http://127.0.0.1:{service}/", f"http://127.0.0.1:{service}/predict"
+    assert {url for url in sent if url.startswith("http")} == {
+        f"http://127.0.0.1:{service}/", f"http://127.0.0.1:{service}/predict", f"http://127.0.0.1:{service}/health"
     }  # fmt: skip
 
     browser.execute_script("document.getElementById('text').value = 'a'.repeat(3000)")

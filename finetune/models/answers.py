@@ -9,7 +9,7 @@ import numpy as np
 from finetune.decisions.rules import DecisionRules
 from finetune.errors import FinetuneError, failures_explained
 from finetune.models.explanation import Explanation, explain_by_leaving_out
-from finetune.tasks import REGRESSION, Task
+from finetune.tasks import REGRESSION, SINGLE_LABEL, Task
 
 if TYPE_CHECKING:
     from finetune.models.finetune_config import FinetuneConfig
@@ -190,7 +190,7 @@ class TextClassifier:
         Args:
             texts: Any number of them; a single one counts as a list of one.
             pairs: A second text for each, if the model was trained on pairs; it stays as it is.
-            label: The label to explain; each text's most probable one if None.
+            label: The label to explain; if None each text's answer, of several labels the most probable one.
 
         Returns:
             An explanation for each text.
@@ -198,20 +198,63 @@ class TextClassifier:
         Raises:
             FinetuneError: If there is no such label, or something among the texts is none.
         """
-        names = self.label_names
-        if label is not None and label not in names:
-            raise FinetuneError(f"Expected one of the labels {', '.join(names[:10])} to explain, but got {label!r}.")
         first = _list_texts(texts, "text")
-        found = self.compute_probabilities(first, pairs)
+        numbers = self.labels_to_explain(self.compute_probabilities(first, pairs), label)
         second = [None] * len(first) if pairs is None else _list_texts(pairs, "second text")
-        numbers = found.argmax(axis=1) if label is None else np.full(len(first), names.index(label))
-        return [self._explain(*one) for one in zip(first, second, map(int, numbers), strict=True)]
 
-    def _explain(self, text: str, pair: str | None, label: int) -> Explanation:
-        """Explain one text by leaving out words; a model that knows better says it itself."""
+        def compute(variants: Sequence[str], seconds: Sequence[str] | None) -> np.ndarray:
+            return self.compute_logits(variants, seconds)[0]
+
+        return [self.explain_text(*one, compute) for one in zip(first, second, numbers, strict=True)]
+
+    def labels_to_explain(self, found: np.ndarray, label: str | None = None) -> list[int]:
+        """Return the number of the label to explain for each text.
+
+        Args:
+            found: Probabilities, or numbers, `(texts, num_labels)`.
+            label: Its name; if None each text's answer, of several labels the most probable one.
+
+        Raises:
+            FinetuneError: If there is no such label.
+        """
+        names = self.label_names
+        if label is None:
+            chosen = self.rules.decide(found) if self.task.problem_type == SINGLE_LABEL else found
+            return [int(number) for number in chosen.argmax(axis=1)]
+        self.check_label(label)
+        return [names.index(label)] * len(found)
+
+    def check_label(self, label: str) -> None:
+        """Refuse what is none of the labels."""
+        if label not in self.label_names:
+            more = ", …" if len(self.label_names) > 10 else ""
+            raise FinetuneError(
+                f"Expected one of the labels {', '.join(self.label_names[:10])}{more}, but got {label!r}."
+            )
+
+    def weigh_terms(self, label: int) -> list[tuple[str, float]] | None:
+        """Return what each term adds to a label's score, where the model is linear in terms of words; else None."""
+        return None
+
+    def explain_text(
+        self,
+        text: str,
+        pair: str | None,
+        label: int,
+        compute_logits: Callable[[Sequence[str], Sequence[str] | None], np.ndarray],
+    ) -> Explanation:
+        """Explain one text by leaving out words; a model that knows better says it itself.
+
+        Args:
+            text: The text.
+            pair: Its second text, if the model was trained on pairs.
+            label: The number of the label to explain.
+            compute_logits: Texts and their second ones to logits, `(texts, num_labels)`: the model's own, or by way of
+                a queue in front of it.
+        """
 
         def compute(variants: Sequence[str]) -> np.ndarray:
-            return self.compute_logits(variants, None if pair is None else [pair] * len(variants))[0]
+            return compute_logits(variants, None if pair is None else [pair] * len(variants))
 
         return explain_by_leaving_out(compute, text, label, self.label_names[label], self.task.problem_type)
 

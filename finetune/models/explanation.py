@@ -20,7 +20,7 @@ __all__ = ["Explanation", "Part", "compute_scores", "explain_by_leaving_out", "f
 
 MOST_PARTS = 100  # of a text; in longer ones neighbours are left out together
 # Blue and orange, which people who confuse red and green tell apart, on light ground and on dark.
-COLOURS = {True: "30, 110, 200", False: "220, 110, 0"}
+COLOURS = {True: "30, 110, 200", False: "200, 95, 0"}
 
 
 @dataclass(frozen=True)
@@ -64,23 +64,33 @@ class Explanation:
         ranked = sorted(self.parts, key=lambda part: -abs(part.contribution))
         return [(self.text[part.start : part.end], part.contribution) for part in ranked[:count]]
 
+    def pieces(self) -> list[tuple[str, float | None]]:
+        """Return the whole text in pieces: words with their contributions, and with None what is between them."""
+        found: list[tuple[str, float | None]] = []
+        at = 0
+        for part in self.parts:
+            found += [(self.text[at : part.start], None), (self.text[part.start : part.end], part.contribution)]
+            at = part.end
+        return [(piece, value) for piece, value in [*found, (self.text[at:], None)] if piece]
+
+    def strongest(self) -> float:
+        """Return the largest contribution for or against; 0 without words."""
+        return max((abs(part.contribution) for part in self.parts), default=0.0)
+
     def to_html(self) -> str:
         """Return the text as HTML, its words on blue where they speak for the label and on orange where against it.
 
         The strongest has the fullest colour; each says its contribution when it is pointed at.
         """
-        most = max((abs(part.contribution) for part in self.parts), default=0.0) or 1.0
-        pieces, at = [], 0
-        for part in self.parts:
-            share = abs(part.contribution) / most
-            colour = f"rgba({COLOURS[part.contribution > 0]}, {0.75 * share:.2f})"
-            word = to_html(self.text[part.start : part.end])
-            pieces.append(to_html(self.text[at : part.start]))
+        most, shown = self.strongest() or 1.0, []
+        for piece, value in self.pieces():
+            if value is None:
+                shown.append(to_html(piece))
+                continue
+            colour = f"rgba({COLOURS[value > 0]}, {0.75 * abs(value) / most:.2f})"
             style = f"background: {colour}; border-radius: .2em"
-            pieces.append(f'<span style="{style}" title="{part.contribution:+.3f}">{word}</span>')
-            at = part.end
-        pieces.append(to_html(self.text[at:]))
-        return f'<p style="line-height: 1.7">{to_html(self.label)}: {"".join(pieces)}</p>'
+            shown.append(f'<span style="{style}" title="{value:+.3f}">{to_html(piece)}</span>')
+        return f'<p style="line-height: 1.7">{to_html(self.label)}: {"".join(shown)}</p>'
 
     _repr_html_ = to_html  # as notebooks show it
 

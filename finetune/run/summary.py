@@ -10,7 +10,7 @@ from finetune.run.record import CompleteRecord
 from finetune.settings.describe import describe_settings
 from finetune.tasks import REGRESSION
 
-__all__ = ["BUSY", "describe_silence", "summarize"]
+__all__ = ["BUSY", "describe_quality", "describe_silence", "summarize"]
 
 BUSY = 1.25  # times the shortest time of a short computation, on average
 
@@ -51,7 +51,7 @@ def summarize(record: CompleteRecord, directory: Path) -> str:
     rows.append(("prediction", latency))
     rows.append(("reloaded", f"the saved model's logits differ by at most {record.reload.max_difference:.1e}"))
     for name, metrics in record.metrics:
-        rows.append((name, _quality(metrics)))
+        rows.append((name, describe_quality(metrics)))
     if record.thresholds is not None and record.thresholds.at_half is not None:
         half = record.thresholds.at_half
         chosen = sum(value != 0.5 for value in record.thresholds.values)
@@ -60,7 +60,9 @@ def summarize(record: CompleteRecord, directory: Path) -> str:
     if record.answers is not None:
         rows += _describe_answers(record.answers, record.data.problem_type == REGRESSION)
     if record.floor is not None:
-        rows.append(("floor (test)", f"{_quality(record.floor.test)}, by TF-IDF and a linear model on whole texts"))
+        rows.append(
+            ("floor (test)", f"{describe_quality(record.floor.test)}, by TF-IDF and a linear model on whole texts")
+        )
     rows.append(("model", str(directory / "model")))
     rows.append(("next", f'finetune predict {shlex.quote(str(directory))} "A text to classify."'))
     return "\n".join(f"{name:<16} {to_terminal(text)}" for name, text in rows)
@@ -118,7 +120,8 @@ def _cut(split: SplitRecord) -> str:
     return f", {split.mean_tokens:.0f} tokens on average, {split.truncated_share:.1%} of the texts cut"
 
 
-def _quality(metrics: Metrics) -> str:
+def describe_quality(metrics: Metrics) -> str:
+    """Say in a line how good a model is on a split."""
     if metrics.labels_withheld:
         return f"{metrics.num_examples:,} rows predicted, not scored: their labels are withheld"
     if metrics.mae_interval is not None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from finetune.errors import failures_explained
 from finetune.models.answers import TextClassifier
 
 __all__ = ["BatchingQueue", "QueueClosedError", "QueueFullError"]
@@ -79,7 +80,7 @@ class BatchingQueue:
         return self._thread.is_alive()
 
     def submit(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> "Future[np.ndarray]":
-        """Queue texts; the future gives their probabilities, `(len(texts), num_labels)`, and may be cancelled.
+        """Queue texts; the future gives their logits, `(len(texts), num_labels)`, and may be cancelled.
 
         Args:
             texts: At least one.
@@ -170,7 +171,8 @@ class BatchingQueue:
         requests = list({id(request): request for request, _ in batch}.values())
         start = time.perf_counter()
         try:
-            rows = self.predictor.compute_probabilities(texts, pairs)
+            with failures_explained():
+                rows, _ = self.predictor.compute_logits(texts, pairs)
         except BaseException as error:  # whatever it is, this thread has to go on
             if len(requests) > 1:
                 for request in requests:

@@ -28,7 +28,8 @@ HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:/@\s]+)(?::\d+)?", re.IGNORECASE)
 NAME = re.compile(r"\*|(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\]")
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"}
 # What a browser or a probe asks for without a key; it says no more of the model than its name.
-OPEN_PATHS = {"/", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json", "/health/live", "/health/ready"}
+OPEN_PATHS = {"/", "/docs", "/openapi.json", "/health/live", "/health/ready"}
+TAKES_JSON = {"/predict", "/explain"}
 HELD = 32  # largest bodies that are held at once, from their first byte to their answer
 SMALL = 65_536  # bytes of a body that is taken all the same
 CLIENT_LEFT = 499
@@ -174,7 +175,7 @@ class Gate:
             if not hmac.compare_digest(_digest(key.strip()), self.key) or scheme.lower() != "bearer":
                 message = f"Expected the service's key ({API_KEY}) in the header Authorization: Bearer KEY."
                 return refuse(401, message, {"WWW-Authenticate": "Bearer"})
-        if scope["path"] == "/predict" and scope["method"] == "POST":
+        if scope["path"] in TAKES_JSON and scope["method"] == "POST":
             kind = headers.get("content-type", "").partition(";")[0].strip().lower()
             if not re.fullmatch(r"application/([^/\s]+\+)?json", kind):
                 return refuse(415, f"Expected Content-Type: application/json, but got {kind[:100] or 'none'!r}.")

@@ -1,42 +1,35 @@
-"""A small HTTP service over one model: `/predict`, `/health`, `/metrics`, OpenAPI at `/docs`, and a page at `/`.
+"""A small HTTP service over one model: `/predict`, `/explain`, `/health`, `/metrics`, and pages at `/` and `/docs`.
 
 FastAPI checks what comes in, `BatchingQueue` runs the model. Every refusal is a 4xx or 503 with `{"error": one line}`.
-`gate.py` has what is checked before, `connections.py` what is below HTTP.
+`messages.py` has what comes in and goes out, `gate.py` what is checked before, `connections.py` what is below HTTP.
 """
 
 import asyncio
-import base64
 import contextlib
 import functools
-import hashlib
 import ipaddress
 import logging
 import os
 import socket
 import sys
-import threading
 import warnings
-from collections.abc import AsyncIterator, Callable, Sequence
-from importlib.resources import files
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, cast
 
-import numpy as np
 import uvicorn
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse
 from fastapi.security import HTTPBearer
-from pydantic import BaseModel, ConfigDict, Field, StrictStr, model_validator
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from finetune import __version__
 from finetune.errors import FinetuneError
 from finetune.escape import say, show_hidden
-from finetune.models.answers import Prediction, TextClassifier
-from finetune.serve.batching import BatchingQueue, QueueClosedError, QueueFullError
+from finetune.models.answers import TextClassifier
+from finetune.serve.about import describe_predictor
 from finetune.serve.connections import (
-    ENDING,
     IDLE_SECONDS,
     REFUSED_BODY,
     TAKEN_AT_ONCE,
@@ -47,199 +40,21 @@ from finetune.serve.connections import (
     most_connections,
 )
 from finetune.serve.gate import API_KEY, CLIENT_LEFT, Gate, Limits, find_allowed_hosts, read_api_key, refuse
+from finetune.serve.messages import (
+    Answer,
+    ExplainRequest,
+    ExplainResponse,
+    Health,
+    PredictRequest,
+    PredictResponse,
+    Refusal,
+    State,
+)
 from finetune.serve.metrics import CONTENT_TYPE, Metrics
+from finetune.serve.model import ClientLeftError, ServedModel
+from finetune.serve.pages import Page, build_description_page, build_trial_page
 
-__all__ = [
-    "Answer",
-    "Health",
-    "Limits",
-    "PredictRequest",
-    "PredictResponse",
-    "Refusal",
-    "ServedModel",
-    "State",
-    "build_app",
-    "serve",
-]
-
-LOADING = "The model is being loaded. Try again."
-SHOWN = 200  # characters of what came in, in a message
-ABSENT = {"type": "null"}
-SHAPES: list[Any] = [  # of a request, which the types of its fields alone don't tell
-    {"required": ["text"], "properties": {"text": {"type": "string"}, "texts": ABSENT, "pairs": ABSENT}},
-    {"required": ["texts"], "properties": {"texts": {"type": "array"}, "text": ABSENT, "pair": ABSENT}},
-]
-
-
-class PredictRequest(BaseModel):
-    """One text, or many; a second one for each if the model is of pairs."""
-
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"oneOf": SHAPES})
-
-    text: StrictStr | None = Field(None, description="a text", examples=["A wonderful film."])
-    pair: StrictStr | None = Field(None, description="its second text, for models of pairs")
-    # Without fail_fast the errors of a list with a million numbers, which fits into a body, take a gigabyte.
-    texts: list[StrictStr] | None = Field(None, min_length=1, fail_fast=True, description="many texts instead")
-    pairs: list[StrictStr] | None = Field(None, fail_fast=True, description="a second text for each of them")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _check_keys(cls, given: Any) -> Any:
-        """Refuse the first key that is not known; pydantic alone would list them all."""
-        for key in given if isinstance(given, dict) else ():
-            if key not in cls.model_fields:
-                raise ValueError(f"expected text, pair, texts and pairs, but got {key[:SHOWN]!r}")
-        return given
-
-    @model_validator(mode="after")
-    def _check(self) -> "PredictRequest":
-        if (self.text is None) == (self.texts is None):
-            raise ValueError("expected either text or texts")
-        if self.texts is None and self.pairs is not None:
-            raise ValueError("expected pairs beside texts, and pair beside text")
-        if self.text is None and self.pair is not None:
-            raise ValueError("expected pair beside text, and pairs beside texts")
-        if self.texts is not None and self.pairs is not None and len(self.pairs) != len(self.texts):
-            raise ValueError(f"expected a second text for each of {len(self.texts)}, but got {len(self.pairs)}")
-        for text in (self.text, self.pair, *(self.texts or ()), *(self.pairs or ())):
-            try:
-                (text or "").encode()
-            except UnicodeEncodeError:
-                raise ValueError("expected whole characters, but got half of a character (a lone surrogate)") from None
-        return self
-
-
-class Answer(BaseModel):
-    """What the model says of a text."""
-
-    labels: list[str] = Field(description="the most probable label; all that reach their threshold if several may hold")
-    probabilities: dict[str, float] = Field(description="of every label")
-    value: float | None = Field(None, description="the predicted number, of a regression")
-    is_given: bool = Field(True, description="false where the model is not sure enough to answer; then no label is")
-    label_set: list[str] | None = Field(
-        None, description="labels that hold the right one as often as was asked for; null if it was not"
-    )
-    interval: tuple[float, float] | None = Field(None, description="likewise the ends of an interval around the number")
-
-    @classmethod
-    def of(cls, prediction: Prediction) -> "Answer":
-        """Answer with a prediction."""
-        return cls(
-            labels=list(prediction.labels),
-            probabilities=dict(prediction.all_probabilities),
-            value=prediction.value,
-            is_given=prediction.is_given,
-            label_set=None if prediction.label_set is None else list(prediction.label_set),
-            interval=prediction.interval,
-        )
-
-
-class PredictResponse(BaseModel):
-    """The answers, in the order of the texts."""
-
-    predictions: list[Answer]
-
-
-class Health(BaseModel):
-    """What is served."""
-
-    status: str
-    model: str
-    problem_type: str
-    labels: list[str]
-    version: str
-
-
-class State(BaseModel):
-    """Whether the process is alive, or the model ready."""
-
-    status: str
-
-
-class Refusal(BaseModel):
-    """Why a request was refused, in one line."""
-
-    error: str
-
-
-class ServedModel:
-    """A model from its loading to its end.
-
-    Attributes:
-        predictor: None until it is loaded.
-        queue: In front of it; None until it has answered once.
-        failure: Why it could not be loaded.
-    """
-
-    def __init__(self, load: Callable[[], TextClassifier], metrics: Metrics):
-        self.load = load
-        self.metrics = metrics
-        self.predictor: TextClassifier | None = None
-        self.queue: BatchingQueue | None = None
-        self.failure: BaseException | None = None
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether it answers."""
-        return self.queue is not None and self.queue.is_alive
-
-    def require(self) -> TextClassifier:
-        """Return the model; refuse the request where it does not answer yet."""
-        if not self.is_ready or self.predictor is None:
-            raise HTTPException(503, LOADING, headers={"Retry-After": "1"})
-        return self.predictor
-
-    def start(self, on_ready: Callable[[], object], on_failure: Callable[[], object]) -> None:
-        """Load it on a thread of its own, so that health is told and signals are heard meanwhile."""
-        threading.Thread(target=self._load, args=(on_ready, on_failure), name="loader", daemon=True).start()
-
-    def _load(self, on_ready: Callable[[], object], on_failure: Callable[[], object]) -> None:
-        try:
-            self.predictor = self.load()
-            task = self.predictor.task
-            self.metrics.info = {"problem_type": task.problem_type, "num_labels": len(task.label_names)}
-            queue = BatchingQueue(self.predictor, on_batch=self.metrics.add_batch)
-            # what is done once, is done before the first request
-            found = queue.submit(["A text."], ["Another."] if self.predictor.is_paired else None).result()
-            self.predictor.answer(found)
-            self.queue = queue
-            on_ready()
-        except BaseException as error:  # it is raised again where the process ends
-            self.failure = error
-            on_failure()
-
-    async def compute(self, texts: Sequence[str], pairs: Sequence[str] | None, request: Request) -> np.ndarray | None:
-        """Return probabilities, `(len(texts), num_labels)`; None if the client left before."""
-        assert self.queue is not None
-        try:
-            found = asyncio.wrap_future(self.queue.submit(texts, pairs))
-            left = asyncio.ensure_future(_wait_until_left(request))
-            either: list[asyncio.Future[Any]] = [found, left]
-            try:
-                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-                return await found if found.done() else None
-            finally:
-                found.cancel()
-                left.cancel()
-        except QueueFullError:
-            raise HTTPException(429, "Too many texts wait already. Try again.", headers={"Retry-After": "1"}) from None
-        except QueueClosedError:
-            raise HTTPException(503, ENDING) from None
-
-    def abandon(self) -> None:
-        """Compute nothing more than what is being computed."""
-        if self.queue is not None:
-            self.queue.abandon()
-
-    def close(self) -> None:
-        """Answer what waits, and end."""
-        if self.queue is not None:
-            self.queue.close()
-
-
-async def _wait_until_left(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+__all__ = ["Limits", "build_app", "serve"]
 
 
 def build_app(
@@ -249,6 +64,8 @@ def build_app(
     allowed_hosts: Sequence[str] | None = None,
     api_key: str | None = None,
     gauges: Callable[[], dict[str, tuple[str, float]]] = dict,
+    facts: Mapping[str, str] | None = None,
+    examples: Sequence[Sequence[str]] = (),
 ) -> FastAPI:
     """Build the service.
 
@@ -259,9 +76,10 @@ def build_app(
         allowed_hosts: Names that a request may ask for; None for any.
         api_key: What a request has to know; None for nothing.
         gauges: Gives what `/metrics` says beside the counts: help and value by name.
+        facts: What is known of the model beside what it says itself, in words, by name.
+        examples: Texts to try, each with its second one if the model is of pairs.
     """
     limits = limits or Limits()
-    page, policy = _build_page(name, api_key is not None)
 
     @contextlib.asynccontextmanager
     async def end_model(app: FastAPI) -> AsyncIterator[None]:
@@ -277,7 +95,16 @@ def build_app(
 
     bearer = HTTPBearer(auto_error=False, description=f"the service's {API_KEY}")
     locked = [] if api_key is None else [Depends(bearer)]
-    app = FastAPI(title=f"finetune: {name}", version=__version__, lifespan=end_model)
+    app = FastAPI(
+        title=f"finetune: {name}", version=__version__, lifespan=end_model, docs_url=None, redoc_url=None
+    )  # fmt: skip
+
+    def check_lengths(texts: Sequence[str]) -> None:
+        longest = max(map(len, texts))
+        if longest > limits.max_characters:
+            raise HTTPException(
+                413, f"Expected texts of at most {limits.max_characters:,} characters, but got one of {longest:,}."
+            )
 
     @app.post(
         "/predict", responses=describe(413, 415, 422, 429, 500, 503), dependencies=locked, summary="Label texts",
@@ -290,27 +117,47 @@ def build_app(
             texts, pairs = [asked.text or ""], None if asked.pair is None else [asked.pair]
         if len(texts) > limits.max_texts:
             raise HTTPException(413, f"Expected at most {limits.max_texts} texts, but got {len(texts)}. Send fewer.")
-        longest = max(map(len, [*texts, *(pairs or [])]))
-        if longest > limits.max_characters:
-            raise HTTPException(
-                413, f"Expected texts of at most {limits.max_characters:,} characters, but got one of {longest:,}."
-            )
+        check_lengths([*texts, *(pairs or [])])
         predictor = model.require()
         try:
             predictor.check_pairs(pairs)
         except FinetuneError as error:
             raise HTTPException(422, str(error)) from None
-        found = await model.compute(texts, pairs, request)
-        if found is None:
-            return Response(status_code=CLIENT_LEFT)
+        found = predictor.rules.to_probabilities(await model.compute_logits(texts, pairs, request))
         return PredictResponse(predictions=[Answer.of(one) for one in predictor.answer(found)])
+
+    @app.post(
+        "/explain", responses=describe(413, 415, 422, 429, 500, 503), dependencies=locked, summary="Explain a label",
+        response_model=ExplainResponse,
+    )  # fmt: skip
+    async def explain(asked: ExplainRequest, request: Request) -> ExplainResponse | Response:
+        """Say what each word of a text contributed to a label.
+
+        Of models other than TF-IDF this takes a prediction for each word, of long texts about a hundred.
+        """
+        check_lengths([asked.text, asked.pair or ""])
+        predictor = model.require()
+        try:
+            predictor.check_pairs(None if asked.pair is None else [asked.pair])
+            if asked.label is not None:
+                predictor.check_label(asked.label)
+        except FinetuneError as error:
+            raise HTTPException(422, str(error)) from None
+        return ExplainResponse.of(await model.explain(asked.text, asked.pair, asked.label, request))
 
     @app.get("/health", responses=describe(503), dependencies=locked, summary="Say what is served")
     async def health() -> Health:
         """Answer as soon as the model can."""
-        task = model.require().task
+        predictor = model.require()
         return Health(
-            status="ok", model=name, problem_type=task.problem_type, labels=task.label_names, version=__version__
+            status="ok",
+            model=name,
+            problem_type=predictor.task.problem_type,
+            labels=predictor.label_names,
+            version=__version__,
+            is_paired=predictor.is_paired,
+            facts={**describe_predictor(predictor), **(facts or {})},
+            examples=[list(one) for one in examples],
         )
 
     @app.get("/health/live", responses=describe(key=False), summary="Say that the process is alive")
@@ -339,51 +186,49 @@ def build_app(
         }
         return Response(model.metrics.render(__version__, name, present), media_type=CONTENT_TYPE)
 
+    def show(page: Page) -> HTMLResponse:
+        return HTMLResponse(
+            page.content, headers={"Content-Security-Policy": page.policy, "X-Content-Type-Options": "nosniff"}
+        )
+
     @app.get("/", include_in_schema=False)
     async def show_page() -> HTMLResponse:
-        return HTMLResponse(page, headers={"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff"})
+        return show(trial_page)
+
+    @app.get("/docs", include_in_schema=False)
+    async def show_description() -> HTMLResponse:
+        return show(description_page)
 
     @app.exception_handler(RequestValidationError)
-    async def explain(request: Request, error: RequestValidationError) -> Response:
+    async def explain_invalid(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         if first["type"] == "json_invalid":
             return refuse(400, f"Expected JSON, but got an error: {first['ctx']['error']}.")
         where = ".".join(str(part) for part in first["loc"] if part != "body")
         message = first["msg"].removeprefix("Value error, ")
-        return refuse(422, f"Expected {{'text': ...}} or {{'texts': [...]}}, but {where or 'the body'}: {message}.")
+        shape = "{'text': ...}" if request.url.path == "/explain" else "{'text': ...} or {'texts': [...]}"
+        return refuse(422, f"Expected {shape}, but {where or 'the body'}: {message}.")
 
     @app.exception_handler(HTTPException)
     async def explain_refusal(request: Request, error: HTTPException) -> Response:
         return refuse(error.status_code, str(error.detail), dict(error.headers or {}))
+
+    @app.exception_handler(ClientLeftError)
+    async def drop(request: Request, error: ClientLeftError) -> Response:
+        return Response(status_code=CLIENT_LEFT)
 
     @app.exception_handler(Exception)
     async def fail(request: Request, error: Exception) -> Response:
         message = str(error) if isinstance(error, FinetuneError) else "The model failed on this request; see the log."
         return refuse(500, message)
 
+    trial_page = build_trial_page(name, api_key is not None)
+    description_page = build_description_page(name, app.openapi())
     paths = {route.path for route in app.routes if hasattr(route, "path")}
     app.add_middleware(
         Gate, limits=limits, allowed_hosts=allowed_hosts, api_key=api_key, paths=paths, metrics=model.metrics
     )
     return app
-
-
-def _build_page(name: str, wants_key: bool) -> tuple[str, str]:
-    """Return the page for people, and the policy that lets nothing run on it but its own script."""
-    import jinja2
-
-    source = files("finetune.serve").joinpath("page.html").read_text("utf-8")
-    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source)
-    page = template.render(name=name, wants_key=wants_key)
-    hashes = []
-    for tag in ("style", "script"):
-        content = page.partition(f"<{tag}>")[2].partition(f"</{tag}>")[0]
-        hashes.append(base64.b64encode(hashlib.sha256(content.encode()).digest()).decode())
-    policy = (
-        f"default-src 'none'; style-src 'sha256-{hashes[0]}'; script-src 'sha256-{hashes[1]}'; "
-        "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
-    return page, policy
 
 
 def serve(
@@ -393,6 +238,8 @@ def serve(
     port: int,
     limits: Limits,
     allowed_hosts: str | None = None,
+    facts: Mapping[str, str] | None = None,
+    examples: Sequence[Sequence[str]] = (),
 ) -> None:
     """Serve a model until SIGTERM or SIGINT; then finish what is in flight, and end the process with status 0.
 
@@ -404,6 +251,8 @@ def serve(
         limits: What clients may do.
         allowed_hosts: Names that a request may ask for, with commas between them, or `*`; by default those of loopback
             if it listens there, else any.
+        facts: See `build_app`.
+        examples: See `build_app`.
 
     Raises:
         FinetuneError: If the address can't be had, or the model not be loaded.
@@ -439,7 +288,7 @@ def serve(
         )
         app = build_app(
             model, name, limits, names, api_key,
-            lambda: {"finetune_connections": ("Open connections.", float(len(connections.open)))},
+            lambda: {"finetune_connections": ("Open connections.", float(len(connections.open)))}, facts, examples,
         )  # fmt: skip
         config = uvicorn.Config(
             app, http=cast(Any, functools.partial(Connection, connections)), ws="none", loop="asyncio",

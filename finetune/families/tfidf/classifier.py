@@ -128,7 +128,25 @@ class TfidfPredictor(TextClassifier):
         on_batch(len(whole))
         return logits, np.array([len(text.split()) for text in whole], dtype=np.int64)
 
-    def _explain(self, text: str, pair: str | None, label: int) -> Explanation:
+    def weigh_terms(self, label: int) -> list[tuple[str, float]]:
+        """Return each term with what it adds to a label's score, per unit of its weight in a text."""
+        scores = _scores_of(self._coefficients_by_label(), label, self.task.problem_type)
+        return list(zip(self.model.vectorizer.get_feature_names_out().tolist(), scores, strict=True))
+
+    def _coefficients_by_label(self) -> np.ndarray:
+        """Return the coefficients of every label, `(num_labels, terms)`; of two the model has those of the second."""
+        coefficients = self.model.coefficients
+        if len(coefficients) == 1 and self.task.problem_type == SINGLE_LABEL:
+            return np.concatenate([-coefficients / 2, coefficients / 2])
+        return coefficients
+
+    def explain_text(
+        self,
+        text: str,
+        pair: str | None,
+        label: int,
+        compute_logits: Callable[[Sequence[str], Sequence[str] | None], np.ndarray],
+    ) -> Explanation:
         """Explain one text exactly: a term's weight times its coefficient, divided among its words."""
         whole = text if pair is None else f"{text} {pair}"
         words, shown = find_words(whole), whole
@@ -140,9 +158,7 @@ class TfidfPredictor(TextClassifier):
             spelt = [shown[start:end] for start, end in words]
         row = vectorizer.transform([whole]).tocoo()
         values = dict(zip(row.col.tolist(), row.data.tolist(), strict=True))
-        coefficients = self.model.coefficients
-        if len(coefficients) == 1 and self.task.problem_type == SINGLE_LABEL:
-            coefficients = np.concatenate([-coefficients / 2, coefficients / 2])
+        coefficients = self._coefficients_by_label()
         used = np.array(sorted(values), dtype=np.int64)
         weights = dict(
             zip(used.tolist(), _scores_of(coefficients[:, used], label, self.task.problem_type), strict=True)
@@ -158,7 +174,7 @@ class TfidfPredictor(TextClassifier):
             for place in found:
                 contributions[place] += values[column] * weights[column] / (len(found) * len(place))
         parts = tuple(Part(*span, float(value)) for span, value in zip(words, contributions, strict=True))
-        logits = self.compute_logits(["", text], None if pair is None else ["", pair])[0]
+        logits = compute_logits(["", text], None if pair is None else ["", pair])
         base, score = compute_scores(logits, np.array([label, label]), self.task.problem_type).tolist()
         return Explanation(shown, self.label_names[label], score, base, parts, is_exact=True)
 
