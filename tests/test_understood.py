@@ -20,21 +20,24 @@ from collections import Counter
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import make_reviews
 from datasets import ClassLabel, Dataset, Features, Value
+from sklearn.feature_extraction.text import TfidfVectorizer
 
 from finetune.cli import main as finetune_command
 from finetune.data.encoding import choose_encoding
 from finetune.data.load import load_given_splits, load_splits, read_examples
 from finetune.data.stream import Shards
 from finetune.data.understood import describe_understanding
+from finetune.data.words import WORD, compose
 from finetune.data_doctor.examine import examine
 from finetune.errors import FinetuneError
 from finetune.families.textcnn.vocabulary import train_word_tokenizer
-from finetune.families.tfidf.fit import fit_floor
+from finetune.families.tfidf.fit import fit_floor, fit_tfidf
 from finetune.settings.parts import DataArguments
 
 TEXTS = [text for text, _ in make_reviews(60)]
@@ -605,10 +608,24 @@ def test_rows_without_a_group_are_groups_of_their_own(tmp_path, missing):
     assert {name: len(split) for name, split in carved.items()} == {"train": 48, "validation": 6, "test": 6}
 
 
+@pytest.mark.parametrize("max_ngram", [1, 2, 3])
+def test_terms_weigh_as_scikit_learn_weighs_them(max_ngram):
+    texts, words = zip(*make_reviews(300), strict=True)
+    labels = np.array([word == "pos" for word in words], dtype=int)
+    model = fit_tfidf(texts, labels, ["neg", "pos"], seed=0, max_ngram=max_ngram)
+    vectorizer = TfidfVectorizer(
+        ngram_range=(1, max_ngram), sublinear_tf=True, token_pattern=WORD, preprocessor=compose, min_df=2
+    ).fit(texts)
+    new = [*texts[:50], "", "!?", "nothing known", f"{texts[0]} {texts[1]} {texts[0]}"]
+    expected, found = vectorizer.transform(new), model.compute_features(new)
+    for part in ("data", "indices", "indptr"):
+        np.testing.assert_array_equal(getattr(found, part), getattr(expected, part))
+
+
 def test_emoji_are_words_to_the_floor_and_texts_without_any_are_said(tmp_path):
     texts = [("😡 💔 👨‍👩‍👧" if row % 2 else "❤️ 👍🏽 😀") + " 🎬" * (row % 4) for row in range(40)]
     model = fit_floor(given(table(tmp_path / "a.csv", ["a", "b"] * 20, texts))["train"], seed=0)
-    assert {"👨‍👩‍👧", "👍🏽", "😡"} <= set(model.vectorizer.vocabulary_)
+    assert {"👨‍👩‍👧", "👍🏽", "😡"} <= set(model.columns)
     assert (model.compute_logits(texts).argmax(axis=1) == [row % 2 for row in range(40)]).all()
     dots = given(table(tmp_path / "dots.csv", ["a", "b"] * 20, ["...!" * (1 + row % 3) for row in range(40)]))["train"]
     with pytest.warns(UserWarning, match="TF-IDF reads nothing of 40 of the 40 training texts"):

@@ -1,9 +1,9 @@
 """What a word is where words are counted: in every script, with emoji, however accents were typed."""
 
+import re
 import unicodedata
-from typing import Any
 
-__all__ = ["ANALYSIS", "MARKS", "UNSPACED", "WORD", "compose"]
+__all__ = ["MARKS", "UNSPACED", "WORD", "compose", "find_terms"]
 
 # Scripts that put no spaces between words: Chinese, Japanese, Thai, Lao, Burmese, Khmer. Each sign is a word there.
 UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
@@ -22,7 +22,13 @@ def compose(text: str) -> str:
     return unicodedata.normalize("NFC", text).lower()
 
 
-# Of scikit-learn's `TfidfVectorizer`, wherever words are counted by it.
-ANALYSIS: dict[str, Any] = {
-    "ngram_range": (1, 2), "sublinear_tf": True, "token_pattern": WORD, "preprocessor": compose
-}  # fmt: skip
+def find_terms(text: str, max_ngram: int = 2) -> list[str]:
+    """Return the words of a text, composed, then its runs of 2 to `max_ngram` neighbouring words.
+
+    Examples:
+        >>> find_terms("Not bad at all", max_ngram=2)
+        ['not', 'bad', 'at', 'all', 'not bad', 'bad at', 'at all']
+    """
+    words = re.findall(WORD, compose(text))
+    lengths = range(2, min(max_ngram, len(words)) + 1)
+    return words + [" ".join(words[at : at + n]) for n in lengths for at in range(len(words) - n + 1)]

@@ -16,7 +16,7 @@ from sklearn.model_selection import StratifiedKFold
 
 from finetune.data.labels import Task
 from finetune.data.split import iterate_texts
-from finetune.data.words import ANALYSIS
+from finetune.data.words import find_terms
 from finetune.data_doctor.checks import show_rows
 from finetune.data_doctor.facts import Facts
 from finetune.data_doctor.findings import Finding
@@ -57,7 +57,8 @@ def find_doubtful_labels(splits: Sequence[Facts], task: Task, seed: int = 0) -> 
         return []
     texts = itertools.chain.from_iterable(iterate_texts(facts.dataset) for facts in labelled)
     try:
-        features = TfidfVectorizer(**ANALYSIS, min_df=2, dtype=np.float32).fit_transform(text or "" for text in texts)
+        vectorizer = TfidfVectorizer(analyzer=find_terms, sublinear_tf=True, min_df=2, dtype=np.float32)
+        features = vectorizer.fit_transform(text or "" for text in texts)
     except ValueError:  # no term stands in two texts
         return []
     probabilities = np.zeros((len(rows), len(classes)), dtype=np.float64)

@@ -1,5 +1,6 @@
 """Fit the floor: TF-IDF of words and word pairs, and a linear model. About 90 % on IMDb within a minute."""
 
+import functools
 import re
 import warnings
 from collections.abc import Sequence
@@ -13,8 +14,8 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from finetune.data.labels import balanced_class_weights, label_matrix, task_of
 from finetune.data.soft_labels import count_labelled_rows, of_two_classes, soften_labels, weigh_classes
 from finetune.data.split import iterate_texts
-from finetune.data.words import WORD
-from finetune.families.tfidf.classifier import TfidfClassifier, analysis_of
+from finetune.data.words import WORD, find_terms
+from finetune.families.tfidf.classifier import TfidfClassifier
 from finetune.tasks import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 __all__ = ["fit_floor", "fit_tfidf"]
@@ -51,21 +52,23 @@ def fit_tfidf(
         soft_labels: What to fit in place of the labels: probabilities `(len(texts), num_labels)`, or numbers.
         class_weights: Each class's factor in the loss, `(num_labels,)`; for several labels that of a label's presence.
     """
-    labels, analysis = np.asarray(labels), analysis_of(max_ngram)
-    vectorizer = TfidfVectorizer(**analysis, min_df=2)
+    labels = np.asarray(labels)
+    build = functools.partial(
+        TfidfVectorizer, analyzer=functools.partial(find_terms, max_ngram=max_ngram), sublinear_tf=True
+    )
+    vectorizer = build(min_df=2)
     try:
         features = vectorizer.fit_transform(texts)
     except ValueError:  # no term stands in two texts
         # Or none in any, as where texts are emoji alone: what is left is then how frequent each class is.
         has_words = any(re.search(WORD, text) for text in texts)
-        vectorizer = TfidfVectorizer(**analysis, vocabulary=None if has_words else NO_TERMS)
+        vectorizer = build(vocabulary=None if has_words else NO_TERMS)
         features = vectorizer.fit_transform(texts)
+    fitted = vectorizer.get_feature_names_out().tolist(), vectorizer.idf_
     if problem_type == REGRESSION:
         numbers = labels if soft_labels is None else soft_labels
         ridge = Ridge(alpha=10.0 / c, random_state=seed).fit(features, numbers)
-        return TfidfClassifier(
-            vectorizer, ridge.coef_[None, :], np.array([ridge.intercept_]), label_names, problem_type
-        )
+        return TfidfClassifier(*fitted, ridge.coef_[None, :], np.array([ridge.intercept_]), label_names, problem_type)
     if problem_type == MULTI_LABEL:
         coefficients, intercepts = np.zeros((labels.shape[1], features.shape[1])), np.zeros(labels.shape[1])
         for number, column in enumerate(labels.T):
@@ -76,9 +79,9 @@ def fit_tfidf(
                 presence = None if class_weights is None else np.array([1.0, class_weights[number]])
                 regression = _fit_classes(features, column.astype(int), soft, presence, seed, c)
                 coefficients[number], intercepts[number] = regression.coef_[0], regression.intercept_[0]
-        return TfidfClassifier(vectorizer, coefficients, intercepts, label_names, problem_type)
+        return TfidfClassifier(*fitted, coefficients, intercepts, label_names, problem_type)
     regression = _fit_classes(features, labels, soft_labels, class_weights, seed, c)
-    return TfidfClassifier(vectorizer, regression.coef_, regression.intercept_, label_names)
+    return TfidfClassifier(*fitted, regression.coef_, regression.intercept_, label_names)
 
 
 def fit_floor(
