@@ -23,9 +23,10 @@ from turns import build_parser, take_turns, write_results
 
 from finetune.accelerated import enable
 from finetune.catalogue import METHOD_DEFAULTS
+from finetune.data.cutting import TextConfig
 from finetune.data.labels import task_of
 from finetune.data.split import carve_splits, drop_duplicates
-from finetune.data.tokenize import TextConfig, tokenize_splits
+from finetune.data.tokenize import tokenize_splits
 from finetune.hardware import fastest_precision, use_processor
 from finetune.metrics import compute_metrics
 from finetune.models.load import load_model, load_tokenizer

@@ -28,10 +28,11 @@ from turns import build_parser, take_turns, write_results
 
 from finetune.accelerated import enable
 from finetune.catalogue import METHOD_DEFAULTS
+from finetune.data.cutting import TextConfig
 from finetune.data.embedded import load_embedded_reviews
 from finetune.data.labels import task_of
 from finetune.data.load import complete_splits, load_given_splits
-from finetune.data.tokenize import TextConfig, tokenize_splits
+from finetune.data.tokenize import tokenize_splits
 from finetune.data_doctor.examine import examine
 from finetune.families.textcnn import TextCNNSettings, build_textcnn, load_textcnn_tokenizer
 from finetune.hardware import fastest_precision, use_processor

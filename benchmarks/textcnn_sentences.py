@@ -29,9 +29,10 @@ from transformers import TrainingArguments
 
 from finetune import __version__
 from finetune.accelerated import enable
+from finetune.data.cutting import TextConfig
 from finetune.data.labels import task_of
 from finetune.data.split import carve_splits
-from finetune.data.tokenize import TextConfig, tokenize_dataset
+from finetune.data.tokenize import tokenize_dataset
 from finetune.errors import FinetuneError, exit_on_error
 from finetune.families.textcnn import TextCNNSettings, build_textcnn, load_textcnn_tokenizer
 from finetune.files import write_json

@@ -27,9 +27,10 @@ from turns import build_parser, take_turns, write_results
 
 from finetune.accelerated import enable
 from finetune.catalogue import METHOD_DEFAULTS
+from finetune.data.cutting import TextConfig
 from finetune.data.labels import task_of
 from finetune.data.load import load_splits
-from finetune.data.tokenize import TextConfig, tokenize_dataset
+from finetune.data.tokenize import tokenize_dataset
 from finetune.families.textcnn import TextCNNSettings, build_textcnn, load_textcnn_tokenizer
 from finetune.families.tfidf.fit import fit_floor
 from finetune.hardware import fastest_precision, use_processor

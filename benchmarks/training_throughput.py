@@ -22,9 +22,10 @@ from turns import build_parser, take_turns, write_results
 
 from finetune.accelerated import enable
 from finetune.accelerated.precision import DTYPES
+from finetune.data.cutting import TextConfig
 from finetune.data.labels import task_of
 from finetune.data.load import load_splits
-from finetune.data.tokenize import TextConfig, tokenize_dataset
+from finetune.data.tokenize import tokenize_dataset
 from finetune.hardware import fastest_precision, use_processor
 from finetune.metrics import compute_metrics
 from finetune.models.load import load_encoder, load_model, load_tokenizer

@@ -605,14 +605,18 @@ def run_report(arguments: argparse.Namespace) -> None:
 
 def _prepare(arguments: argparse.Namespace) -> None:
     """Set the threads and keep the libraries quiet."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     import datasets
 
+    datasets.disable_progress_bars()
+    _prepare_torch(arguments)
+
+
+def _prepare_torch(arguments: argparse.Namespace) -> None:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     from finetune.hardware import default_num_threads, use_processor
     from finetune.quiet import quiet_program
 
     quiet_program()
-    datasets.disable_progress_bars()
     use_processor(getattr(arguments, "num_threads", None) or default_num_threads())
 
 
@@ -624,7 +628,7 @@ def _prepare_prediction(arguments: argparse.Namespace) -> None:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
         warnings.showwarning = show_warning
     else:
-        _prepare(arguments)
+        _prepare_torch(arguments)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -12,7 +12,6 @@ import datasets
 import numpy as np
 from datasets import Dataset, DatasetDict
 
-from finetune.data.labels import Task
 from finetune.data.soft_labels import TEACHER
 from finetune.errors import FinetuneError
 from finetune.escape import say
@@ -25,7 +24,7 @@ from finetune.progress_bar import progress_bar
 from finetune.run.fields import Teacher
 from finetune.run.record import CompleteRecord, has_record
 from finetune.run.run import Run
-from finetune.tasks import MULTI_LABEL, REGRESSION
+from finetune.tasks import MULTI_LABEL, REGRESSION, Task
 
 __all__ = ["ask_teacher"]
 

@@ -70,9 +70,15 @@ def test_temperatures_stay_within_bounds():
 
 def test_a_handful_of_rows_hardly_moves_the_temperature():
     logits = np.array([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0]])
-    few = fit_temperature(logits, np.array([0, 1, 0]))
-    many = fit_temperature(np.repeat(logits, 500, axis=0), np.repeat([0, 1, 0], 500))
-    assert many < 0.2 < 0.4 < few < 1
+    found = [fit_temperature(np.repeat(logits, count, axis=0), np.repeat([0, 1, 0], count)) for count in (1, 10, 500)]
+    assert found[0] == 1 > found[1] > 0.5 > 0.35 > found[2]
+
+
+def test_a_temperature_is_taken_only_where_the_rows_speak_for_it():
+    logits, labels = draw_calibrated(2)
+    kept = [fit_temperature(1.05 * logits[part], labels[part]) for part in np.array_split(np.arange(4_000), 40)]
+    assert kept.count(1.0) > 30  # of 100 rows each
+    assert fit_temperature(1.05 * logits, labels) == pytest.approx(1.05, abs=0.03)
 
 
 def test_several_labels_share_a_temperature():

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from finetune.catalogue import CATALOGUE
-from finetune.data.labels import Task
 from finetune.methods import apply_method, count_parameters
 from finetune.metrics import SINGLE_LABEL
 from finetune.models.load import load_model, load_pretrained_tokenizer
 from finetune.settings.parts import MethodArguments, ModelArguments
+from finetune.tasks import Task
 
 ROOT = Path(__file__).parent.parent
 WITH_SHARE = [name for name, method in CATALOGUE.items() if method.trainable_share is not None]

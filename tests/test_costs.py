@@ -17,8 +17,9 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from finetune.comparison.report import build_report
 from finetune.comparison.runs import load_run
+from finetune.data.cutting import TextConfig
 from finetune.data.load import read_examples
-from finetune.data.tokenize import TextConfig, tokenize_dataset
+from finetune.data.tokenize import tokenize_dataset
 from finetune.errors import FinetuneError
 from finetune.families.encoder import Encoder
 from finetune.hardware import cpu_seconds, time_hashes

@@ -6,9 +6,10 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from transformers import AutoTokenizer
 
 from finetune.data.batch import GlobalStepSampler, MicroBatchCollator, cut_by_tokens
+from finetune.data.cutting import TextConfig
 from finetune.data.load import load_splits, read_examples
 from finetune.data.split import carve_splits, check_classes, describe_split, drop_duplicates, stratified_indices
-from finetune.data.tokenize import TextConfig, tokenize_dataset
+from finetune.data.tokenize import tokenize_dataset
 from finetune.errors import FinetuneError
 from finetune.settings.parts import DataArguments
 

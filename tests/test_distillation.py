@@ -16,7 +16,6 @@ from torch.nn import functional as F
 
 import finetune
 from finetune.comparison.report import build_report
-from finetune.data.labels import Task
 from finetune.data.soft_labels import count_labelled_rows, soften_labels, weigh_classes
 from finetune.data.unlabeled import load_unlabeled
 from finetune.errors import FinetuneError
@@ -32,6 +31,7 @@ from finetune.models.output_layer import Standard
 from finetune.run.record import CompleteRecord
 from finetune.search.choose import _divide
 from finetune.settings.parts import DataArguments
+from finetune.tasks import Task
 from finetune.training.loss import ExampleLoss
 
 QUICK = {"max_length": 24, "bf16": False, "num_threads": 1, "floor": False}

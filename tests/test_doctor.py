@@ -15,7 +15,6 @@ from transformers import AutoTokenizer
 
 from finetune import cli
 from finetune.data.embedded import load_embedded_reviews
-from finetune.data.labels import Task
 from finetune.data.load import load_given_splits
 from finetune.data_doctor import examine as examine_module
 from finetune.data_doctor.examine import examine
@@ -25,6 +24,7 @@ from finetune.data_doctor.near_duplicates import find_near_duplicates
 from finetune.errors import FinetuneError
 from finetune.metrics import SINGLE_LABEL
 from finetune.settings.parts import DataArguments
+from finetune.tasks import Task
 
 WORDS = """
     river table window morning letter garden music winter doctor street bottle mountain kitchen paper summer bridge

@@ -20,7 +20,7 @@ import finetune
 from finetune.cli import main as finetune_command
 from finetune.data.cutting import TextConfig, group_equal
 from finetune.data.embedded import find_embedded_model
-from finetune.data.tokenize import encode_texts
+from finetune.data.tokens import encode_texts
 from finetune.errors import FinetuneError
 from finetune.export import onnx as export_onnx
 from finetune.export.onnx import read_validation

@@ -7,8 +7,9 @@ from test_methods import ENCODERS
 from test_trainer import losses_and_weights, make_model, make_trainer
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
+from finetune.data.cutting import TextConfig
 from finetune.data.load import read_examples
-from finetune.data.tokenize import TextConfig, tokenize_dataset
+from finetune.data.tokenize import tokenize_dataset
 from finetune.methods import features
 from finetune.methods.features import encoder_replaced, find_feature_reader, has_frozen_encoder
 from finetune.training import frozen_features

@@ -9,8 +9,9 @@ from conftest import recipe_of
 from test_trainer import losses_and_weights, make_model, make_trainer
 from transformers import AutoTokenizer
 
+from finetune.data.cutting import TextConfig
 from finetune.data.load import read_examples
-from finetune.data.tokenize import TextConfig, tokenize_dataset
+from finetune.data.tokenize import tokenize_dataset
 from finetune.hardware import fastest_precision
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]

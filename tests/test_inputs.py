@@ -34,8 +34,8 @@ from transformers import (
 
 import finetune
 from finetune.cli import main as finetune_command
-from finetune.data.labels import Task
-from finetune.data.tokenize import TextConfig, encode_texts
+from finetune.data.cutting import TextConfig
+from finetune.data.tokens import encode_texts
 from finetune.errors import FinetuneError
 from finetune.families.encoder import Encoder
 from finetune.families.save import write_model
@@ -53,6 +53,7 @@ from finetune.models.inputs import (
 from finetune.models.load import load_model, load_padding_tokenizer, load_tokenizer
 from finetune.models.predictor import Predictor
 from finetune.settings.parts import MethodArguments, ModelArguments
+from finetune.tasks import Task
 
 SIZES = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
          "intermediate_size": 32, "max_position_embeddings": 40, "pad_token_id": 0, "bos_token_id": 2,

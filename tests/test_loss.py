@@ -10,9 +10,10 @@ from test_trainer import losses_and_weights, make_model, make_trainer
 from torch.nn import functional as F
 from transformers import AutoTokenizer
 
+from finetune.data.cutting import TextConfig
 from finetune.data.labels import balanced_class_weights
 from finetune.data.load import read_examples
-from finetune.data.tokenize import TextConfig, tokenize_dataset
+from finetune.data.tokenize import tokenize_dataset
 from finetune.errors import FinetuneError
 from finetune.metrics import MULTI_LABEL, REGRESSION
 from finetune.training.loss import ExampleLoss, oversample

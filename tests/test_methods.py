@@ -4,7 +4,6 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-from finetune.data.labels import Task
 from finetune.errors import FinetuneError
 from finetune.families.encoder import Encoder
 from finetune.families.save import write_model
@@ -13,6 +12,7 @@ from finetune.methods import apply_method
 from finetune.metrics import SINGLE_LABEL
 from finetune.models.load import load_model, newly_initialised_modules
 from finetune.settings.parts import MethodArguments, ModelArguments
+from finetune.tasks import Task
 
 ABC, XY = Task(SINGLE_LABEL, ["a", "b", "c"]), Task(SINGLE_LABEL, ["x", "y"])
 SMALL = {"vocab_size": 30, "max_position_embeddings": 40, "pad_token_id": 0, "hidden_size": 16, "num_hidden_layers": 2,

@@ -14,7 +14,6 @@ from test_understood import LABELS, TEXTS, findings_of, given, refusal, rows_of,
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from finetune.data.encoding import choose_encoding
-from finetune.data.labels import Task
 from finetune.data.load import load_given_splits, read_examples
 from finetune.data.spelling import looks_like
 from finetune.errors import FinetuneError
@@ -23,6 +22,7 @@ from finetune.families.zero_shot.entailment import load_inference_model
 from finetune.metrics import SINGLE_LABEL
 from finetune.models.load import load_model, load_tokenizer
 from finetune.settings.parts import DataArguments, ModelArguments
+from finetune.tasks import Task
 
 ROWS = list(zip(TEXTS, LABELS, strict=True))
 

@@ -12,9 +12,9 @@ from finetune.accelerated import enable
 from finetune.accelerated.fused import cast_linear_layers
 from finetune.accelerated.precision import autocast, compute_numbers_in_fp32
 from finetune.data.batch import MicroBatchCollator
-from finetune.data.labels import Task
+from finetune.data.cutting import TextConfig
 from finetune.data.load import read_examples
-from finetune.data.tokenize import TextConfig, tokenize_dataset
+from finetune.data.tokenize import tokenize_dataset
 from finetune.families.encoder import Encoder
 from finetune.families.save import write_model
 from finetune.families.textcnn import TextCNN, TextCNNSettings, build_textcnn
@@ -26,6 +26,7 @@ from finetune.models.load import load_model
 from finetune.models.output_layer import Standard, find_output_layer
 from finetune.models.predictor import Predictor
 from finetune.settings.parts import MethodArguments, ModelArguments
+from finetune.tasks import Task
 from finetune.training.loss import ExampleLoss
 from finetune.training.trainer import FineTuningTrainer
 

@@ -32,13 +32,13 @@ from transformers import (
 from finetune.accelerated.attention import use_cpu_attention
 from finetune.accelerated.precision import keep_activations_in_bf16
 from finetune.accelerated.unpadding import use_unpadding
-from finetune.data.labels import Task
-from finetune.data.tokenize import TextConfig
+from finetune.data.cutting import TextConfig
 from finetune.metrics import SINGLE_LABEL
 from finetune.models.load import load_model
 from finetune.models.predictor import Predictor
 from finetune.settings.parsing import parse_arguments
 from finetune.settings.parts import ModelArguments
+from finetune.tasks import Task
 
 # Read or called, so that a missing one raises wherever it is used; every training, prediction or `--help` does.
 READ = {

@@ -19,9 +19,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 import finetune
 from finetune.accelerated import enable
 from finetune.catalogue import CATALOGUE
+from finetune.data.cutting import TextConfig
 from finetune.data.embedded import find_embedded_model
-from finetune.data.labels import Task
-from finetune.data.tokenize import TextConfig
 from finetune.errors import FinetuneError
 from finetune.families.encoder import Encoder
 from finetune.families.save import write_model
@@ -32,6 +31,7 @@ from finetune.models.inputs import make_sample
 from finetune.models.load import load_model, load_tokenizer
 from finetune.models.quantization import is_four_bit
 from finetune.settings.parts import MethodArguments, ModelArguments
+from finetune.tasks import Task
 
 SMALL = {"vocab_size": 30, "max_position_embeddings": 64, "pad_token_id": 0, "hidden_size": 32, "num_hidden_layers": 2,
          "num_attention_heads": 2, "intermediate_size": 64}  # fmt: skip

@@ -14,8 +14,9 @@ from test_trainer import make_model, make_trainer
 from transformers import AutoTokenizer, EarlyStoppingCallback, TrainerCallback
 
 from finetune.data.batch import Drawn, GlobalStepSampler, MicroBatchCollator
+from finetune.data.cutting import TextConfig
 from finetune.data.load import read_examples
-from finetune.data.tokenize import TextConfig, tokenize_dataset
+from finetune.data.tokenize import tokenize_dataset
 from finetune.training.checkpoints import commit_checkpoint
 
 NUM_ROWS = 60

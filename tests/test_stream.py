@@ -13,12 +13,13 @@ from datasets import ClassLabel, Dataset
 from safetensors.numpy import load_file
 
 from finetune.data.columns import Columns
-from finetune.data.labels import Task, label_matrix
+from finetune.data.cutting import TextConfig
+from finetune.data.labels import label_matrix
 from finetune.data.load import load_given_splits, open_stream
 from finetune.data.stream import Shards, StreamedStepSampler, TokenizingRows
-from finetune.data.tokenize import TextConfig
 from finetune.errors import FinetuneError
 from finetune.settings.parts import DataArguments
+from finetune.tasks import Task
 
 TASK = Task("single_label_classification", ["neg", "pos"])
 NUM_ROWS = 2_037

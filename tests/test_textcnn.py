@@ -9,12 +9,12 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from finetune.data.labels import Task
 from finetune.families.textcnn import TextCNNSettings, build_textcnn, load_textcnn_tokenizer
 from finetune.families.textcnn.textcnn import TextCNNConfig, TextCNNForSequenceClassification, convolve, max_over_time
 from finetune.families.textcnn.vocabulary import train_word_tokenizer
 from finetune.metrics import SINGLE_LABEL
 from finetune.settings.parts import ModelArguments
+from finetune.tasks import Task
 
 
 def make_model(**settings):

@@ -9,8 +9,10 @@ from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertTokenizerFast
 
 from finetune.data.batch import MicroBatchCollator
+from finetune.data.cutting import TextConfig
 from finetune.data.load import read_examples
-from finetune.data.tokenize import TextConfig, encode_texts, tokenize_dataset
+from finetune.data.tokenize import tokenize_dataset
+from finetune.data.tokens import encode_texts
 from finetune.families.textcnn.vocabulary import load_word_tokenizer, train_word_tokenizer
 from finetune.metrics import MULTI_LABEL
 from finetune.models.logits import compute_logits, pool_windows

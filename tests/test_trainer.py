@@ -8,15 +8,16 @@ import torch
 from transformers import AutoTokenizer, EarlyStoppingCallback, Trainer, TrainingArguments
 
 from finetune.accelerated import enable
-from finetune.data.labels import Task
+from finetune.data.cutting import TextConfig
 from finetune.data.load import read_examples
-from finetune.data.tokenize import TextConfig, tokenize_dataset
+from finetune.data.tokenize import tokenize_dataset
 from finetune.errors import FinetuneError
 from finetune.families.textcnn import TextCNNSettings, build_textcnn
 from finetune.methods import apply_method, count_parameters
 from finetune.metrics import SINGLE_LABEL, compute_metrics
 from finetune.models.load import load_model
 from finetune.settings.parts import MethodArguments, ModelArguments
+from finetune.tasks import Task
 from finetune.training import upstream
 from finetune.training.trainer import FineTuningTrainer
 

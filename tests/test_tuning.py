@@ -10,8 +10,9 @@ from test_methods import SMALL
 from test_trainer import make_model, make_trainer
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
+from finetune.data.cutting import TextConfig
 from finetune.data.load import read_examples
-from finetune.data.tokenize import TextConfig, tokenize_dataset
+from finetune.data.tokenize import tokenize_dataset
 from finetune.errors import FinetuneError
 from finetune.families.textcnn.textcnn import TextCNNConfig, TextCNNForSequenceClassification
 from finetune.methods import apply_method

@@ -8,8 +8,9 @@ import torch
 from test_trainer import make_model, make_trainer
 from transformers import AutoTokenizer
 
+from finetune.data.cutting import TextConfig
 from finetune.data.load import read_examples
-from finetune.data.tokenize import TextConfig, tokenize_dataset
+from finetune.data.tokenize import tokenize_dataset
 from finetune.methods import apply_method
 from finetune.methods.adapters import add_adapter
 from finetune.settings.parts import MethodArguments

@@ -22,13 +22,13 @@ from datasets.exceptions import DatasetGenerationError
 from transformers import PreTrainedTokenizerBase
 
 from finetune.data.columns import Columns, choose_columns
+from finetune.data.cutting import TextConfig
 from finetune.data.embedded import load_embedded_reviews
 from finetune.data.examples import iterate_examples, name_group, name_of, name_values, write_examples
 from finetune.data.labels import Task, encode_labels, find_task, find_twins, is_hidden, is_number_name, name_classes
 from finetune.data.read import Row, Table, detect_common_encoding, open_table
 from finetune.data.split import carve_splits, check_classes, drop_duplicates, remove_leakage, sample_stratified
 from finetune.data.stream import Shards, TokenizingRows
-from finetune.data.tokenize import TextConfig
 from finetune.data.vectors import name_bits, parse_bit
 from finetune.errors import FinetuneError
 from finetune.hub_client import find_commit

@@ -8,8 +8,8 @@ import numpy as np
 from datasets import Dataset
 from scipy.special import expit, softmax
 
-from finetune.data.labels import Task, label_matrix
-from finetune.tasks import MULTI_LABEL, REGRESSION
+from finetune.data.labels import label_matrix
+from finetune.tasks import MULTI_LABEL, REGRESSION, Task
 
 __all__ = ["TEACHER", "count_labelled_rows", "of_two_classes", "soften_labels", "weigh_classes", "without_teacher"]
 

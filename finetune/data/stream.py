@@ -21,9 +21,10 @@ from transformers import PreTrainedTokenizerBase
 
 from finetune.data.batch import StepSampler
 from finetune.data.columns import Columns
+from finetune.data.cutting import TextConfig
 from finetune.data.labels import Task, encode_labels, label_matrix, name_classes
 from finetune.data.nested import get_value
-from finetune.data.tokenize import TextConfig, encode_texts
+from finetune.data.tokens import encode_texts
 from finetune.data.vectors import name_bits, parse_bit
 from finetune.errors import FinetuneError
 

@@ -14,7 +14,6 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 
-from finetune.data.labels import Task
 from finetune.data.split import iterate_texts
 from finetune.data.words import find_terms
 from finetune.data_doctor.checks import show_rows
@@ -22,6 +21,7 @@ from finetune.data_doctor.facts import Facts
 from finetune.data_doctor.findings import Finding
 from finetune.errors import FinetuneError
 from finetune.metrics import SINGLE_LABEL
+from finetune.tasks import Task
 
 __all__ = ["find_doubtful_labels"]
 

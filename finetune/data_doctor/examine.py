@@ -8,9 +8,10 @@ import numpy as np
 from datasets import DatasetDict
 from transformers import PreTrainedTokenizerBase
 
+from finetune.data.cutting import TextConfig
 from finetune.data.labels import task_of
 from finetune.data.load import GivenSplits
-from finetune.data.tokenize import TextConfig, encode_texts
+from finetune.data.tokens import encode_texts
 from finetune.data_doctor.checks import CHECKS, check_lengths, check_readings
 from finetune.data_doctor.doubtful_labels import find_doubtful_labels
 from finetune.data_doctor.facts import Facts, collect_facts

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from datasets import Dataset
 
-from finetune.data.labels import Task, label_matrix
+from finetune.data.labels import label_matrix
 from finetune.data.split import iterate_texts, text_keys
 from finetune.data.words import MARKS, UNSPACED
 from finetune.metrics import REGRESSION
+from finetune.tasks import Task
 
 __all__ = ["NUM_HASHES", "SHINGLE", "Facts", "collect_facts", "find_words", "hash_shingles"]
 

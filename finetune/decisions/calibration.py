@@ -23,6 +23,7 @@ __all__ = [
 
 # A temperature outside would say that the logits are noise, or that every validation example is right.
 TEMPERATURES = (0.01, 100.0)
+PRIOR_DEVIATION = 0.3  # of a temperature's logarithm, which is about 0
 
 
 class ReliabilityBins(NamedTuple):
@@ -156,9 +157,9 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """Find the temperature that makes probabilities hold: of `logits / temperature` the labels are most probable.
 
     Temperature scaling, section 4.2 of Guo et al. 2017. It changes no prediction. The cross-entropy is convex in the
-    inverse of the temperature. That the logarithm of the temperature is about 0, with a standard deviation of 1, is
-    taken for known beforehand: it decides where a handful of rows, perhaps all right, say little, and nothing where
-    there are hundreds.
+    inverse of the temperature. Two things keep it from following a few rows: its logarithm has a normal prior around 0,
+    with a standard deviation of 0.3, and it is taken only if it makes the labels more probable by more than one unit of
+    log likelihood (Akaike's criterion); otherwise it is 1. Neither matters where there are a thousand rows.
 
     Args:
         logits: Of the validation split, `(num_examples, num_labels)`; never of the test split.
@@ -166,7 +167,8 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
             is a decision of its own.
 
     Returns:
-        Above 1 where the model is too confident, below 1 where it is not confident enough; between 0.01 and 100.
+        Above 1 where the model is too confident, below 1 where it is not confident enough; between 0.01 and 100. 1
+        where the rows don't speak for any other.
     """
     from scipy.optimize import minimize_scalar
 
@@ -175,9 +177,11 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
         logits, labels = np.stack([np.zeros(logits.size), logits.ravel()], axis=1), labels.ravel().astype(int)
     rows = np.arange(len(labels))
 
+    def cross_entropy(log_temperature: float) -> float:
+        return -float(log_softmax(logits / np.exp(log_temperature), axis=-1)[rows, labels].sum())
+
     def improbability(log_temperature: float) -> float:
-        cross_entropy = -float(log_softmax(logits / np.exp(log_temperature), axis=-1)[rows, labels].sum())
-        return cross_entropy + log_temperature**2 / 2
+        return cross_entropy(log_temperature) + (log_temperature / PRIOR_DEVIATION) ** 2 / 2
 
     found = minimize_scalar(improbability, bounds=np.log(TEMPERATURES), method="bounded", options={"xatol": 1e-6})
-    return float(np.exp(found.x))
+    return float(np.exp(found.x)) if cross_entropy(0.0) - cross_entropy(found.x) > 1.0 else 1.0

@@ -16,9 +16,9 @@ from transformers import PreTrainedTokenizerBase
 
 from finetune.accelerated.precision import DTYPES
 from finetune.catalogue import FLOOR
-from finetune.data.labels import Task, label_matrix
+from finetune.data.labels import label_matrix
 from finetune.data.load import read_examples
-from finetune.data.tokenize import encode_texts
+from finetune.data.tokens import encode_texts
 from finetune.decisions.calibration import fit_temperature
 from finetune.decisions.rules import DecisionRules, HeldOut, Wishes, fit_rules
 from finetune.decisions.saved import write_rules
@@ -47,6 +47,7 @@ from finetune.run.fields import Decisions, Floor, MeasuredSplits, Metrics, Reloa
 from finetune.run.run import Run
 from finetune.settings.arguments import Arguments
 from finetune.settings.parts import DataArguments
+from finetune.tasks import Task
 
 __all__ = [
     "ScoredRows",

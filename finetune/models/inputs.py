@@ -17,7 +17,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune.adapted import has_adapter, without_adapter
-from finetune.data.tokenize import count_special_tokens
+from finetune.data.tokens import count_special_tokens
 from finetune.errors import FinetuneError, explain_shortage
 from finetune.quiet import quiet_loading
 

@@ -25,7 +25,6 @@ from transformers import (
 )
 
 from finetune.data.embedded import EMBEDDED_MODEL_ID, find_embedded_model
-from finetune.data.labels import Task
 from finetune.errors import FinetuneError, explain_shortage
 from finetune.examination.configs import check_config
 from finetune.examination.documents import read_object
@@ -44,6 +43,7 @@ from finetune.models.inputs import (
 from finetune.models.quantization import four_bit_settings
 from finetune.quiet import quiet_loading
 from finetune.settings.parts import ModelArguments
+from finetune.tasks import Task
 
 __all__ = [
     "HEADS",

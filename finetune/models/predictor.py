@@ -11,14 +11,15 @@ from finetune.accelerated import enable
 from finetune.accelerated.precision import DTYPES, compute_numbers_in_fp32
 from finetune.accelerated.processor import multiplies_fast
 from finetune.data.batch import MicroBatchCollator
-from finetune.data.labels import Task
-from finetune.data.tokenize import TextConfig, encode_texts
+from finetune.data.cutting import TextConfig
+from finetune.data.tokens import encode_texts
 from finetune.errors import FinetuneError, failures_explained
 from finetune.hardware import fastest_precision
 from finetune.models.answers import TextClassifier
 from finetune.models.finetune_config import FINETUNE_CONFIG_FILE
 from finetune.models.inputs import NO_LIMIT, longest_input, shortest_input
 from finetune.models.logits import compute_logits
+from finetune.tasks import Task
 
 __all__ = ["Predictor"]
 

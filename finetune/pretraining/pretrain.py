@@ -25,7 +25,8 @@ from pydantic import ValidationError
 from transformers import AutoModel
 
 from finetune.accelerated import enable
-from finetune.data.tokenize import TextConfig, find_cache, tokenize_dataset
+from finetune.data.cutting import TextConfig
+from finetune.data.tokenize import find_cache, tokenize_dataset
 from finetune.errors import FinetuneError, failures_explained
 from finetune.escape import say
 from finetune.families.embeddings.vectors import read_beside

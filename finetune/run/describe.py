@@ -11,7 +11,6 @@ from accelerate import Accelerator
 from accelerate.utils import DynamoBackend
 from datasets import Dataset, DatasetDict
 
-from finetune.data.labels import Task
 from finetune.data.split import describe_split
 from finetune.environment import describe_environment
 from finetune.escape import blank_tokens
@@ -21,6 +20,7 @@ from finetune.lookup import family_of
 from finetune.run.fields import Compilation, DataRecord, Environment, ModelRecord, Settings
 from finetune.run.record import SCHEMA_VERSION, RunRecord
 from finetune.settings.arguments import Arguments
+from finetune.tasks import Task
 
 __all__ = ["describe_computation", "describe_data", "describe_model", "now", "start_record"]
 

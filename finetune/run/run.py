@@ -18,10 +18,10 @@ from datasets import Dataset, DatasetDict
 from huggingface_hub import HfApi
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 
+from finetune.data.cutting import TextConfig
 from finetune.data.labels import Task, task_of
 from finetune.data.load import GivenSplits, open_stream
 from finetune.data.stream import TokenizingRows
-from finetune.data.tokenize import TextConfig
 from finetune.data.understood import describe_understanding
 from finetune.data_doctor.examine import examine
 from finetune.data_doctor.findings import describe_findings, to_json

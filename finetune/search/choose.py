@@ -9,7 +9,6 @@ from typing import Any, Literal
 import numpy as np
 from datasets import DatasetDict
 
-from finetune.data.labels import Task
 from finetune.data.soft_labels import count_labelled_rows, without_teacher
 from finetune.errors import FinetuneError
 from finetune.escape import say
@@ -24,6 +23,7 @@ from finetune.search.trials import Trial, Trials
 from finetune.settings.arguments import FEWEST_TO_CHOOSE
 from finetune.settings.describe import describe_settings
 from finetune.settings.duration import read_duration
+from finetune.tasks import Task
 
 __all__ = ["choose_settings"]
 

@@ -11,7 +11,6 @@ from datasets import Dataset, DatasetDict
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from finetune.accelerated.precision import DTYPES
-from finetune.data.labels import Task
 from finetune.hardware import fastest_precision
 from finetune.inference.evaluate import score
 from finetune.lookup import family_of
@@ -19,6 +18,7 @@ from finetune.metrics import compute_metric
 from finetune.run.directory import TRIAL_FOLDER
 from finetune.run.run import Run
 from finetune.run.training import build_stopping
+from finetune.tasks import Task
 
 __all__ = ["PrunedError", "fit_and_measure"]
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from finetune.data.tokenize import encode_texts
+from finetune.data.tokens import encode_texts
 from finetune.families.embeddings.pooled_encoder import combine_pair
 from finetune.families.embeddings.vectors import compute_vectors
 from finetune.models.predictor import Predictor

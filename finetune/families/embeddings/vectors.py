@@ -22,8 +22,8 @@ from transformers.utils import cached_file
 
 from finetune.accelerated.precision import autocast
 from finetune.data.batch import MicroBatchCollator
-from finetune.data.cutting import cut_by_tokens, group_equal
-from finetune.data.tokenize import TextConfig, find_cache, tokenize_dataset
+from finetune.data.cutting import TextConfig, cut_by_tokens, group_equal
+from finetune.data.tokenize import find_cache, tokenize_dataset
 from finetune.errors import FinetuneError
 from finetune.families.embeddings import pooled_encoder
 from finetune.families.embeddings.pooled_encoder import (

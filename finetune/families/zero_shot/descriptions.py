@@ -7,7 +7,8 @@ from typing import Any
 import torch
 import yaml
 
-from finetune.data.tokenize import TextConfig, encode_texts
+from finetune.data.cutting import TextConfig
+from finetune.data.tokens import encode_texts
 from finetune.errors import FinetuneError
 from finetune.families.embeddings.pooled_encoder import PooledEncoderForSequenceClassification
 from finetune.families.embeddings.vectors import compute_vectors
