@@ -81,9 +81,8 @@ def measure_calibration(aside: HeldOut) -> dict[str, Any]:
         before, after = (DecisionRules(temperature=one).to_probabilities(new.logits) for one in (1.0, temperature))
         draws = np.random.default_rng(seed).random((len(after), 1))
         drawn = np.minimum((draws > after.cumsum(axis=1)).sum(axis=1), after.shape[1] - 1)
-        errors.append(
-            [expected_calibration_error(*one) for one in ((before, new.labels), (after, new.labels), (after, drawn))]
-        )
+        pairs = ((before, new.labels), (after, new.labels), (after, drawn))
+        errors.append([expected_calibration_error(*pair) for pair in pairs])
         for size in FEW_ROWS:
             worse[size] += compare(new, fit_temperature(known.logits[:size], known.labels[:size]))[1] > 0
         if seed == 0:
@@ -181,6 +180,7 @@ def describe(cell: dict[str, Any]) -> str:
     """Write a cell in a line."""
     found, sets, classes = cell["calibration"], cell["sets"], cell["class_sets"]
     change, low, high = found["log_loss_change"]
+    few = "/".join(f"{share:.0%}" for share in found["worse_of_few_rows"].values())
     silence = "  ".join(
         f"{one['precision']:.0%}: {one['answered']:.0%} answered, reached in {one['reached']:.1%}"
         for one in cell["silence"]
@@ -188,9 +188,9 @@ def describe(cell: dict[str, Any]) -> str:
     return (
         f"{cell['data']:<8}{cell['method']:<11}{cell['accuracy']:.1%}  T {found['temperature']:.2f}  log loss "
         f"{found['log_loss_before']:.3f} {change:+.4f} ({low:+.4f} to {high:+.4f})  ECE {found['ece_before']:.1%} -> "
-        f"{found['ece_after']:.1%} of at least {found['ece_of_drawn_labels']:.1%}  worse "
-        f"{'/'.join(f'{one:.0%}' for one in found['worse_of_few_rows'].values())}  sets {sets['coverage']:.1%} of {sets['size']:.2f}; by class "
-        f"{classes['least_class']:.1%} to {classes['most_class']:.1%} of {classes['size']:.2f}  {silence}"
+        f"{found['ece_after']:.1%}, drawn {found['ece_of_drawn_labels']:.1%}  worse of few {few}  sets "
+        f"{sets['coverage']:.1%} of {sets['size']:.2f}; by class {classes['least_class']:.1%} to "
+        f"{classes['most_class']:.1%} of {classes['size']:.2f}  {silence}"
     )
 
 
