@@ -1,4 +1,4 @@
-"""The service's pages in a real browser: an answer or "Not sure", why, pairs, the keyboard, and the API without a network."""
+"""The service's pages in a browser: an answer or "Not sure", why, pairs, the keyboard, the API without a network."""
 
 import asyncio
 import json
