@@ -145,7 +145,7 @@ def main() -> None:
     parser.add_argument("--trec_train_file", required=True)
     parser.add_argument("--trec_test_file", required=True)
     parser.add_argument("--methods", nargs="+", default=METHODS)
-    parser.add_argument("--logits_dir", type=Path)
+    parser.add_argument("--logits_dir")
     options = parser.parse_args()
     reviews = load_embedded_reviews().to_pandas().drop_duplicates("text")
     data = {
@@ -156,7 +156,7 @@ def main() -> None:
     cells: list[dict[str, Any]] = []
     for name, rows in data.items():
         for method in options.methods:
-            kept = options.logits_dir and options.logits_dir / f"{name}-{method}.npz"
+            kept = Path(options.logits_dir, f"{name}-{method}.npz") if options.logits_dir else None
             if kept and kept.exists():
                 with np.load(kept) as arrays:
                     aside = HeldOut(arrays["logits"], arrays["labels"])
