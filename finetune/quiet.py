@@ -5,11 +5,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 
-<<<<<<< HEAD
-import datasets
 from tqdm import tqdm
-=======
->>>>>>> 51b382d (A temperature is taken only where validation rows speak for it; predicting imports neither datasets nor pandas)
 from transformers.utils import logging
 
 from finetune.errors import show_warning
@@ -41,14 +37,9 @@ def quiet_program() -> None:
     """Quieten the libraries for the rest of the process: for recipes and commands, not for use as a library."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-<<<<<<< HEAD
     tqdm.monitor_interval = 0  # a thread that gets no memory is waited for without end
-    if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
-=======
     if "datasets" in sys.modules and not sys.stderr.isatty():  # a prediction never imports it
         sys.modules["datasets"].disable_progress_bars()
->>>>>>> 51b382d (A temperature is taken only where validation rows speak for it; predicting imports neither datasets nor pandas)
     warnings.filterwarnings("ignore", module=r"torch\..*|accelerate\..*|peft\..*|transformers\..*|datasets\..*")
     warnings.showwarning = show_warning
 
@@ -56,22 +47,14 @@ def quiet_program() -> None:
 @contextlib.contextmanager
 def quiet_restored() -> Iterator[None]:
     """Undo in the end what `quiet_program` did on the way, for callers that go on: a notebook, a script."""
-<<<<<<< HEAD
-    has_bars, interval = not datasets.are_progress_bars_disabled(), tqdm.monitor_interval
-=======
-    datasets = sys.modules.get("datasets")
+    datasets, interval = sys.modules.get("datasets"), tqdm.monitor_interval
     has_bars = datasets is not None and not datasets.are_progress_bars_disabled()
->>>>>>> 51b382d (A temperature is taken only where validation rows speak for it; predicting imports neither datasets nor pandas)
     with warnings.catch_warnings(), _transformers_restored():
         try:
             yield
         finally:
-<<<<<<< HEAD
             tqdm.monitor_interval = interval
-            if has_bars:
-=======
             if datasets is not None and has_bars:
->>>>>>> 51b382d (A temperature is taken only where validation rows speak for it; predicting imports neither datasets nor pandas)
                 datasets.enable_progress_bars()
 
 
