@@ -1,4 +1,4 @@
-"""Which method to take for how many labelled rows: the table of `docs/methods.md`.
+"""Which method to take for how many labelled rows: the table of `docs/reference/methods.md`.
 
     python benchmarks/by_size.py --mr_file rt-polarity.all --trec_train_file TREC.train.all \
         --trec_test_file TREC.test.all --num_threads 1 --output_json benchmarks/results/by_size.json

@@ -4,8 +4,8 @@
     run.metrics["test"]["accuracy"]
     run.predict(["A wonderful film."])
 
-`docs/api.md` describes what is public. Importing this package is cheap: torch and transformers are imported by the
-function that needs them.
+`docs/reference/api.md` describes what is public. Importing this package is cheap: torch and transformers are imported
+by the function that needs them.
 """
 
 import importlib

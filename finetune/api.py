@@ -43,7 +43,8 @@ def train(
         test: Rows to measure the model on.
         unlabeled: Texts without labels, which the model named by `teacher` labels: a list of strings, a DataFrame or
             `Dataset` with a column of them, or a path.
-        **settings: By the names in `docs/settings.md`, such as `max_length=128`, `learning_rate=2e-5`, `seed=1`.
+        **settings: By the names in `docs/reference/settings.md`, such as `max_length=128`, `learning_rate=2e-5`,
+            `seed=1`.
 
     Returns:
         The finished run.
@@ -138,7 +139,7 @@ def doctor(
         validation: See `train`.
         test: See `train`.
         check_labels: Also look for labels that are likely wrong, which takes as long as some fits of TF-IDF.
-        **settings: How to read the data, by the names in `docs/settings.md`, such as `text_column="review"`.
+        **settings: How to read the data, by the names in `docs/reference/settings.md`, such as `text_column="review"`.
 
     Returns:
         The findings, the severest first.

@@ -2,7 +2,7 @@
 
 A method that PEFT knows is its `peft_type` and the fields of PEFT's own config class; `--peft_config` adds to these or
 replaces them. Learning rates are those that the papers and PEFT's examples use for classification with small encoders,
-checked on sentences in `docs/methods.md`; `--learning_rate` overrides them.
+checked on sentences in `docs/reference/methods.md`; `--learning_rate` overrides them.
 """
 
 from dataclasses import dataclass, field

@@ -66,7 +66,7 @@ output
   --push_to_hub true --hub_model_id user/name
   --config FILE.yaml       settings from a file; flags win
 
---help-all lists every setting; docs/settings.md is the same as a page.
+--help-all lists every setting; docs/reference/settings.md is the same as a page.
 """
 
 

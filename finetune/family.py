@@ -1,8 +1,8 @@
 """What a family of models says of itself, so that nothing else has to ask which one it is.
 
 A family is a class: facts, the settings that are its own, and the steps from rows to a model and back from a folder.
-Those of the package stand in `finetune.families`; `docs/methods.md` shows how to add one. Cheap to import, and so is
-each family's module: what needs torch is imported by the step that needs it.
+Those of the package stand in `finetune.families`; `docs/tutorials/add-a-family.md` shows how to add one. Cheap to
+import, and so is each family's module: what needs torch is imported by the step that needs it.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def import_method(name: str) -> str:
     if not isinstance(found, Method):
         raise FinetuneError(
             f"Expected {name} to be a finetune.catalogue.Method, but it is {_article(type(found).__name__)}. "
-            "docs/methods.md shows one."
+            "docs/tutorials/add-a-family.md shows one."
         )
     import_family(found.family)
     return name
@@ -91,7 +91,7 @@ def import_family(name: str) -> Family:
     if not (isinstance(found, type) and issubclass(found, Family)):
         raise FinetuneError(
             f"Expected {name} to be a class derived from finetune.family.Family, but it is "
-            f"{_article(type(found).__name__)}. docs/methods.md shows one."
+            f"{_article(type(found).__name__)}. docs/tutorials/add-a-family.md shows one."
         )
     return found()
 

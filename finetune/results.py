@@ -31,7 +31,7 @@ class TrainedRun:
 
     @functools.cached_property
     def record(self) -> "CompleteRecord":
-        """What ran, on what, at what cost, how well; `docs/run.md` describes every field."""
+        """What ran, on what, at what cost, how well; `docs/reference/run.md` describes every field."""
         from finetune.run.record import CompleteRecord
 
         return CompleteRecord.read(self.directory)

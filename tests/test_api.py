@@ -37,20 +37,20 @@ def test_what_is_public_is_named_and_documented():
 
 @pytest.fixture(scope="module")
 def page(tiny_bert, tmp_path_factory):
-    """What the example of docs/api.md leaves, run as it is printed but for a smaller model and fewer passes."""
-    code = re.search(r"```python\n(.*?)```", (ROOT / "docs/api.md").read_text(), re.DOTALL)[1]
+    """What the example of docs/reference/api.md leaves, run as printed but for a smaller model and fewer passes."""
+    code = re.search(r"```python\n(.*?)```", (ROOT / "docs/reference/api.md").read_text(), re.DOTALL)[1]
     names = ", ".join(f'"{name}": {value!r}' for name, value in {**SETTINGS, "model_name_or_path": tiny_bert}.items())
     code = re.sub(r'output_dir="([^"]*)"\)', rf'output_dir="\1", **{{{names}}})', code)
     folder = tmp_path_factory.mktemp("page")
     with contextlib.chdir(folder):
         left = {"frame": frame()}
-        exec(compile(code, "docs/api.md", "exec"), left)
+        exec(compile(code, "docs/reference/api.md", "exec"), left)
     return {**left, "folder": folder}
 
 
 def test_the_page_of_the_api_says_what_is_so(page):
     assert (page["folder"] / "report.html").is_file()
-    text = (ROOT / "docs/api.md").read_text()
+    text = (ROOT / "docs/reference/api.md").read_text()
     for name in set(finetune.__all__) - {"__version__"}:
         assert f"{name}" in text
 

@@ -34,9 +34,9 @@ def test_the_command_lists_every_method_without_importing_torch_and_the_docs_sho
     code = "import sys; from finetune.cli import main; main(['methods']); assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert [line.split()[0] for line in done.stdout.splitlines()[1:]] == list(CATALOGUE)
-    assert done.stdout in (ROOT / "docs/methods.md").read_text(encoding="utf-8")
+    assert done.stdout in (ROOT / "docs/reference/methods.md").read_text(encoding="utf-8")
 
 
 def test_every_method_has_a_paragraph_in_the_docs():
-    text = (ROOT / "docs/methods.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs/reference/methods.md").read_text(encoding="utf-8")
     assert [name for name in CATALOGUE if f"**`{name}" not in text] == []

@@ -59,7 +59,7 @@ def test_flags_that_the_readme_names_exist():
     assert len(flags) > 20
     assert flags <= known
     ours = {field.name for part in parts[:-1] for field in dataclasses.fields(part)}
-    described = set(re.findall(r"^\| `--(\w+)`", (ROOT / "docs/settings.md").read_text(), re.MULTILINE))
+    described = set(re.findall(r"^\| `--(\w+)`", (ROOT / "docs/reference/settings.md").read_text(), re.MULTILINE))
     assert ours <= described  # and each of our own is described
     assert not re.search(r"@[A-Z]+@|TODO", readme)
 

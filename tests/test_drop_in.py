@@ -600,7 +600,7 @@ def test_two_processes_take_the_steps_of_one(tmp_path, tiny_bert, tokenizer, row
 
 
 def test_the_example_of_the_page_runs(tmp_path, tiny_bert):
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/trainer.md").read_text(), re.DOTALL)
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/how-to/trainer.md").read_text(), re.DOTALL)
     code = code.replace('"bert-base-uncased"', repr(tiny_bert)).replace('"output"', f"{str(tmp_path)!r}, use_cpu=True")
     space = {}
     exec(code, space)

@@ -1,7 +1,7 @@
 """Bad surroundings: closed streams, ASCII terminals, limits, folders that can't be written to or go away.
 
 pytest tests/test_environment.py                                     a few of each kind
-python tests/test_environment.py --output_json environment.json      every command in all of them: docs/faults.md
+python tests/test_environment.py --output_json environment.json      every command: docs/explanations/faults.md
 """
 
 import argparse

@@ -488,7 +488,7 @@ def test_whoever_asked_would_be_found(source):
 
 
 def test_the_example_of_the_docs_trains_and_reloads(tmp_path, monkeypatch):
-    text = (ROOT / "docs/methods.md").read_text(encoding="utf-8").split("## Add a family")[1]
+    text = (ROOT / "docs/tutorials/add-a-family.md").read_text(encoding="utf-8")
     example, use = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[:2]
     (tmp_path / "averaging.py").write_text(example)
     monkeypatch.syspath_prepend(tmp_path)

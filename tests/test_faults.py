@@ -1,7 +1,7 @@
 """Runs that are killed, starved, and tampered with: nothing is lost, and nothing broken looks finished.
 
 pytest -m faults                                    a few moments of each kind
-python tests/test_faults.py --kills 30 --output_json faults.json      the table in docs/faults.md
+python tests/test_faults.py --kills 30 --output_json faults.json      the table in docs/explanations/faults.md
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Generated input through the entry points, in process: an answer or one line, no traceback, nothing half-written.
 
 pytest tests/test_fuzz.py
-python tests/test_fuzz.py --examples 10000 --runs 200 --commands 200     the counts in docs/faults.md
+python tests/test_fuzz.py --examples 10000 --runs 200 --commands 200     the counts in docs/explanations/faults.md
 """
 
 import argparse

@@ -579,7 +579,7 @@ def test_whole_runs_from_the_shell(tmp_path, tokenizer, model_type, method, caps
 
 
 def test_the_table_of_models_is_that_of_the_tests():
-    text = (ROOT / "docs/models.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs/reference/models.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| `([a-z0-9_-]+)` \|[^|]*\| (left|right) \|", text, re.MULTILINE))
     assert list(rows) == list(ARCHITECTURES)
     assert {name for name, side in rows.items() if side == "left"} == READ_THE_LAST_TOKEN

@@ -62,7 +62,7 @@ def test_all_is_what_is_defined_in_public(path):
 
 
 def test_the_architecture_page_names_what_is_there():
-    text = (ROOT / "docs/architecture.md").read_text()
+    text = (ROOT / "docs/explanations/architecture.md").read_text()
     answers = text.split("## Where is")[1]
     named = re.findall(r"`(\w+)` in `(finetune/[\w/]+\.py)`", answers)
     assert len(named) > 8

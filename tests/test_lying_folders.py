@@ -1,7 +1,7 @@
 """Model folders that lie: refused in one line, warned of, or answering as before. Nothing hangs, runs or is fetched.
 
 pytest tests/test_lying_folders.py
-python tests/test_lying_folders.py --folders 300 --seed 0     the table in docs/faults.md
+python tests/test_lying_folders.py --folders 300 --seed 0     the table in docs/explanations/faults.md
 """
 
 import argparse

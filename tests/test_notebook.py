@@ -1,11 +1,11 @@
-"""docs/quickstart.ipynb runs as it stands, is short, and shows what really came out."""
+"""docs/tutorials/quickstart.ipynb runs as it stands, is short, and shows what really came out."""
 
 import json
 import os
 
 from conftest import ROOT
 
-FILE = ROOT / "docs/quickstart.ipynb"
+FILE = ROOT / "docs/tutorials/quickstart.ipynb"
 CODE = [cell for cell in json.loads(FILE.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
 
 

@@ -128,8 +128,8 @@ def test_the_runs_that_tests_invent_are_such_records(tmp_path):
 
 
 def test_the_page_is_what_the_record_says():
-    page = (ROOT / "docs/run.md").read_text(encoding="utf-8")
-    assert page == build_page(), "run: python -m finetune.run.document > docs/run.md"
+    page = (ROOT / "docs/reference/run.md").read_text(encoding="utf-8")
+    assert page == build_page(), "run: python -m finetune.run.document > docs/reference/run.md"
     assert all(f"| `{method}` |" in page for method in CATALOGUE)
 
 

@@ -1,7 +1,7 @@
 """Every preset on every architecture: what trained is saved, and reloads to the same logits in a fresh process.
 
 One process reloads all methods of an architecture, through `finetune.load` and through what a stranger types who has
-only transformers and PEFT. `docs/methods.md` shows the table that `python tests/test_reload.py` prints.
+only transformers and PEFT. `docs/reference/methods.md` shows the table that `python tests/test_reload.py` prints.
 """
 
 import json
@@ -284,7 +284,7 @@ def _generalize(reason: str) -> str:
 
 
 def main() -> None:
-    """Print the table of `docs/methods.md`, and what was refused: each reason with its methods and architectures."""
+    """Print the table of `docs/reference/methods.md`, and what was refused: reasons, methods, architectures."""
     from conftest import write_tiny_bert
 
     print("| model type | " + " | ".join(f"`{method}`" for method in METHODS) + " |")

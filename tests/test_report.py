@@ -786,7 +786,7 @@ def test_metrics_of_run_json_are_not_trusted_but_computed(stored_runs):
 
 
 def test_the_documented_flags_are_those_of_the_command():
-    page = (ROOT / "docs/report.md").read_text()
+    page = (ROOT / "docs/reference/report.md").read_text()
     documented = set(re.findall(r"--(\w+)", page))
     from finetune.cli import build_parser
 

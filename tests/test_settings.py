@@ -286,7 +286,8 @@ def test_the_same_run_has_the_same_fingerprint(train, folder, monkeypatch):
 
 
 def test_the_page_of_settings_is_what_the_declarations_say():
-    assert (ROOT / "docs/settings.md").read_text() == describe_settings(), "python -m finetune.settings.document"
+    page = (ROOT / "docs/reference/settings.md").read_text()
+    assert page == describe_settings(), "python -m finetune.settings.document > docs/reference/settings.md"
 
 
 # Whoever adds a name here says that no result depends on it.

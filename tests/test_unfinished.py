@@ -1,7 +1,7 @@
 """Bulk prediction that is killed at every step, and outputs that somebody else's files are in the way of.
 
 pytest tests/test_unfinished.py                     one kill before each of its steps
-python tests/test_unfinished.py --kills 60          the table in docs/faults.md
+python tests/test_unfinished.py --kills 60          the table in docs/explanations/faults.md
 """
 
 import argparse
@@ -161,7 +161,7 @@ def fork(model, source, target, kill_at=None, kill_after=None):
 
 
 def find_state(target, count=COUNT):
-    """Name the state that a killed run has left, as docs/delivery.md does, and give the number of rows that count."""
+    """Name the state that a killed run has left, as docs/how-to/delivery.md does, and the number of rows that count."""
     folder = Path(f"{target}.unfinished")
     if not folder.exists():
         return ("done", count) if target.exists() else ("no folder", 0)
@@ -451,7 +451,7 @@ def test_rows_that_were_changed_are_not_gone_on_with(model, paths, tmp_path):
     assert list_all(tmp_path) == before
 
 
-# The record in docs/faults.md
+# The record in docs/explanations/faults.md
 
 
 def main():

@@ -70,7 +70,7 @@ def test_the_version_is_said_twice_the_same():
 
 
 def test_every_requirement_has_a_row_in_the_docs():
-    rows = [line.split("|") for line in (ROOT / "docs/versions.md").read_text(encoding="utf-8").splitlines()]
+    rows = [line.split("|") for line in (ROOT / "docs/reference/versions.md").read_text(encoding="utf-8").splitlines()]
     table = {row[1].strip(" `"): (row[2].strip(), row[3].strip()) for row in rows if len(row) > 4}
     for line in RUNTIME:
         name = name_of(line)
@@ -78,7 +78,7 @@ def test_every_requirement_has_a_row_in_the_docs():
 
 
 def test_ci_runs_the_documented_command_on_the_oldest_set():
-    docs = (ROOT / "docs/versions.md").read_text(encoding="utf-8")
+    docs = (ROOT / "docs/reference/versions.md").read_text(encoding="utf-8")
     command = docs.split("<!-- oldest -->\n```bash\n")[1].split("\n```")[0]
     assert f"- run: {command}\n" in (ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8")
 

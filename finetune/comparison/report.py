@@ -351,7 +351,7 @@ def _by_length(groups: Sequence[Group], texts: Texts | None) -> Lengths | None:
 
 
 def to_json(report: Report) -> dict[str, Any]:
-    """Return a report as JSON has it; `docs/report.md` describes the fields. What is not a number is null."""
+    """Return a report as JSON has it; `docs/reference/report.md` describes the fields. What is not a number is null."""
     first = report.runs[0]
     groups = []
     for group, row in zip(report.groups, report.rows, strict=False):

@@ -1,4 +1,4 @@
-"""Run directories in, as `docs/run.md` describes them: what each run was, what it cost, its predictions.
+"""Run directories in, as `docs/reference/run.md` describes them: what each run was, what it cost, its predictions.
 
 A run directory may have been cut short, copied in part, or edited. What a report would repeat is checked here, the
 metrics by computing them again from the stored predictions; a directory that fails is named in one line and left out.

@@ -106,7 +106,7 @@ def export(
     columns: dict[str, Any] | None = None,
     max_samples: int | None = None,
 ) -> dict[str, Any]:
-    """Write a model as ONNX; see `docs/export-and-serve.md`.
+    """Write a model as ONNX; see `docs/how-to/export-and-serve.md`.
 
     Args:
         path: A run directory or model folder; an adapter is merged.

@@ -1,7 +1,7 @@
 """An output in the making: what a kill leaves of it, and what the next start does with that.
 
 It lies in a folder of its own beside the output, `OUTPUT.unfinished/`, which the first line of its journal tells from
-folders of others. `docs/delivery.md` has the states.
+folders of others. `docs/how-to/delivery.md` has the states.
 
 journal.jsonl   what was asked for; after each chunk the rows and bytes that count from then on; before the output gets
                 its name, which file is "placing"

@@ -1,6 +1,6 @@
-"""Write `docs/run.md` from the record's own descriptions.
+"""Write `docs/reference/run.md` from the record's own descriptions.
 
-    python -m finetune.run.document > docs/run.md
+    python -m finetune.run.document > docs/reference/run.md
 
 The introduction and the table of files stand here; every field of `run.json` comes from where it is declared.
 """
@@ -22,7 +22,7 @@ __all__ = ["build_page", "describe_type", "iterate_parts"]
 TASKS = {SINGLE_LABEL: "one class", MULTI_LABEL: "several labels", REGRESSION: "a number"}
 WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false", type(None): "null", Any: "anything"}
 PAGE = Template("""\
-<!-- Written by `python -m finetune.run.document > docs/run.md`; change it there and in finetune/run/fields.py. -->
+<!-- Written by `python -m finetune.run.document > docs/reference/run.md`: edit that module, and fields.py. -->
 # The run directory
 
 A recipe writes one directory per run, and everything that comes after training reads only this.
@@ -43,11 +43,11 @@ trial: `number`, `settings`, `state` (`complete`, `pruned`, `failed`), `value`, 
 its tokenizer and `label_names.json`; for TF-IDF its arrays, terms and `label_names.json`; with each \
 `finetune_config.json`: `problem_type`, and `text`, how long texts are cut, \
 and where they are known `encoding`, of files that are not UTF-8, and `is_numbered`, whether numbers may stand for the \
-labels' names; and `checksums.json`, the SHA-256 of these files ([faults.md](faults.md)) |
+labels' names; and `checksums.json`, the SHA-256 of these files ([faults.md](../explanations/faults.md)) |
 | `predictions/validation.parquet`, `predictions/test.parquet` | one row per example: `id`, `text` and for pairs \
 `text_pair` (not with `--no_store_text`), `num_tokens`, `label` (not where it is withheld), `logits` (float32) |
 | `checkpoints/` | what a run resumes from: `--save_total_limit` of them, each with sizes and hashes in \
-`complete.json` ([faults.md](faults.md)) |
+`complete.json` ([faults.md](../explanations/faults.md)) |
 | `tensorboard/` | with `--report_to tensorboard` what TensorBoard reads |
 | `run.lock` | there while a process is at work in the directory |
 | `before-restart/` | what `--restart` set aside, until the new run is complete |

@@ -1,8 +1,8 @@
 """What `run.json` holds, part by part; `finetune.run.record` puts the parts together, reads and writes them.
 
-Each field is described where it is declared, with its unit, and `docs/run.md` is made from these descriptions. What is
-not always there has a default and says when it is absent; what can be `null` says when. A number that is not defined on
-these examples is NaN here and `null` in the file, which JSON has.
+Each field is described where it is declared, with its unit, and `docs/reference/run.md` is made of these descriptions.
+What is not always there has a default and says when it is absent; what can be `null` says when. A number that is not
+defined on these examples is NaN here and `null` in the file, which JSON has.
 """
 
 import math

@@ -1,7 +1,8 @@
-"""The record of a run, `run.json`: here and nowhere else is it written and read. `docs/run.md` is made from it.
+"""The record of a run, `run.json`: here and nowhere else is it written and read.
 
-A field may be added without another `SCHEMA_VERSION`: readers pass over what they don't know. Where the meaning or the
-place of one changes, the version does.
+`docs/reference/run.md` is made from it. A field may be added without another
+`SCHEMA_VERSION`: readers pass over what they don't know. Where the meaning or the place of one changes, the version
+does.
 """
 
 import json

@@ -1,7 +1,8 @@
-"""A run: from its settings to a complete record, over data, training and saving; `docs/run.md` describes its directory.
+"""A run: from its settings to a complete record, over data, training and saving.
 
-What happens to the directory stands in `finetune.run.directory`, what a resume may change in `.resume`, what several
-processes say to each other in `.processes`, what `run.json` holds in `.record`.
+`docs/reference/run.md` describes its directory. What happens to the directory stands in
+`finetune.run.directory`, what a resume may change in `.resume`, what several processes say to each other in
+`.processes`, what `run.json` holds in `.record`.
 """
 
 import contextlib
@@ -71,7 +72,8 @@ class Run:
     """A training run and its directory; use it as a context, which sets threads, quiet logs, and the directory up.
 
     In the directory only the main process writes, and only one run at a time. A run that was cut off continues from its
-    newest whole checkpoint when it is started again with the same settings. `docs/faults.md` says what else can happen.
+    newest whole checkpoint when it is started again with the same settings. `docs/explanations/faults.md` says what
+    else can happen.
 
     Args:
         arguments: All settings. `arguments.training.output_dir` is the run directory; the `Trainer` gets its

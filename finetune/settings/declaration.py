@@ -2,7 +2,7 @@
 
 A field of a part carries it in its annotation, as in `Annotated[int, Setting(at_least=3)]`; transformers' own
 `TrainingArguments` have theirs in `finetune.settings.training`. Checking, "has no use for", what may change when a run
-is resumed, what divides the groups of a report, and `docs/settings.md` all follow from here.
+is resumed, what divides the groups of a report, and `docs/reference/settings.md` all follow from here.
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
-"""Write `docs/settings.md` from the declarations.
+"""Write `docs/reference/settings.md` from the declarations.
 
-python -m finetune.settings.document > docs/settings.md
+python -m finetune.settings.document > docs/reference/settings.md
 """
 
 import dataclasses

@@ -369,7 +369,7 @@ def to_flags(settings: Mapping[str, Any]) -> list[str]:
 
 def _unknown_setting(name: str, known: set[str], where: str = "") -> str:
     close = difflib.get_close_matches(name, known, n=1)
-    hint = f"Did you mean {close[0]!r}?" if close else "docs/settings.md lists every setting."
+    hint = f"Did you mean {close[0]!r}?" if close else "docs/reference/settings.md lists every setting."
     return f"Expected a setting that is known, but found {name!r}{where}. {hint}"
 
 

@@ -61,7 +61,9 @@ CLASSIFIER = "ForSequenceClassification"
 
 
 class Trainer(TunedTrainer):
-    """A drop-in for `transformers.Trainer` on text classification. `docs/trainer.md` says what it does differently.
+    """A drop-in for `transformers.Trainer` on text classification.
+
+    `docs/how-to/trainer.md` says what it does differently.
 
     Args:
         model: As for `transformers.Trainer`, like all that follow up to `preprocess_logits_for_metrics`.

@@ -16,7 +16,8 @@ __all__ = ["OF_SINGLE_ROWS", "OF_TUNED_ENCODERS", "Linear", "choose_inverse_pena
 
 # scikit-learn's C, the inverse of the penalty, from strong to weak, for rows whose squared length is 1 on average.
 INVERSE_PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
-# In place of a cross-validation where a class has a single row: on 8 rows a class it costs least (docs/methods.md).
+# In place of a cross-validation where a class has a single row: on 8 rows a class it costs least
+# (docs/reference/methods.md).
 OF_SINGLE_ROWS = 10.0
 # For an encoder that was tuned on the rows, which tells them apart without fail: a cross-validation would find any
 # penalty too strong. It is scikit-learn's default, as SetFit takes it.
