@@ -22,14 +22,17 @@ __all__ = ["enable"]
 def enable(model: Any, predict_in: torch.dtype | None = None) -> Any:
     """Make a model train and predict faster on a CPU, in place.
 
-    | piece | in place of | used in | needs |
-    |---|---|---|---|
-    | `attention` | torch's fused attention | training in bfloat16 | units for bfloat16 (AVX512-BF16, AMX) |
-    | `precision` | a residual stream in float32 | bfloat16, by autocast | any CPU |
-    | `dropout` | `nn.Dropout` | training | any CPU |
-    | `lora` | the passes of PEFT's LoRA layers | training | any CPU |
-    | `unpadding` | padded batches inside of BERT and its kin | prediction | any CPU |
-    | `fused` | linear layers, and GELU after them | prediction in `predict_in` | for the GELU, AVX-512 and oneDNN |
+    In training it replaces
+
+    - torch's fused attention, in bfloat16, where the CPU has units for bfloat16 (AVX512-BF16, AMX): `attention`;
+    - the residual stream in float32, under autocast to bfloat16: `precision`;
+    - `nn.Dropout`: `dropout`;
+    - the forward and backward passes of PEFT's LoRA layers: `lora`;
+
+    and in prediction
+
+    - padded batches inside BERT and its kin: `unpadding`;
+    - linear layers, with the GELU after them where the CPU has AVX-512 and oneDNN, in `predict_in`: `fused`.
 
     Results are those of the model as it was, up to rounding; dropout draws other numbers of the same distribution. What
     is saved stays the same. On a GPU, and where the processor lacks what a piece needs, it computes what it stands
