@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from finetune.training.trainer import Trainer as Trainer
 
 __all__ = ["Trainer", "__version__", "compare", "doctor", "enable", "load", "load_classifier", "train"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Of modules that import torch; they are imported when they are asked for.
 _LAZY = {"Trainer": "finetune.training.trainer", "enable": "finetune.accelerated"}
