@@ -28,7 +28,7 @@ class OnlyThese:
     def find_spec(name, path=None, target=None):
         found = installed.get(name.partition(".")[0])
         if found and not found & allowed and not name.startswith("finetune"):
-            raise ImportError(f"{name} is not in docker/requirements.txt")
+            raise ModuleNotFoundError(f"{name} is not in docker/requirements.txt", name=name)
 
 for name in [name for name in sys.modules if name.partition(".")[0] == "packaging"]:
     del sys.modules[name]
