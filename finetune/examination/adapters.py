@@ -5,6 +5,7 @@ the fields where they are known to be harmless. So a field that PEFT comes to ha
 """
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ TRAINABLE = "trainable_token_indices"
 COUNTS = {"seed", "total_step", "tinit", "tfinal", "deltaT", "prng_key"}
 MOST = 2**16  # of a number that may be a size, where the weights have no larger one
 MOST_LAYERS, MOST_NAMES = 1_000, 10_000
+STEPS = re.compile(r".*iter_(\d{1,9})\d*")  # of weights that are begun anew before the adapter's are put in their place
+MOST_STEPS = 100  # PEFT's own examples take up to 16
 NEEDED = ("peft_type", "base_model_name_or_path")
 
 
@@ -85,6 +88,9 @@ def _check_field(name: str, value: Any, most: int, content: dict[str, Any], file
     for path, one in _leaves(value):
         if one is None or isinstance(one, bool):
             continue
+        steps = STEPS.fullmatch(f"{path or name}_{one}")
+        if steps is not None and int(steps[1]) > MOST_STEPS:
+            raise refusal(file, f"at most {MOST_STEPS} steps as {name}, which each loading takes", show(one))
         if isinstance(one, str):
             if not (may_be_word or path in INNER_WORDS):
                 fix = "Take the entry out, or save the adapter anew."
