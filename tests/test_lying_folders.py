@@ -504,7 +504,7 @@ REFUSED = [
     ("full", "config.json", {"id2label": {"0": "neg\ud800", "1": "pos"}}, r"'neg\ud800' among them"),
     ("tfidf", "label_names.json", ["neg", "pos\udfff"], r"'pos\udfff' among them"),
     ("tfidf", "label_names.json", [str(number) for number in [*range(10**5), 10**5 - 1]], "'99999' twice"),
-    ("full", "tokenizer.json", {"normalizer": GROWING}, "at most 1,000 times as long, but found 1,000,000 times"),
+    ("full", "tokenizer.json", {"normalizer": GROWING}, "makes a text at most 1,000 times as long"),
     ("onnx", "tokenizer.json", {"normalizer": {"type": "Prepend", "prepend": "a " * 10**6}}, "a normalizer that makes"),
     ("onnx", "tokenizer.json", HOSTILE["tokenizer.json"][2], "1000000000 of"),
     ("onnx", "config.json", {"id2label": {"0": "neg", "1": "neg"}}, "'neg' twice"),
@@ -638,7 +638,7 @@ def test_a_graph_has_its_weights_beside_it_and_no_loops(lying, tmp_path):
         calls = [onnx.helper.make_node(f"F{number + 1}", ["x"], ["x"], domain="f") for _ in range(2)]
         model.functions.append(onnx.helper.make_function("f", f"F{number}", ["x"], ["x"], calls, []))
     file.write_bytes(model.SerializeToString())
-    with pytest.raises(FinetuneError, match="a graph without functions of its own, but found 40"):
+    with pytest.raises(FinetuneError, match=r"a graph without functions of its own in .*, but found 40"):
         check_graph(file)
 
     def loop(graph):

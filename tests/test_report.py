@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -27,12 +28,13 @@ from finetune.comparison.differences import find_confusions, find_differences
 from finetune.comparison.groups import Group
 from finetune.comparison.plots import embed_svg, plot_quality_by_cost, render_svg
 from finetune.comparison.report import build_report, to_json
-from finetune.comparison.runs import Predictions, StoredRun, find_run_directories, load_run, load_runs
+from finetune.comparison.runs import Predictions, StoredRun, find_run_directories, load_findings, load_run, load_runs
 from finetune.comparison.statistics import Interval, find_support, mean_interval
 from finetune.comparison.table import compute_scores, format_interval
 from finetune.comparison.verdict import decide
 from finetune.decisions.calibration import fit_temperature
 from finetune.errors import FinetuneError
+from finetune.hub.card import read_comparison
 from finetune.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL, compute_metrics
 from finetune.run.fields import DataRecord
 from finetune.run.record import CompleteRecord
@@ -196,6 +198,21 @@ def test_an_earlier_report_is_replaced_and_nothing_else(stored_runs, tmp_path):
     assert (tmp_path / "out/figures/portrait.svg").read_text() == "my own"
     assert "Report on lora" in (tmp_path / "out/report.html").read_text()
     assert not list((tmp_path / "out").rglob("*.partial"))
+
+
+def test_no_pipe_in_a_run_directory_is_waited_for(tmp_path):
+    write_run(tmp_path / "runs/full", "full", 0, 1.0)
+    for name in ("findings.json", "history.jsonl", "predictions/test.parquet"):
+        (tmp_path / "runs/full" / name).unlink(missing_ok=True)
+        os.mkfifo(tmp_path / "runs/full" / name)
+    (tmp_path / "out").mkdir()
+    os.mkfifo(tmp_path / "out/report.json")
+    with pytest.raises(FinetuneError, match="is from no report"):
+        report_runs([str(tmp_path / "runs")], str(tmp_path / "out"))
+    with pytest.raises(FinetuneError, match="at least one complete run"):
+        report_runs([str(tmp_path / "runs")], str(tmp_path / "new"))
+    assert load_findings([SimpleNamespace(directory=tmp_path / "runs/full")]) == []
+    assert read_comparison(tmp_path / "runs/full") is None
 
 
 def rare(labels, num_rare):

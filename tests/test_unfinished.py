@@ -407,17 +407,16 @@ def test_what_somebody_puts_into_our_folder_stays(model, paths, tmp_path, monkey
 def test_a_full_disk_is_said_of_the_file_that_it_befell(model, whole, tmp_path, monkeypatch, name):
     source, _ = whole(name)
     target = tmp_path / f"out{source.suffix}"
-    full = {"in.csv": "_open_rows", "in.parquet": "_lock"}[name]
-    opened = getattr(Unfinished, full)
+    open_rows = Unfinished._open_rows
 
-    def open_full(self, *args, **kwargs):
-        opened(self, *args, **kwargs).close()
-        return Path("/dev/full").open("r+b")
+    def open_full(self, is_new):
+        open_rows(self, is_new).close()
+        return Path("/dev/full").open("wb")
 
-    monkeypatch.setattr(Unfinished, full, open_full)
+    monkeypatch.setattr(Unfinished, "_open_rows", open_full)
     with pytest.raises(FinetuneError) as refusal:
         go_on(model, source, target)
-    file = target.with_name(f"{target.name}.unfinished") / {"_open_rows": ROWS, "_lock": JOURNAL}[full]
+    file = target.with_name(f"{target.name}.unfinished") / ROWS
     assert str(refusal.value).startswith(f"No space left on device: {file}. Make room")
 
 

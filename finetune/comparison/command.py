@@ -13,7 +13,7 @@ from finetune.comparison.report import build_report, to_json
 from finetune.comparison.text import describe_report, to_markdown
 from finetune.errors import FinetuneError
 from finetune.escape import say
-from finetune.files import write_aside
+from finetune.files import read_json, write_aside
 
 __all__ = ["report_runs"]
 
@@ -78,8 +78,9 @@ def _write(folder: Path, contents: Mapping[str, str], earlier: set[str]) -> None
 
 def _list_figures(folder: Path) -> set[str]:
     """List the figures that an earlier report names."""
+    report = folder / "report.md"
     try:
-        return set(re.findall(r"\]\((figures/[\w-]+\.svg)\)", (folder / "report.md").read_text(encoding="utf-8")))
+        return set(re.findall(r"\]\((figures/[\w-]+\.svg)\)", report.read_text("utf-8"))) if report.is_file() else set()
     except (OSError, ValueError):
         return set()
 
@@ -89,10 +90,7 @@ def _list_earlier(folder: Path) -> set[str]:
     if folder.exists() and not folder.is_dir():
         raise FinetuneError(f"Expected --output_dir to be a folder, but {str(folder)!r} is a file. Pass another one.")
     found = {name for name in FILES if os.path.lexists(folder / name)}
-    try:
-        earlier = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        earlier = None
+    earlier = read_json(folder / "report.json")
     if isinstance(earlier, dict) and {"finetune", "groups"} <= earlier.keys():
         return found | _list_figures(folder)
     if found:

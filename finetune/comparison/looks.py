@@ -14,7 +14,7 @@ from typing import Any
 
 from finetune.comparison.runs import StoredRun
 from finetune.errors import FinetuneError
-from finetune.files import write_aside
+from finetune.files import read_json, write_aside
 
 __all__ = ["LOOKS_FILE", "note_look"]
 
@@ -80,12 +80,7 @@ def _find_folder(runs: Sequence[StoredRun]) -> Path | None:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    try:
-        looks = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError, RecursionError):
-        looks = None
+    looks = read_json(path) if os.path.lexists(path) else []
     if not isinstance(looks, list) or not all(isinstance(look, dict) and "train_sha256" in look for look in looks):
         raise FinetuneError(
             f"Expected earlier looks at these runs in {str(path)!r}, but it can't be read. Restore it, or move it away "

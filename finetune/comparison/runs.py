@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from finetune.data_doctor.findings import Finding, from_json
 from finetune.decisions.rules import DecisionRules
 from finetune.errors import FinetuneError
+from finetune.files import read_json
 from finetune.lookup import find_method
 from finetune.metrics import MULTI_LABEL, REGRESSION, compute_metrics, present_labels
 from finetune.run.fields import Metrics
@@ -238,8 +239,8 @@ def load_findings(runs: Sequence[StoredRun]) -> list[Finding]:
     """Load what the data doctor found, from the first run whose `findings.json` can be read."""
     for run in runs:
         try:
-            return from_json(json.loads((run.directory / "findings.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            return from_json(read_json(run.directory / "findings.json"))
+        except (ValueError, TypeError, KeyError):
             continue
     return []
 
@@ -348,7 +349,9 @@ def _check_metrics(
 
 def _read_history(path: Path) -> list[dict[str, Any]]:
     """Read what was logged; lines that are not whole are passed over, since nothing but a curve depends on them."""
-    history = []
+    history: list[dict[str, Any]] = []
+    if not path.is_file():  # a pipe would be waited for
+        return history
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -4,7 +4,6 @@ Drawn from the run's record alone. Nothing in it names a path of this machine. W
 metadata are the numbers of the record, which `check_card` reads back.
 """
 
-import json
 import math
 import re
 import shlex
@@ -20,6 +19,7 @@ from finetune.data.embedded import EMBEDDED_MODEL_ID
 from finetune.errors import FinetuneError
 from finetune.escape import blank_tokens, holds_token, to_markdown, to_markdown_code, to_terminal
 from finetune.family import Shipped
+from finetune.files import read_json
 from finetune.lookup import find_method, name_of
 from finetune.metrics import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from finetune.run.fields import Metrics
@@ -440,8 +440,8 @@ def check_card(card: str, shipped: Shipped, record: CompleteRecord | None) -> No
 def read_comparison(run_directory: Path) -> dict[str, Any] | None:
     """Find the `report.json` beside a run that compares it with others, as `finetune compare` writes it."""
     file = run_directory.parent / "report/report.json"
+    content = read_json(file)
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
         directories = {Path(run["directory"]).resolve() for run in content["runs"]}
     except (OSError, ValueError, KeyError, TypeError):
         return None

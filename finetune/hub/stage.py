@@ -129,6 +129,8 @@ def _spoilt(path: Path, how: str) -> FinetuneError:
 
 
 def _read_card(file: Path) -> str:
+    if file.exists() and not file.is_file():  # a pipe would be waited for, and a device has no end
+        raise FinetuneError(f"Expected a model card after --card, but {str(file)!r} is no file.")
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -84,7 +84,7 @@ class Unfinished:
         return self
 
     def __exit__(self, *error: object) -> None:
-        with self._opened:
+        with failures_explained(self.folder / ROWS), self._opened:  # closing writes once more what found no room
             if self.num_rows == 0:
                 self._remove(WHOLE, ROWS, JOURNAL)
 
