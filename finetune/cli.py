@@ -87,7 +87,23 @@ What is set by a flag is not tried. All flags of `finetune train` hold; see fine
 
 
 class _Parser(argparse.ArgumentParser):
-    """Raises one-line errors instead of printing the usage."""
+    """Raises one-line errors instead of printing the usage.
+
+    Attributes:
+        takes_many: Whether any number of words may stand before and behind flags: argparse by itself takes those behind
+            the first flag for unknown.
+    """
+
+    takes_many = False
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def, override]
+        if not self.takes_many:
+            return super().parse_known_args(args, namespace)
+        self.takes_many = False  # argparse calls this method for the flags, and again for the words
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self.takes_many = True
 
     def error(self, message: str):
         raise FinetuneError(f"{message}. See {self.prog} --help.")
@@ -131,6 +147,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_text_flags(predict)
     _add_prediction_flags(predict)
     predict.set_defaults(run=run_predict)
+    predict.takes_many = True
 
     evaluate = commands.add_parser("evaluate", help="measure a trained model on labelled texts", allow_abbrev=False)
     evaluate.add_argument(
@@ -224,6 +241,7 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("--output_dir", default="report", help="where the report is written (default: report)")
     _add_verdict_flags(report)
     report.set_defaults(run=run_report)
+    report.takes_many = True
     return parser
 
 
