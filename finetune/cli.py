@@ -5,7 +5,7 @@ import itertools
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TextIO
 
 from finetune import __version__
@@ -13,6 +13,8 @@ from finetune.errors import FinetuneError, exit_on_error, show_warning
 from finetune.escape import say, show_hidden
 
 if TYPE_CHECKING:
+    from finetune.comparison.reasons import Reasons
+    from finetune.comparison.report import Report
     from finetune.decisions.rules import Wishes
     from finetune.models.answers import Prediction, TextClassifier
 
@@ -308,6 +310,12 @@ def _add_verdict_flags(parser: argparse.ArgumentParser) -> None:
         choices=["train_cpu_seconds", "train_seconds", "latency_seconds", "bytes", "peak_memory_bytes"],
         help="what the verdict calls cheap (default: train_cpu_seconds; train_seconds where a GPU worked)",
     )
+    parser.add_argument(
+        "--explain",
+        action="store_true",
+        help="also load the models, and show the words that decide each class, and those of mistakes (minutes)",
+    )
+    parser.add_argument("--num_threads", type=_count, help="threads of --explain (default: the physical cores)")
 
 
 def run_doctor(argv: Sequence[str]) -> None:
@@ -596,7 +604,7 @@ def run_compare(arguments: argparse.Namespace) -> None:
     finished = [str(run.directory) for run in plan.runs if run.is_finished()]
     if finished:
         output = str(plan.output_directory / "report")
-        report_runs(finished, output, arguments.metric, arguments.margin, arguments.cost)
+        report_runs(finished, output, arguments.metric, arguments.margin, arguments.cost, _explain_by(arguments))
     for failure in failures:
         say(failure)
     if failures:
@@ -618,7 +626,18 @@ def run_report(arguments: argparse.Namespace) -> None:
     """Write the report of the runs, and print its verdict and table."""
     from finetune.comparison.command import report_runs
 
-    report_runs(arguments.runs, arguments.output_dir, arguments.metric, arguments.margin, arguments.cost)
+    explain = _explain_by(arguments)
+    report_runs(arguments.runs, arguments.output_dir, arguments.metric, arguments.margin, arguments.cost, explain)
+
+
+def _explain_by(arguments: argparse.Namespace) -> "Callable[[Report], Reasons] | None":
+    """Return what finds out why methods answer as they do, which loads their models; None unless it was asked for."""
+    if not arguments.explain:
+        return None
+    _prepare(arguments)
+    from finetune.inference.reasons import explain_report
+
+    return explain_report
 
 
 def _prepare(arguments: argparse.Namespace) -> None:

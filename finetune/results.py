@@ -1,5 +1,6 @@
 """What the public functions return: a finished run, a comparison, findings; each shows itself in a notebook."""
 
+import dataclasses
 import functools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -146,8 +147,19 @@ class Comparison:
         return pandas.DataFrame(rows).set_index("method")
 
     @failures_explained()
-    def save_html(self, path: str | Path) -> Path:
-        """Write the whole report, with its figures, as one page that needs no network."""
+    def save_html(self, path: str | Path, explain: bool = False) -> Path:
+        """Write the whole report, with its figures, as one page that needs no network.
+
+        Args:
+            path: The file.
+            explain: Whether to load the models, and show the words that decide each class, and those of mistakes.
+        """
+        if explain and self.report.reasons is None:
+            from finetune.inference.reasons import explain_report
+            from finetune.quiet import quietly
+
+            with quietly():
+                self.report = dataclasses.replace(self.report, reasons=explain_report(self.report))
         from finetune.comparison.drawings import draw_report
         from finetune.comparison.page import build_page
         from finetune.files import write_aside

@@ -4,12 +4,14 @@ import json
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from finetune.comparison.drawings import draw_report
 from finetune.comparison.page import build_page
-from finetune.comparison.report import build_report, to_json
+from finetune.comparison.reasons import Reasons
+from finetune.comparison.report import Report, build_report, to_json
 from finetune.comparison.text import describe_report, to_markdown
 from finetune.errors import FinetuneError
 from finetune.escape import say
@@ -21,7 +23,12 @@ FILES = ("report.html", "report.md", "report.json")
 
 
 def report_runs(
-    paths: Sequence[str], output_dir: str, metric: str | None = None, margin: float = 1.0, cost: str | None = None
+    paths: Sequence[str],
+    output_dir: str,
+    metric: str | None = None,
+    margin: float = 1.0,
+    cost: str | None = None,
+    explain: Callable[[Report], Reasons] | None = None,
 ) -> None:
     """Write `report.html`, `report.md`, `report.json` and `figures/` into a folder; print the verdict and the table.
 
@@ -33,6 +40,7 @@ def report_runs(
         metric: See `finetune.comparison.report.build_report`.
         margin: In points.
         cost: What the verdict calls cheap; see `build_report`.
+        explain: Finds out why methods answer as they do, with their models; None for a report without it.
 
     Raises:
         FinetuneError: If there is nothing to report, or the folder is not one, or holds files of others.
@@ -40,6 +48,8 @@ def report_runs(
     folder = Path(output_dir)
     earlier = _list_earlier(folder)
     report = build_report(paths, metric, margin, cost)
+    if explain is not None:
+        report = replace(report, reasons=explain(report))
     drawings = draw_report(report)
     contents = {  # by the first and the second a later report tells what is of this one
         "report.json": json.dumps(to_json(report), indent=2, ensure_ascii=False, allow_nan=False) + "\n",
@@ -50,6 +60,8 @@ def report_runs(
         say(f"left out: {line}")
     for line in report.warnings:
         say(f"warning: {line}")
+    for line in [] if report.reasons is None else report.reasons.missing:
+        say(f"not explained: {line}")
     print(describe_report(report))
 
     contents |= {f"figures/{drawing.name}.svg": drawing.svg for drawing in drawings}

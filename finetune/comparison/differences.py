@@ -27,10 +27,12 @@ class Answer:
     Attributes:
         text: Labels with their probabilities, or the number.
         is_right: None for a number.
+        label: The label that is answered, of several the most probable one; None without one, and for a number.
     """
 
     text: str
     is_right: bool | None
+    label: str | None = None
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,8 @@ def find_differences(
         said = {}
         for name, one in answers.items():
             text = _describe(one.probabilities[row], one.decided[row], first.label_names)
-            said[name] = Answer(text, bool(one.is_right[row]))
+            label = _name_surest(one.probabilities[row], one.decided[row], first.label_names)
+            said[name] = Answer(text, bool(one.is_right[row]), label)
         return Example(int(row), _describe_label(first.test.labels[row], first.label_names), said)
 
     only_right, num_only_right, mistakes = {}, {}, {}
@@ -210,6 +213,12 @@ def _describe(probabilities: np.ndarray, decided: np.ndarray, names: Sequence[st
     numbers = np.flatnonzero(decided) if decided.ndim else [decided]
     found = [f"{names[int(number)]} {_percent(probabilities[number])}" for number in numbers]
     return ", ".join(found) or "none"
+
+
+def _name_surest(probabilities: np.ndarray, decided: np.ndarray, names: Sequence[str]) -> str | None:
+    """Name the most probable of the labels that were decided."""
+    numbers = np.flatnonzero(decided) if decided.ndim else np.array([decided])
+    return names[int(numbers[probabilities[numbers].argmax()])] if len(numbers) else None
 
 
 def _percent(probability: float) -> str:

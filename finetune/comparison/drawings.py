@@ -20,6 +20,7 @@ from finetune.comparison.plots import (
     plot_quality_by_cost,
     plot_quality_by_length,
     plot_reliability,
+    plot_selective_accuracy,
     render_svg,
 )
 from finetune.comparison.report import Report
@@ -39,7 +40,7 @@ COST_AXES: dict[str, tuple[str, str, float]] = {
     "latency_seconds": ("latency", "latency of one text in ms", 1e-3),
 }
 MOST_CLASSES = 12  # in the bars
-MOST_MATRIX_CLASSES = 60  # beyond these a matrix shows nothing
+MOST_MATRIX_CLASSES = 20  # of a confusion matrix, whose names have to be read
 MOST_POINTS = 200  # of a curve
 
 
@@ -49,7 +50,7 @@ class Drawing:
 
     Attributes:
         name: Letters, digits and hyphens; also its file's name.
-        section: "verdict", "cost", "training", "errors", "confusion" or "calibration".
+        section: "verdict", "cost", "training", "errors", "confusion", "calibration" or "silence".
         title: What it shows, in a line.
         alt: The same with its numbers, for those who don't see it.
         svg: A file of its own.
@@ -71,7 +72,14 @@ def draw_report(report: Report) -> list[Drawing]:
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         return [
             _finish(name, section, title, alt, axes)
-            for build in (_draw_quality, _draw_costs, _draw_training, _draw_errors, _draw_calibration)
+            for build in (
+                _draw_quality,
+                _draw_costs,
+                _draw_training,
+                _draw_errors,
+                _draw_calibration,
+                _draw_silence,
+            )
             for name, section, title, alt, axes in build(report)
         ]
 
@@ -216,17 +224,25 @@ def _draw_errors(report: Report) -> Iterator[Parts]:
         {method: values[shown] for method, values in f1.items()}, [names[number] for number in shown], "F1"
     )
     yield "per-class", "errors", title, alt, axes
-    if report.confusion is None or len(names) > MOST_MATRIX_CLASSES:
-        return
-    for position, (method, counts) in enumerate(report.confusion.items()):
+    for position, (method, counts) in enumerate(report.confusion.items() if report.confusion is not None else ()):
         sums = counts.sum(axis=1, keepdims=True)
         shares = np.divide(counts, sums, out=np.zeros_like(counts), where=sums > 0)
         alt = f"Confusion matrix of {method}; most often " + "; ".join(
             f"{one.label} is taken for {one.prediction} ({one.share:.0%} of its examples)"
             for one in find_confusions(counts, names)
         )
-        axes = plot_confusion(shares, names, position)
-        yield f"confusion-{position}", "confusion", method, alt, axes
+        title = method
+        if len(names) > MOST_MATRIX_CLASSES:
+            mixed = counts * (1 - np.eye(len(counts)))
+            worst = np.sort(np.argsort(-(mixed.sum(axis=0) + mixed.sum(axis=1)), kind="stable")[:MOST_MATRIX_CLASSES])
+            shares, title = (
+                shares[np.ix_(worst, worst)],
+                f"{method}, the {MOST_MATRIX_CLASSES} classes with most mistakes",
+            )
+            axes = plot_confusion(shares, [names[number] for number in worst], position)
+        else:
+            axes = plot_confusion(shares, names, position)
+        yield f"confusion-{position}", "confusion", title, alt, axes
 
 
 def _correlate(predicted: np.ndarray, labels: np.ndarray) -> str:
@@ -247,3 +263,16 @@ def _draw_calibration(report: Report) -> Iterator[Parts]:
         named = ("probability of a label", "share with the label") if several else ("confidence", "accuracy")
         axes = plot_reliability(one.bins_before, one.bins_after, (one.before, one.after), position, named)
         yield f"reliability-{position}", "calibration", method, alt, axes
+
+
+def _draw_silence(report: Report) -> Iterator[Parts]:
+    if report.selective is None:
+        return
+    described = []
+    for method, curve in report.selective.items():
+        points = [int(np.abs(curve.answered - share).argmin()) for share in (0.5, 0.8, 1.0)]
+        found = ", ".join(f"{curve.right[at]:.1%} of {curve.answered[at]:.0%}" for at in points)
+        described.append(f"{method} {found}")
+    alt = f"Right answers by the share of texts that are answered, the surest first: {'; '.join(described)}"
+    title = "Right answers, where only the surest are given; shaded: 95 % intervals"
+    yield "selective-accuracy", "silence", title, alt, plot_selective_accuracy(report.selective)

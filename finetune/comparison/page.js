@@ -1,4 +1,5 @@
 // Sorts a table by the column whose heading is pressed: first the order that a reader would want, then the other one.
+// Says where a table is wider than the screen, and prints what is folded away.
 "use strict";
 for (const table of document.querySelectorAll("table.sortable")) {
   const headings = [...table.tHead.rows[0].cells];
@@ -20,3 +21,22 @@ for (const table of document.querySelectorAll("table.sortable")) {
     });
   });
 }
+
+function showHints() {
+  for (const hint of document.querySelectorAll(".hint")) {
+    const scroll = hint.nextElementSibling;
+    hint.hidden = scroll.scrollWidth <= scroll.clientWidth + 1;
+  }
+}
+showHints();
+addEventListener("resize", showHints);
+document.addEventListener("toggle", showHints, true);
+
+let folded = [];
+addEventListener("beforeprint", () => {
+  folded = [...document.querySelectorAll("details:not([open])")];
+  for (const one of folded) one.open = true;
+});
+addEventListener("afterprint", () => {
+  for (const one of folded) one.open = false;
+});

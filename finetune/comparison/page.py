@@ -16,20 +16,28 @@ import numpy as np
 from markupsafe import Markup
 
 from finetune import __version__
+from finetune.comparison.brief import describe_in_brief
 from finetune.comparison.costs import COSTS, VERDICT_COSTS, format_cost
-from finetune.comparison.differences import Example, find_confusions
+from finetune.comparison.differences import find_confusions
 from finetune.comparison.drawings import Drawing
-from finetune.comparison.plots import COLOURS
+from finetune.comparison.page_texts import colour_of, describe_texts, list_examples, list_words
 from finetune.comparison.report import Report
 from finetune.comparison.runs import SPLITS, StoredRun
-from finetune.comparison.table import BETTER_IF_GREATER, METRIC_NAMES, Row, format_interval, format_metric
+from finetune.comparison.table import (
+    BETTER_IF_GREATER,
+    METRIC_MEANINGS,
+    METRIC_NAMES,
+    Row,
+    format_interval,
+    format_metric,
+)
 from finetune.comparison.text import COST_NOTE, count_groups, describe_subject, describe_verdict
 from finetune.escape import to_terminal
 from finetune.metrics import MULTI_LABEL, REGRESSION
 
 __all__ = ["build_page"]
 
-BEGINNING, MOST = 220, 20_000  # characters of a text: those that are shown, and those that can be unfolded
+ANSWERED = (1.0, 0.9, 0.8, 0.7, 0.5)  # shares of the texts
 MORE_IS_BETTER = ("tokens_per_second", "texts_per_second")
 
 
@@ -54,10 +62,12 @@ def build_page(report: Report, drawings: Sequence[Drawing]) -> str:
     )
     sections = {drawing.section for drawing in drawings}
     shown = {
+        "brief": "In brief",
         "verdict": "Verdict",
         "table": "Quality and cost",
         "errors": "Where they err",
-        "calibration": "Calibration",
+        "calibration": "Calibration and silence",
+        "words": "Words that decide",
         "training": "Training",
         "differences": "Where they differ",
         "provenance": "Provenance",
@@ -65,6 +75,8 @@ def build_page(report: Report, drawings: Sequence[Drawing]) -> str:
     for name in ("calibration", "training"):
         if name not in sections:
             del shown[name]
+    if report.reasons is None:
+        del shown["words"]
     names = [group.name for group in report.groups]
     return environment.from_string(template).render(
         title=f"Comparison of {count_groups(report)}" if len(names) > 1 else f"Report on {names[0]}",
@@ -77,6 +89,7 @@ def build_page(report: Report, drawings: Sequence[Drawing]) -> str:
         warnings=report.warnings,
         left_out=report.left_out,
         conditions=report.conditions,
+        brief=describe_in_brief(report),
         **_verdict(report),
         **_table(report),
         has_confusion="confusion" in sections,
@@ -84,13 +97,19 @@ def build_page(report: Report, drawings: Sequence[Drawing]) -> str:
         if report.problem_type == REGRESSION
         else "What each class is taken for",
         confusions=_confusions(report),
+        methods=names,
+        f1_by_class=_f1_by_class(report),
         per_class=list(_per_class(report)),
         has_calibration="calibration" in sections,
         calibration_note=_describe_calibration(report),
+        calibration_rows=list(_calibration_rows(report)),
+        **_silence(report),
+        words=list(list_words(report)),
+        words_missing=[] if report.reasons is None else report.reasons.missing,
         has_training="training" in sections,
         training_note=_describe_training(report),
-        differences_note=_describe_texts(report),
-        examples=list(_examples(report)),
+        differences_note=describe_texts(report),
+        examples=list(list_examples(report)),
         splits=[{"name": name, **_split(report.runs[0], name)} for name in SPLITS],
         findings=report.findings,
         has_troubles=any(finding.severity != "note" for finding in report.findings),
@@ -98,10 +117,6 @@ def build_page(report: Report, drawings: Sequence[Drawing]) -> str:
         created=report.created,
         version=__version__,
     )
-
-
-def _colour(position: int) -> int:
-    return position % len(COLOURS)
 
 
 def _verdict(report: Report) -> dict[str, Any]:
@@ -149,7 +164,7 @@ def _table(report: Report) -> dict[str, Any]:
             {
                 "name": row.name,
                 "seeds": seeds,
-                "colour": _colour(position),
+                "colour": colour_of(position),
                 "cells": cells,
                 "is_floor": row.is_floor,
                 "is_chosen": chosen,
@@ -159,6 +174,10 @@ def _table(report: Report) -> dict[str, Any]:
         "Means over seeds on the test split; below them 95 % intervals, which hold the choice of test examples and of "
         "seeds. In bold the best of a column. A method with one seed has an interval for its test examples alone."
     )
+    if report.verdict is not None and report.verdict.chosen is not None:
+        badge = "take this" if report.verdict.decided else "safe choice"
+        why = "what the verdict names" if report.verdict.decided else "what to use until it is decided"
+        note += f" The badge “{badge}” marks {why}."
     note += f" {COST_NOTE} Tokens/s is of training; latency is from one text to its answer, and texts/s is in bulk."
     if any(row.is_floor for row in report.rows):
         note += (
@@ -167,9 +186,13 @@ def _table(report: Report) -> dict[str, Any]:
     settings = [(row.name, row.settings) for row in report.rows if row.settings]
     cost_note = (
         "Filled marks lie on the Pareto front, the dashed line: no method is both better and cheaper. Hollow ones are "
-        "beaten in both."
+        "beaten in both. The vertical lines are 95 % intervals."
     )
-    return {"columns": columns, "rows": rows, "settings": settings, "table_note": note, "cost_note": cost_note}
+    terms = [(METRIC_NAMES[name], METRIC_MEANINGS[name]) for name in metrics]
+    return {
+        "columns": columns, "rows": rows, "settings": settings, "table_note": note, "cost_note": cost_note,
+        "terms": terms,
+    }  # fmt: skip
 
 
 def _best(rows: Sequence[Row], name: str) -> float | None:
@@ -189,7 +212,7 @@ def _confusions(report: Report) -> list[dict[str, Any]]:
     return [
         {
             "name": name,
-            "colour": _colour(position),
+            "colour": colour_of(position),
             "found": [
                 {
                     "label": one.label,
@@ -202,6 +225,17 @@ def _confusions(report: Report) -> list[dict[str, Any]]:
         }
         for position, (name, counts) in enumerate(report.confusion.items())
     ]
+
+
+def _f1_by_class(report: Report) -> list[dict[str, Any]]:
+    """Return the F1 of each class by method, the lowest first; nothing for a single class."""
+    methods = list(report.per_class)
+    rows = []
+    for label in report.label_names if methods else ():
+        values = [report.per_class[method][label]["f1"] for method in methods]
+        count = report.per_class[methods[0]][label]["num_examples"]
+        rows.append({"label": label, "count": f"{count:,.0f}", "number": count, "values": values})
+    return sorted(rows, key=lambda row: min(row["values"]))
 
 
 def _per_class(report: Report) -> Iterator[dict[str, Any]]:
@@ -225,90 +259,43 @@ def _describe_calibration(report: Report) -> str:
     )
 
 
+def _calibration_rows(report: Report) -> Iterator[dict[str, Any]]:
+    for position, (method, one) in enumerate((report.calibration or {}).items()):
+        pairs = (one.log_loss, (one.before, one.after), one.brier)
+        yield {
+            "name": method,
+            "colour": colour_of(position),
+            "temperature": ", ".join(f"{value:.2f}" for value in one.temperatures),
+            "figures": [f"{before:.3f} → {after:.3f}" for before, after in pairs],
+        }
+
+
+def _silence(report: Report) -> dict[str, Any]:
+    """Return the table of what answering only when sure gives, and what stands above it."""
+    rows: list[dict[str, Any]] = []
+    for position, (method, curve) in enumerate((report.selective or {}).items()):
+        cells = []
+        for share in ANSWERED:
+            at = int(np.abs(curve.answered - share).argmin())
+            bounds = f"{curve.low[at]:.1%}".removesuffix("%") + f" to {curve.high[at]:.1%}".removesuffix("%")
+            cells.append(
+                {"text": f"{curve.right[at]:.1%}", "bounds": bounds, "threshold": f"{curve.threshold[at]:.2f}"}
+            )
+        rows.append({"name": method, "colour": colour_of(position), "cells": cells})
+    note = (
+        "How many answers are right where a method answers the share of the test texts that it is surest of; below "
+        "them 95 % intervals over texts, and the probability (p) from which on it answers. These thresholds were read "
+        "off the test split: --abstain chooses one on validation, so that a precision is kept on new texts."
+    )
+    if any(curve.chosen is not None for curve in (report.selective or {}).values()):
+        note += " Large marks are what it chose."
+    return {"silence_rows": rows, "silence_note": note, "answered": [f"{share:.0%}" for share in ANSWERED]}
+
+
 def _describe_training(report: Report) -> str:
     without = [group.name for group in report.groups if not any(run.history for run in group.runs)]
     note = "Losses compare between methods only where their label smoothing and weights are the same."
     return f"{note} Without a curve: {', '.join(without)}." if without else note
-
-
-def _describe_texts(report: Report) -> str:
-    parts = ["Probabilities are the mean over a method's seeds, scaled by temperature as above."]
-    if report.problem_type == REGRESSION:
-        parts = ["Numbers are the mean over a method's seeds."]
-    if report.texts is None:
-        parts.append("The runs were made with --no_store_text, so examples are named by their ids alone.")
-    return " ".join(parts)
-
-
-def _examples(report: Report) -> Iterator[dict[str, Any]]:
-    differences, names = report.differences, [group.name for group in report.groups]
-    regression = report.problem_type == REGRESSION
-
-    def by_method(examples: dict[str, list[Example]], words: Any) -> list[dict[str, Any]]:
-        return [
-            {
-                "colour": _colour(names.index(name)),
-                "heading": words(name),
-                "examples": [_example(report, one) for one in found],
-            }
-            for name, found in examples.items()
-            if found
-        ]
-
-    if len(names) > 1:
-        parts = by_method(
-            differences.only_right,
-            lambda name: (
-                name if regression else f"{name}: {differences.num_only_right[name]:,} of {report.num_examples:,}"
-            ),
-        )
-        if regression:
-            heading, note = "Where one is far better", "Its error is the smallest, by the widest distance."
-        else:
-            heading, note = "Only one is right", "All its seeds are right, and all seeds of all other methods wrong."
-        yield {"heading": heading, "note": note if parts else "There are no such examples.", "methods": parts}
-    parts = by_method(differences.mistakes, lambda name: name)
-    yield {
-        "heading": "Largest errors" if regression else "Surest mistakes",
-        "note": "" if parts else "There are none.",
-        "methods": parts,
-    }
-    if differences.suspects is not None:
-        found = [_example(report, one) for one in differences.suspects]
-        heading = f"the surest {len(found)} of {differences.num_suspects:,}"
-        note = "All seeds of all methods give one answer, each method with a probability of at least 80 %, and the "
-        yield {
-            "heading": "Labels that are likely wrong",
-            "note": note + ("label says something else." if found else "label never says something else."),
-            "methods": [{"colour": None, "heading": heading, "examples": found}] if found else [],
-        }
-
-
-def _example(report: Report, example: Example) -> dict[str, Any]:
-    return {
-        "id": report.runs[0].test.ids[example.row].as_py(),
-        "label": example.label,
-        "answers": [
-            {
-                "method": method,
-                "text": answer.text,
-                "right": answer.is_right,
-                "colour": _colour(position),
-            }
-            for position, (method, answer) in enumerate(example.answers.items())
-        ],
-        "texts": [] if report.texts is None else [_cut(text) for text in report.texts.get(example.row) if text],
-    }
-
-
-def _cut(text: str) -> dict[str, str]:
-    """Part a text where its beginning ends, at a space if there is one near."""
-    if len(text) <= BEGINNING * 1.2:
-        return {"begin": text, "rest": "", "cut": ""}
-    end = text.rfind(" ", BEGINNING // 2, BEGINNING)
-    end = BEGINNING if end < 0 else end
-    cut = f"{len(text) - MOST:,} more characters are in predictions/test.parquet." if len(text) > MOST else ""
-    return {"begin": text[:end], "rest": text[end:MOST], "cut": cut}
 
 
 def _split(run: StoredRun, name: str) -> dict[str, Any]:
@@ -335,7 +322,7 @@ def _run(run: StoredRun, position: int) -> dict[str, Any]:
     }
     return {
         "directory": str(run.directory),
-        "colour": _colour(position),
+        "colour": colour_of(position),
         "brief": f"seed {run.seed}, {METRIC_NAMES[primary]} {format_metric(primary, run.metrics[primary])}, "
         f"{format_cost('train_seconds', run.cost('train_seconds'))}",
         "command": shlex.join(record.command),

@@ -20,6 +20,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter
 from matplotlib.transforms import ScaledTranslation
 
+from finetune.comparison.selective import SelectiveAccuracy
 from finetune.comparison.statistics import Interval
 from finetune.decisions.calibration import ReliabilityBins
 
@@ -36,6 +37,7 @@ __all__ = [
     "plot_quality_by_cost",
     "plot_quality_by_length",
     "plot_reliability",
+    "plot_selective_accuracy",
     "render_svg",
 ]
 
@@ -399,6 +401,36 @@ def plot_reliability(
     ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     ax.legend(loc="lower right" if low < 0.3 else "lower left")
+    _grid(ax, "both")
+    return ax
+
+
+@mpl.rc_context(STYLE)
+def plot_selective_accuracy(
+    curves: Mapping[str, SelectiveAccuracy], colours: Sequence[int] | None = None, ax: Axes | None = None
+) -> Axes:
+    """Draw how many of the surest answers are right against how many texts are answered, with 95 % intervals.
+
+    Args:
+        curves: By method; what `--abstain` chose is a large mark.
+        colours: Positions in `COLOURS`.
+        ax: Axes to draw on.
+    """
+    ax = _axes(ax, height=HEIGHT + _legend_height(curves))
+    for line, (name, curve) in enumerate(curves.items()):
+        position = line if colours is None else colours[line]
+        colour = _colour(position)
+        ax.plot(curve.answered, curve.right, color=colour, linewidth=1.4, label=name)
+        ax.fill_between(curve.answered, curve.low, curve.high, color=colour, alpha=0.12, linewidth=0)
+        if curve.chosen is not None:
+            ax.plot(*curve.chosen, _marker(position), color=colour, markersize=8)
+    ax.set_xlim(0, 1.02)
+    ax.set_xlabel("answered texts")
+    ax.set_ylabel("right answers")
+    ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    _legend(ax)
     _grid(ax, "both")
     return ax
 

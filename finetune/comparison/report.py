@@ -20,7 +20,10 @@ from finetune.comparison.costs import VERDICT_COSTS, choose_cost, describe_busy_
 from finetune.comparison.differences import Differences, find_differences
 from finetune.comparison.groups import Group, describe_machines, group_runs, refuse_different_splits
 from finetune.comparison.looks import note_look
+from finetune.comparison.reasons import Reasons
+from finetune.comparison.reasons import to_json as reasons_to_json
 from finetune.comparison.runs import StoredRun, Texts, load_findings, load_runs, load_texts
+from finetune.comparison.selective import SelectiveAccuracy, compute_selective_accuracy
 from finetune.comparison.statistics import FEWEST_OF_A_CLASS, Support, find_support
 from finetune.comparison.table import (
     BETTER_IF_GREATER,
@@ -37,6 +40,7 @@ from finetune.data_doctor.findings import Finding
 from finetune.data_doctor.findings import to_json as findings_to_json
 from finetune.decisions.calibration import (
     ReliabilityBins,
+    brier_score,
     compute_probabilities,
     expected_calibration_error,
     fit_temperature,
@@ -64,6 +68,8 @@ class Calibration:
         temperatures: Fitted on the validation split, one a seed.
         before: Expected calibration error of the probabilities as they are, mean over seeds.
         after: The same of the probabilities scaled by the temperatures.
+        log_loss: In nats, mean over seeds, before and after.
+        brier: Brier score, mean over seeds, before and after.
         bins_before: Of all seeds together.
         bins_after: Of all seeds together.
     """
@@ -71,6 +77,8 @@ class Calibration:
     temperatures: list[float]
     before: float
     after: float
+    log_loss: tuple[float, float]
+    brier: tuple[float, float]
     bins_before: ReliabilityBins
     bins_after: ReliabilityBins
 
@@ -108,12 +116,14 @@ class Report:
         no_verdict: Why there is none, in a sentence; empty if there is one.
         conditions: Under which it holds, in sentences.
         calibration: None for regression.
+        selective: What answering only when sure gives; None for regression.
         per_class: Precision, recall and F1 of each class, mean over seeds; empty for regression.
         confusion: Examples by label and prediction, mean over seeds; for one class of several.
         lengths: Quality by text length.
         differences: Examples worth reading.
         texts: Of the test examples; None if no run stored them.
         findings: What the data doctor found in the splits.
+        reasons: Why methods answer as they do; None unless it was asked for.
         warnings: What the reader has to know before the figures.
         left_out: One line for each run directory that is not in the report.
         created: UTC, ISO 8601.
@@ -128,6 +138,7 @@ class Report:
     no_verdict: str
     conditions: list[str]
     calibration: dict[str, Calibration] | None
+    selective: dict[str, SelectiveAccuracy] | None
     per_class: dict[str, dict[str, dict[str, float]]]
     confusion: dict[str, np.ndarray] | None
     lengths: Lengths | None
@@ -137,6 +148,7 @@ class Report:
     warnings: list[str]
     left_out: list[str]
     created: str
+    reasons: Reasons | None = None
 
     @property
     def runs(self) -> list[StoredRun]:
@@ -225,6 +237,9 @@ def build_report(
         no_verdict=no_verdict,
         conditions=describe_conditions(groups, metric, named),
         calibration=calibration,
+        selective=None
+        if problem_type == REGRESSION
+        else {group.name: compute_selective_accuracy(group) for group in groups},
         per_class={} if problem_type == REGRESSION else {group.name: _per_class(group) for group in groups},
         confusion={group.name: _confusion(group) for group in groups} if problem_type == SINGLE_LABEL else None,
         lengths=_by_length(groups, texts),
@@ -312,9 +327,23 @@ def _calibrate(group: Group) -> Calibration:
         temperatures=temperatures,
         before=float(np.mean([error(table, labels) for table in before])),
         after=float(np.mean([error(table, labels) for table in after])),
+        log_loss=(_mean_log_loss(before, labels), _mean_log_loss(after, labels)),
+        brier=(
+            float(np.mean([brier_score(table, labels) for table in before])),
+            float(np.mean([brier_score(table, labels) for table in after])),
+        ),
         bins_before=bins[0],
         bins_after=bins[1],
     )
+
+
+def _mean_log_loss(tables: Sequence[np.ndarray], labels: np.ndarray) -> float:
+    """Return the mean cross-entropy in nats over tables of probabilities; of several labels also over labels."""
+    several = labels.ndim == 2
+    rows = np.arange(len(labels))
+    tiny = np.finfo(np.float64).tiny
+    found = [np.where(labels == 1, one, 1 - one) if several else one[rows, labels] for one in tables]
+    return float(np.mean([-np.log(np.maximum(one, tiny)).mean() for one in found]))
 
 
 def _per_class(group: Group) -> dict[str, dict[str, float]]:
@@ -377,7 +406,12 @@ def to_json(report: Report) -> dict[str, Any]:
                     "temperatures": calibration.temperatures,
                     "ece": calibration.before,
                     "ece_scaled": calibration.after,
+                    "log_loss": calibration.log_loss[0],
+                    "log_loss_scaled": calibration.log_loss[1],
+                    "brier": calibration.brier[0],
+                    "brier_scaled": calibration.brier[1],
                 },
+                "selective": report.selective and _selective_to_json(report.selective[group.name]),
                 "per_class": report.per_class.get(group.name),
                 "confusion": report.confusion and report.confusion[group.name].tolist(),
                 "by_length": report.lengths and report.lengths.quality[group.name].tolist(),
@@ -413,6 +447,7 @@ def to_json(report: Report) -> dict[str, Any]:
             "num_examples": report.lengths.num_examples.tolist(),
         },
         "differences": _differences_to_json(report.differences, first),
+        "reasons": report.reasons and reasons_to_json(report.reasons),
         "runs": [
             {
                 "directory": str(run.directory),
@@ -423,6 +458,11 @@ def to_json(report: Report) -> dict[str, Any]:
         ],
     }
     return _without_nan(content)
+
+
+def _selective_to_json(selective: SelectiveAccuracy) -> dict[str, Any]:
+    names = ("threshold", "answered", "right", "low", "high")
+    return {**{name: getattr(selective, name).tolist() for name in names}, "chosen": selective.chosen}
 
 
 def _verdict_to_json(verdict: Verdict) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from finetune.settings.describe import describe_settings
 
 __all__ = [
     "BETTER_IF_GREATER",
+    "METRIC_MEANINGS",
     "METRIC_NAMES",
     "QUALITY_METRICS",
     "TABLE_METRICS",
@@ -50,6 +51,20 @@ METRIC_NAMES = {
     "mse": "mean squared error",
     "r2": "R²",
     "spearman": "Spearman",
+}
+# For readers who meet the name for the first time.
+METRIC_MEANINGS = {
+    "accuracy": "the share of the test texts whose answer is right; of several labels a text all of them have to be",
+    "balanced_accuracy": "the share of a class that is found, averaged over classes: rare ones count as much as others",
+    "macro_f1": "F1, the harmonic mean of precision and recall, averaged over classes: rare ones count as much",
+    "micro_f1": "F1, the harmonic mean of precision and recall, over all labels of all texts: frequent ones count most",
+    "mcc": "Matthews correlation of answers and labels: 1 where all are right, 0 for answers that don't depend on the "
+    "text, also where one class is much more frequent",
+    "cost_per_text": "the mean cost of an answer by the cost matrix",
+    "mae": "how far predicted numbers are off, on average",
+    "mse": "the mean of the squared errors: large errors count most",
+    "r2": "the share of the variance that is explained: 0 for always predicting the mean",
+    "spearman": "correlation of the ranks: 1 where the order is right",
 }
 
 

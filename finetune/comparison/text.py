@@ -5,6 +5,7 @@ import shutil
 import textwrap
 from collections.abc import Iterator, Sequence
 
+from finetune.comparison.brief import describe_in_brief
 from finetune.comparison.costs import COSTS, format_cost
 from finetune.comparison.differences import Example
 from finetune.comparison.drawings import Drawing
@@ -13,6 +14,7 @@ from finetune.comparison.runs import StoredRun
 from finetune.comparison.table import METRIC_NAMES, format_interval
 from finetune.escape import to_markdown as _escape
 from finetune.escape import to_markdown_code, to_terminal
+from finetune.models.explanation import Explanation
 
 __all__ = [
     "COST_NOTE",
@@ -21,6 +23,7 @@ __all__ = [
     "describe_report",
     "describe_subject",
     "describe_verdict",
+    "describe_words",
     "to_markdown",
 ]
 
@@ -31,6 +34,7 @@ COST_NOTE = (
     "its base, its latency once merged, if it merges."
 )
 TEXT_WIDTH = 300  # characters of a text that Markdown shows
+MOST_NAMED = 6  # words of a mistake, for it and against it
 
 
 def count_groups(report: Report) -> str:
@@ -92,6 +96,8 @@ def to_markdown(report: Report, drawings: Sequence[Drawing]) -> str:
     """Write the report as Markdown, with figures from `figures/` beside it."""
     lines = ["# Comparison of text classifiers", "", _escape(describe_subject(report)), ""]
     lines += [f"> **Before you read on:** {_escape(line)}\n" for line in report.warnings]
+    lines += ["## In brief", ""]
+    lines += [*(f"- **{heading}**: {_escape(line)}" for heading, line in describe_in_brief(report)), ""]
     lines += ["## Verdict", ""]
     lines += [f"{_escape(sentence)}\n" for sentence in describe_verdict(report)]
     lines += ["Conditions:", "", *(f"- {_escape(line)}" for line in report.conditions), ""]
@@ -123,10 +129,12 @@ def to_markdown(report: Report, drawings: Sequence[Drawing]) -> str:
         ("Where they err", "errors"),
         ("What is taken for what", "confusion"),
         ("Calibration", "calibration"),
+        ("Answering only when sure", "silence"),
         ("Training", "training"),
     ):
         shown = _show(drawings, section)
         lines += [f"## {title}", "", *shown] if shown else []
+    lines += _words(report)
     lines += ["## Examples", "", *_examples(report)]
     if report.findings:
         lines += ["## What the data doctor found", ""]
@@ -149,6 +157,19 @@ def _show(drawings: Sequence[Drawing], section: str) -> list[str]:
     return lines
 
 
+def _words(report: Report) -> Iterator[str]:
+    if report.reasons is None:
+        return
+    yield from ("## Words that decide", "")
+    yield from (f"- Not explained: {_escape(line)}" for line in report.reasons.missing)
+    for method, labels in report.reasons.words.items():
+        yield from (f"### {_escape(method)}", "", report.reasons.notes[method], "")
+        for label, words in labels.items():
+            shown = ", ".join(f"{_escape(word.word)} {word.weight:+.2f}" for word in words)
+            yield f"- {_escape(label)}: {shown or 'no word'}"
+        yield ""
+
+
 def _examples(report: Report) -> Iterator[str]:
     differences = report.differences
     for title, by_method in (
@@ -158,9 +179,12 @@ def _examples(report: Report) -> Iterator[str]:
         for method, examples in by_method.items():
             count = differences.num_only_right.get(method)
             more = f" ({count:,} examples)" if count is not None and by_method is differences.only_right else ""
+            why = {}
+            if report.reasons is not None and by_method is differences.mistakes:
+                why = report.reasons.mistakes.get(method, {})
             if examples:
                 yield from (f"### {_escape(method)}: {title[0].lower()}{title[1:]}{more}", "")
-                yield from (_example(report, one) for one in examples)
+                yield from (_example(report, one, why.get(one.row)) for one in examples)
                 yield ""
     if differences.suspects:
         yield from (f"### Labels that are likely wrong ({differences.num_suspects:,} examples)", "")
@@ -170,7 +194,7 @@ def _examples(report: Report) -> Iterator[str]:
         yield ""
 
 
-def _example(report: Report, example: Example) -> str:
+def _example(report: Report, example: Example, why: Explanation | None = None) -> str:
     answers = "; ".join(f"{method}: {answer.text}" for method, answer in example.answers.items())
     name = to_markdown_code(report.runs[0].test.ids[example.row].as_py())
     line = f"- {name} label **{_escape(example.label)}**. {_escape(answers)}."
@@ -178,7 +202,23 @@ def _example(report: Report, example: Example) -> str:
         return line
     text = " / ".join(part for part in report.texts.get(example.row) if part)
     cut = f"{text[:TEXT_WIDTH]}…" if len(text) > TEXT_WIDTH else text
-    return f"{line} {_escape(cut)}"
+    words = "" if why is None else f" {_escape(describe_words(why))}"
+    return f"{line} {_escape(cut)}{words}"
+
+
+def describe_words(why: Explanation) -> str:
+    """Name in a line the words that speak most for a label and against it."""
+    ranked = sorted(why.parts, key=lambda part: -part.contribution)
+    sides = (
+        ("for", [part for part in ranked[:MOST_NAMED] if part.contribution > 0]),
+        ("against", [part for part in ranked[::-1][:MOST_NAMED] if part.contribution < 0]),
+    )
+    found = [
+        f"{side} it "
+        + (", ".join(f"{why.text[part.start : part.end]} {part.contribution:+.2f}" for part in parts) or "no word")
+        for side, parts in sides
+    ]
+    return f"Why {why.label}: {'; '.join(found)}."
 
 
 def _provenance(report: Report) -> Iterator[str]:

@@ -43,13 +43,14 @@ class Explanation:
     """What the words of a text contributed to the score of a label.
 
     Attributes:
-        text: The text; of a pair both, with a line break between them.
+        text: The text; of a pair the first one, or both with a space between them.
         label: The label that is explained; of a number its name.
         score: The score of the whole text.
         base: The score without a word.
         parts: The words in their order.
         is_exact: Whether the contributions add up to `score` less `base`; otherwise each is what the score loses when
             that part alone is left out.
+        holds_pair: Whether the text is both of a pair.
     """
 
     text: str
@@ -58,6 +59,7 @@ class Explanation:
     base: float
     parts: tuple[Part, ...]
     is_exact: bool
+    holds_pair: bool = False
 
     def top(self, count: int = 10) -> list[tuple[str, float]]:
         """Return the words that contributed most, for or against, and what."""

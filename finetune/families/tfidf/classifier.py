@@ -198,7 +198,9 @@ class TfidfPredictor(TextClassifier):
         parts = tuple(Part(*span, float(value)) for span, value in zip(words, contributions, strict=True))
         logits = compute_logits(["", text], None if pair is None else ["", pair])
         base, score = compute_scores(logits, np.array([label, label]), self.task.problem_type).tolist()
-        return Explanation(shown, self.label_names[label], score, base, parts, is_exact=True)
+        return Explanation(
+            shown, self.label_names[label], score, base, parts, is_exact=True, holds_pair=pair is not None
+        )
 
 
 def _scores_of(coefficients: np.ndarray, label: int, problem_type: str) -> list[float]:
