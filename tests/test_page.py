@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import os
 import re
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -207,6 +209,37 @@ def test_the_rest_of_a_long_text_is_on_demand(page):
     page.execute_script("arguments[0].click()", text.find_element(By.TAG_NAME, "summary"))
     assert rest.is_displayed()
     assert rest.text.endswith("unbroken" * 10)
+
+
+def find_faults(browser):
+    """Name what axe-core finds that keeps people out, each with the first element that has it."""
+    browser.set_script_timeout(300)
+    browser.execute_script(Path(os.environ["AXE"]).read_text(encoding="utf-8"))
+    return browser.execute_async_script("""
+        const done = arguments[0];
+        axe.run().then(found => done(found.violations.filter(one => ["serious", "critical"].includes(one.impact))
+            .map(one => one.id + ": " + one.nodes[0].html)));""")
+
+
+@pytest.mark.skipif("AXE" not in os.environ, reason="AXE does not name axe-core's axe.min.js")
+def test_nothing_keeps_people_out(page):
+    page.execute_script("document.querySelectorAll('details').forEach(one => one.open = true)")
+    assert find_faults(page) == []
+
+
+def test_a_wide_table_says_so(page):
+    """The table of quality and cost is wider than a phone, and not than a screen."""
+    scroll = page.find_element(By.CSS_SELECTOR, "#table .scroll")
+    is_wide = page.execute_script("return arguments[0].scrollWidth > arguments[0].clientWidth + 1", scroll)
+    assert is_wide or page.execute_script("return window.innerWidth") > 500
+    assert page.find_element(By.CSS_SELECTOR, "#table .hint").is_displayed() == is_wide
+
+
+def test_what_is_folded_is_printed(page):
+    page.execute_script("dispatchEvent(new Event('beforeprint'))")
+    assert page.find_elements(By.CSS_SELECTOR, "details:not([open])") == []
+    page.execute_script("dispatchEvent(new Event('afterprint'))")
+    assert page.find_elements(By.CSS_SELECTOR, "details:not([open])") != []
 
 
 def test_parts_are_in_order_and_linked(page):

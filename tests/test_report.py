@@ -809,5 +809,5 @@ def test_the_documented_flags_are_those_of_the_command():
 
     parser = build_parser()._subparsers._group_actions[0].choices["report"]
     own = {action.dest for action in parser._actions} - {"help", "runs"}
-    assert own == {"cost", "margin", "metric", "output_dir"}
+    assert own == {"cost", "explain", "margin", "metric", "num_threads", "output_dir"}
     assert own <= documented

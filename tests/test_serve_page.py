@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import re
 import socket
 import threading
@@ -15,7 +16,7 @@ from conftest import OTHER, make_frame, make_reviews
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
-from test_page import contrast
+from test_page import contrast, find_faults
 
 import finetune
 from finetune.decisions.abstention import Abstention
@@ -130,6 +131,20 @@ def test_a_person_sees_an_answer_and_the_words_that_decided(browser, page, run, 
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     assert browser.title == "reviews"
     assert browser.get_log("browser") == []
+
+
+@pytest.mark.skipif("AXE" not in os.environ, reason="AXE does not name axe-core's axe.min.js")
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_nothing_keeps_people_out(browser, page, width, scheme):
+    open_page(browser, page, width, scheme)
+    browser.find_element(By.ID, "text").send_keys(HOSTILE)
+    browser.find_element(By.ID, "send").click()
+    wait_for(browser, "#answer h2")
+    browser.find_element(By.ID, "explain").click()
+    wait_for(browser, "#words h2")
+    assert find_faults(browser) == []
+    open_page(browser, f"{page}docs", width, scheme)
+    assert find_faults(browser) == []
 
 
 def test_what_the_model_is_not_sure_of_is_said_so(browser, page):
