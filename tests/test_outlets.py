@@ -36,6 +36,9 @@ def to_frame(rows):
     return pd.DataFrame(rows, columns=["text", "label"])
 
 
+pytestmark = pytest.mark.timeout(3_600)  # the encoder's training and exports, on a busy core
+
+
 @pytest.fixture(scope="module", params=FORMS)
 def case(request, tmp_path_factory):
     """A run, and texts with their labels: 65 that were made up, or 500 real reviews that it was not trained on."""
@@ -161,7 +164,7 @@ def test_what_goes_to_the_hub(case, tmp_path):
 
 
 @pytest.mark.skipif(not CAN_EXPORT, reason="an export needs transformers 5.23")
-@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("int8", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_exports(case, int8, tmp_path):
     run, rows = case
     if run.record.method == "tfidf":
