@@ -109,7 +109,8 @@ def pool_windows(logits: torch.Tensor, num_windows: torch.Tensor, how: str, prob
     Returns:
         `(texts, num_labels)`. A vote has no gradient.
     """
-    texts = torch.repeat_interleave(torch.arange(len(num_windows), device=logits.device), num_windows.to(logits.device))
+    texts = torch.arange(len(num_windows), device=logits.device)  # a GPU would be waited for to count what it repeats
+    texts = torch.repeat_interleave(texts, num_windows.to(logits.device), output_size=len(logits))
     counts = num_windows.to(logits).unsqueeze(1)
     index = texts.unsqueeze(1).expand_as(logits)
     zeros = logits.new_zeros(len(num_windows), logits.shape[1])

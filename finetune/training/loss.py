@@ -93,11 +93,12 @@ class ExampleLoss:
             return self._of_rows(logits, labels)
         if self.window_pooling != "vote":
             return self._of_rows(pool_windows(logits, num_windows, self.window_pooling, self.problem_type), labels)
-        of_windows = self._of_rows(logits, torch.repeat_interleave(labels, num_windows, dim=0))
+        labels = torch.repeat_interleave(labels, num_windows, dim=0, output_size=len(logits))
+        of_windows = self._of_rows(logits, labels)
         return pool_windows(of_windows.unsqueeze(1), num_windows, "mean", self.problem_type).squeeze(1)
 
     def _of_rows(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        weights = None if self.class_weights is None else self.class_weights.to(logits)
+        weights = None if self.class_weights is None else self.class_weights.to(logits, non_blocking=True)
         if self.problem_type == REGRESSION:
             return (logits.squeeze(-1) - self.standard.apply(labels).to(logits)).square()
         if self.problem_type == MULTI_LABEL:

@@ -94,7 +94,10 @@ class StepTrainer(Trainer):
         """
         own = [sum(batch[count] for batch in batches) for count in ("num_examples", "num_tokens")]
         own.append(self.interruption.received)
-        num_examples, num_tokens, told = self.accelerator.reduce(torch.tensor(own, device=device), reduction="sum")
+        counts = torch.tensor(own)
+        if self.args.world_size > 1:  # a process alone would wait for its GPU, to read what it knows
+            counts = self.accelerator.reduce(counts.to(device), reduction="sum")
+        num_examples, num_tokens, told = counts
         self.costs.train_tokens += int(num_tokens)
         self.stop_after_step = bool(told)
         return num_examples
@@ -151,7 +154,7 @@ class StepTrainer(Trainer):
         count = self._most_micro_batches(len(micro_batches))
         try:
             for number in range(1, count + 1):
-                micro_batch = self._prepare_inputs(micro_batches[min(number, len(micro_batches)) - 1])
+                micro_batch = self._prepare_inputs(self._send(micro_batches[min(number, len(micro_batches)) - 1]))
                 is_last = number == count
                 self.accelerator.gradient_state._set_sync_gradients(synchronises and is_last)  # what DeepSpeed goes by
                 with contextlib.nullcontext() if is_last else self.accelerator.no_sync(model):
@@ -173,6 +176,12 @@ class StepTrainer(Trainer):
                 ) from error
             return None
         return step_loss
+
+    def _send(self, micro_batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Begin to copy a micro-batch to a GPU, where upstream would wait for each copy, and for all work before it."""
+        if self.args.device.type != "cuda":
+            return micro_batch
+        return {name: tensor.to(self.args.device, non_blocking=True) for name, tensor in micro_batch.items()}
 
     def _split(self, micro_batches: list[dict[str, torch.Tensor]], most: int) -> list[dict[str, torch.Tensor]]:
         return [part for whole in micro_batches for part in split_micro_batch(whole, most, self.trims_padding)]
