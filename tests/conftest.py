@@ -26,7 +26,6 @@ import transformers
 from filelock import FileLock
 from huggingface_hub import constants
 from packaging.version import Version
-from selenium import webdriver
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 import finetune
@@ -222,6 +221,8 @@ def browser(tmp_path_factory):
         if os.environ.get("CI"):
             pytest.fail(message)
         pytest.skip(message)
+    from selenium import webdriver
+
     options = webdriver.ChromeOptions()
     options.binary_location = BROWSER
     for flag in ("headless", "no-sandbox", "disable-gpu", "no-first-run", "disable-background-networking",
