@@ -8,6 +8,7 @@ gives. A label may differ where the probability lies within 0.02 of a tie. The c
 service, so its latency on a machine of its own is lower.
 """
 
+import argparse
 import asyncio
 import json
 import signal
@@ -83,15 +84,8 @@ async def load_service(url: str, texts: list[str], expected: np.ndarray, options
     return found
 
 
-def main() -> None:
-    """Serve, send, check and print."""
-    parser = build_parser(__doc__)
-    parser.add_argument("run", help="a run directory, whose validation texts are sent")
-    parser.add_argument("--serve", help="what is served (default: the run), such as its export")
-    parser.add_argument("--clients", type=int, default=64)
-    parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--num_texts", type=int, default=500, help="distinct texts")
-    options = parser.parse_args()
+def measure(options: Any) -> dict[str, Any]:
+    """Serve, send and check."""
     quiet_program()
     use_processor(options.num_threads)
     served = options.serve or options.run
@@ -111,7 +105,7 @@ def main() -> None:
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=60)
     seconds = found.pop("seconds")
-    results = {
+    return {
         "requests": sum(found["status"].values()),
         "server_errors": sum(count for status, count in found["status"].items() if status >= 500),
         "status": {str(status): count for status, count in sorted(found.pop("status").items())},
@@ -126,10 +120,27 @@ def main() -> None:
         "exit_status": process.returncode,
         "standard_error": errors,
     }
+
+
+def build_options() -> argparse.ArgumentParser:
+    """Declare the flags."""
+    parser = build_parser(__doc__)
+    parser.add_argument("run", help="a run directory, whose validation texts are sent")
+    parser.add_argument("--serve", help="what is served (default: the run), such as its export")
+    parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--num_texts", type=int, default=500, help="distinct texts")
+    return parser
+
+
+def main() -> None:
+    """Measure and print."""
+    options = build_options().parse_args()
+    results = measure(options)
     print(json.dumps(results, indent=2))
     write_results(options.output_json, options, results)
     is_good = not results["server_errors"] and not results["wrong_answers"] and not results["wrong_status"]
-    sys.exit(0 if is_good and process.returncode == 0 else 1)
+    sys.exit(0 if is_good and results["exit_status"] == 0 else 1)
 
 
 if __name__ == "__main__":
