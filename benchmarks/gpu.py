@@ -365,7 +365,7 @@ def train_in_two(flags: list[str], folder: Path) -> dict[str, Any]:
     flags = [*flags, *backend, "--per_device_train_batch_size", "8", "--num_threads", "1"]
     method = multiprocessing.get_start_method()
     torch.multiprocessing.start_processes(_train_as_one_of_two, (port, flags, folder), 2, start_method=method)
-    return {**read_run(folder), "backend": backend[-1:] or "default"}
+    return {**read_run(folder), "backend": backend[-1] if backend else "default"}
 
 
 def _train_as_one_of_two(rank: int, port: int, flags: list[str], folder: Path) -> None:
