@@ -3,7 +3,7 @@
 from finetune import __version__
 
 project = "finetune"
-author = "the finetune maintainers"
+author = copyright = "the finetune maintainers"
 release = version = __version__
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
