@@ -8,9 +8,8 @@ from conftest import ROOT
 
 FILES = sorted((ROOT / "docs/notebooks").glob("*.ipynb"))
 MADE = {  # what each leaves, beside its outputs
-    "compare-and-decide": ["runs/tfidf-seed0", "runs/embeddings-seed0"],
     "few-labels": ["runs/zero-shot", "runs/embeddings"],
-    "quickstart": ["runs/lora", "runs/both/tfidf-seed0", "runs/both/embeddings-seed0"],
+    "quickstart": ["runs/embeddings", "runs/both/tfidf-seed0", "runs/both/embeddings-seed0"],
 }
 
 
