@@ -292,7 +292,8 @@ def test_where_padding_changes_answers_only_texts_of_one_length_share_a_batch(tm
         predictor = load_predictor(folder, torch.float32)
         together = predictor.compute_logits(texts)[0]
         alone = [predictor.compute_logits([text])[0][0] for text in texts]
-        np.testing.assert_allclose(alone, together, atol=1e-5)
+        # MobileBERT's activations grow without a LayerNorm, and with them what a processor rounds: 2.3e-5 was seen.
+        np.testing.assert_allclose(alone, together, atol=5e-5 if model_type == "mobilebert" else 1e-5)
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 3, 4])

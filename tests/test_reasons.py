@@ -61,8 +61,7 @@ def test_mistakes_are_explained_by_the_model_that_made_them(explained, folder):
 
 def test_the_words_of_a_linear_model_are_its_weights(explained, folder):
     model = finetune.load_classifier(folder / "tfidf").model
-    terms = model.vectorizer.get_feature_names_out()
-    weights = dict(zip(terms.tolist(), model.coefficients[0].tolist(), strict=True))
+    weights = dict(zip(model.columns, model.coefficients[0].tolist(), strict=True))
     words = explained.reasons.words["tfidf"]["pos"]
     assert [word.weight for word in words] == pytest.approx(sorted(weights.values(), reverse=True)[:10])
     assert [word.weight for word in words] == pytest.approx([weights[word.word] for word in words])

@@ -662,8 +662,10 @@ def test_confusions_worked_by_hand():
     assert tuple(third) == ("b", "a", 1.0, 0.1)
 
 
-def test_temperatures_come_from_the_validation_split(stored_runs):
-    built = build_report([stored_runs])
+def test_temperatures_come_from_the_validation_split(tmp_path):
+    for seed in (0, 1):
+        write_run(tmp_path / f"runs/full-seed{seed}", "full", seed, 3.4, num_validation=3000)
+    built = build_report([tmp_path / "runs"])
     for group in built.groups:
         expected = [fit_temperature(run.validation.logits, run.validation.labels) for run in group.runs]
         assert built.calibration[group.name].temperatures == expected

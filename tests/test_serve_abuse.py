@@ -138,8 +138,8 @@ def find_port(process):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_lives_before_it_is_ready_and_a_signal_ends_it_then(run, number):
-    process = launch(run)  # which first imports libraries for half a second or more
+def test_it_lives_before_it_is_ready_and_a_signal_ends_it_then(runs, number):
+    process = launch(runs / "full")  # which first imports torch for seconds
     port = find_port(process)
     assert get(port, "/health/live")[0] == 200
     for path in ("/health/ready", "/health"):
