@@ -25,7 +25,8 @@ from finetune.data.embedded import load_embedded_reviews
 from finetune.models.answers import TextClassifier
 from finetune.models.explanation import Explanation, Part
 
-METHODS = ["tfidf", "embeddings", "textcnn", "full"]
+METHODS = ["tfidf", "embeddings", "contrastive", "zero-shot", "textcnn", "full", "lora"]
+DESCRIPTIONS = "class 0=a bad film; class 1=a good film"  # for zero-shot
 NUM_TRAIN, NUM_TEXTS, NUM_LONG = 2_000, 200, 10
 DELETED = (1, 3)  # words
 
@@ -87,9 +88,10 @@ def main() -> None:
     results: dict[str, Any] = {}
     for method in options.methods:
         with tempfile.TemporaryDirectory() as folder:
+            described = {"label_descriptions": DESCRIPTIONS} if method == "zero-shot" else {}
             run = finetune.train(
                 train, method=method, output_dir=Path(folder) / "run", max_length=256, floor=False,
-                num_threads=options.num_threads,
+                num_threads=options.num_threads, **described,
             )  # fmt: skip
             results[method] = found = measure(run.classifier, texts, long_texts)
         for count in DELETED:

@@ -14,6 +14,7 @@ os.environ["TORCHINDUCTOR_CACHE_DIR"] = "/".join(
 import csv
 import functools
 import importlib.util
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -233,3 +234,21 @@ def browser(tmp_path_factory):
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
     yield driver
     driver.quit()
+
+
+def open_page(browser, address, width=1280, scheme="light"):
+    """Open an address at a width of pixels and in a colour scheme, with logs that begin there."""
+    metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    browser.get_log("browser")
+    browser.get_log("performance")
+    browser.get(address)
+
+
+def read_requests(browser):
+    """List the addresses that were asked for since a page was opened, without those of the browser's own pages."""
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    sent = [one["params"]["request"]["url"] for one in messages if one["method"] == "Network.requestWillBeSent"]
+    return [url for url in sent if not url.startswith(("chrome://", "chrome-untrusted://"))]

@@ -1,7 +1,6 @@
 """The report's page in a real browser: nothing fetched, no error, readable on a phone and in the dark."""
 
 import itertools
-import json
 import os
 import re
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import open_page, read_requests
 from selenium.webdriver.common.by import By
 from synthetic_runs import write_run
 
@@ -54,14 +54,7 @@ def folder(tmp_path_factory):
 )
 def page(browser, folder, request):
     """The page at a width of pixels and in a colour scheme."""
-    width, scheme = request.param
-    browser.get_log("browser")
-    browser.get_log("performance")
-    metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    scheme = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", scheme)
-    browser.get(f"file://{folder}/report.html")
+    open_page(browser, f"file://{folder}/report.html", *request.param)
     return browser
 
 
@@ -81,9 +74,7 @@ def test_nothing_is_fetched_and_nothing_goes_wrong(page, folder):
     page.execute_script("document.querySelectorAll('details').forEach(one => one.open = true)")
     assert page.get_log("browser") == []
     assert page.title == "Comparison of 5 variants"  # no text ran as a script
-    messages = [json.loads(entry["message"])["message"] for entry in page.get_log("performance")]
-    sent = [one["params"]["request"]["url"] for one in messages if one["method"] == "Network.requestWillBeSent"]
-    sent = [url for url in sent if not url.startswith(("chrome://", "chrome-untrusted://"))]  # its own pages
+    sent = read_requests(page)
     assert {url.partition(":")[0] for url in sent} <= {"file", "data"}
     assert [url for url in sent if url.startswith("file:")] == [f"file://{folder}/report.html"]
 

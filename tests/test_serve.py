@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from conftest import CAN_EXPORT, make_reviews
+from conftest import CAN_EXPORT, make_reviews, open_page, read_requests
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
@@ -302,13 +302,7 @@ def test_what_is_abandoned_fails_and_what_is_being_computed_is_answered():
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (360, "dark")])
 def test_a_person_types_a_text_and_sees_labels(browser, service, folder, width, scheme):
-    metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    features = [{"name": "prefers-color-scheme", "value": scheme}]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-    browser.get_log("browser")
-    browser.get_log("performance")
-    browser.get(f"http://127.0.0.1:{service}/")
+    open_page(browser, f"http://127.0.0.1:{service}/", width, scheme)
     text = "a good film <img src=x onerror=\"document.title='broken'\">"
     browser.find_element(By.ID, "text").send_keys(text)
     browser.find_element(By.ID, "send").click()
@@ -323,9 +317,7 @@ def test_a_person_types_a_text_and_sees_labels(browser, service, folder, width, 
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     ground = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
     assert (ground == "rgb(22, 22, 21)") == (scheme == "dark")
-    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    sent = [one["params"]["request"]["url"] for one in messages if one["method"] == "Network.requestWillBeSent"]
-    assert {url for url in sent if url.startswith("http")} == {
+    assert {url for url in read_requests(browser) if url.startswith("http")} == {
         f"http://127.0.0.1:{service}/", f"http://127.0.0.1:{service}/predict", f"http://127.0.0.1:{service}/health"
     }  # fmt: skip
 

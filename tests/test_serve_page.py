@@ -12,7 +12,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 import uvicorn
-from conftest import OTHER, make_frame, make_reviews
+from conftest import OTHER, make_frame, make_reviews, open_page, read_requests
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
@@ -72,16 +72,6 @@ def pairs(tmp_path_factory):
     run = finetune.train(frame, method="tfidf", output_dir=folder, text_pair_column="text_pair")
     with served(run.classifier) as address:
         yield address
-
-
-def open_page(browser, address, width=1280, scheme="light"):
-    metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    features = [{"name": "prefers-color-scheme", "value": scheme}]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-    browser.get_log("browser")
-    browser.get_log("performance")
-    browser.get(address)
 
 
 def wait_for(browser, css):
@@ -199,9 +189,7 @@ def test_the_description_of_the_api_fetches_nothing(browser, page):
     for word in ("POST /predict", "POST /explain", "predictions[].label_set", "pieces[].contribution", "GET /metrics"):
         assert word in text
     assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
-    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    sent = [one["params"]["request"]["url"] for one in messages if one["method"] == "Network.requestWillBeSent"]
-    assert {url for url in sent if url.startswith("http")} == {f"{page}docs"}
+    assert {url for url in read_requests(browser) if url.startswith("http")} == {f"{page}docs"}
     assert browser.get_log("browser") == []
 
 
