@@ -92,8 +92,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             described = {"label_descriptions": DESCRIPTIONS} if method == "zero-shot" else {}
             run = finetune.train(
-                train[: MOST_ROWS.get(method)], method=method, output_dir=Path(folder) / "run", max_length=256, floor=False,
-                num_threads=options.num_threads, **described,
+                train[: MOST_ROWS.get(method)], method=method, output_dir=Path(folder) / "run", max_length=256,
+                floor=False, num_threads=options.num_threads, **described,
             )  # fmt: skip
             results[method] = found = measure(run.classifier, texts, long_texts)
         for count in DELETED:
